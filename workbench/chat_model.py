@@ -1,0 +1,207 @@
+"""What anything that answers looks like: a `ChatModel` is asked with conversations and gives `Answer`s.
+
+Knows: the protocol, the sampling options, what an answer carries, and `ScriptedModel`, which answers from a list.
+Does not know: tokens, pixels, networks, or which rooms bring a model (`inference`) or ask one (all the others).
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from workbench.conversation import Conversation
+from workbench.errors import WorkbenchError
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How to choose tokens. The defaults are greedy; raises `WorkbenchError` naming a value that makes no sense."""
+
+    temperature: float = 0.0
+    """0 is greedy: the most likely token, always. Below 0.00001 too, where dividing by it would overflow."""
+    top_p: float = 1.0
+    """Only the fewest most likely tokens whose probabilities reach this sum; 1 keeps all."""
+    top_k: int = 0
+    """Only this many most likely tokens; 0 keeps all."""
+    max_tokens: int = 256
+    """Tokens of the answer, its end token included."""
+    seed: int | None = None
+    """Two answers with the same seed are equal; None draws afresh. In a batch, row i draws with `seed + i`."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer; they are not part of it."""
+
+    def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", stop)
+        for name, legal, expected in (
+            ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
+            ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
+            ("top_k", self.top_k >= 0, "0 (all) or more"),
+            ("max_tokens", self.max_tokens >= 1, "1 or more"),
+            ("stop", all(stop), "texts that are not empty"),
+        ):
+            if not legal:
+                raise WorkbenchError(f"sampling option {name}", found=repr(getattr(self, name)), expected=expected)
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < 1e-5
+
+
+GREEDY = SamplingOptions()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one answer: the prompt's with its image tokens, and the answer's with its end token."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What is known once an answer has ended."""
+
+    finish_reason: str
+    """stop: the model or a stop text ended it; length: `max_tokens` or the context did; cancelled: somebody did."""
+    usage: Usage = Usage()
+    ids: tuple[int, ...] = ()
+    """The tokens as generated, end token included; empty where a model does not show them."""
+
+
+Pieces = Generator[str, None, Ending]
+
+
+class Answer:
+    """An answer that is iterated piece by piece while it is written, or read whole with `text`.
+
+    Nothing is computed before it is read. Joined pieces equal `text`, also when it is iterated again.
+    `cancel` may be called from another thread; at most one more token is computed. Reading is for one thread.
+    """
+
+    def __init__(self, write: Callable[[threading.Event], Pieces]) -> None:
+        self._cancelled = threading.Event()
+        self._writer = write(self._cancelled)
+        self._pieces: list[str] = []
+        self._ending: Ending | None = None
+
+    @classmethod
+    def finished(cls, text: str, ending: Ending) -> Answer:
+        """An answer that is already there."""
+
+        def write(cancelled: threading.Event) -> Pieces:
+            yield text
+            return ending
+
+        return cls(write)._read()
+
+    def __iter__(self) -> Iterator[str]:
+        position = 0
+        while position < len(self._pieces) or self._advance():
+            yield self._pieces[position]
+            position += 1
+
+    def cancel(self) -> None:
+        """End the answer; what was written so far stays readable. No effect on one that has ended."""
+        self._cancelled.set()
+
+    @property
+    def text(self) -> str:
+        return "".join(self._read()._pieces)
+
+    @property
+    def finish_reason(self) -> str:
+        return self._end.finish_reason
+
+    @property
+    def usage(self) -> Usage:
+        return self._end.usage
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return self._end.ids
+
+    @property
+    def _end(self) -> Ending:
+        self._read()
+        assert self._ending is not None
+        return self._ending
+
+    def _read(self) -> Answer:
+        while self._advance():
+            pass
+        return self
+
+    def _advance(self) -> bool:
+        """Write one more piece; False when there is none."""
+        try:
+            self._pieces.append(next(self._writer))
+            return True
+        except StopIteration as end:
+            self._ending = self._ending or end.value
+        if self._ending is None:  # the writer raised the time before: what there is must not pass for an answer
+            raise WorkbenchError("this answer", found="no end, because writing it failed", fix="ask again")
+        return False
+
+
+class ChatModel(Protocol):
+    """Anything that answers conversations whose last message is a question."""
+
+    @property
+    def name(self) -> str: ...
+
+    def reply(self, conversation: Conversation, options: SamplingOptions = ...) -> Answer:
+        """The answer to one conversation. What is wrong with the conversation or its images is raised here."""
+
+    def reply_batch(self, conversations: Sequence[Conversation], options: SamplingOptions = ...) -> list[Answer]:
+        """One finished answer per conversation, in their order; the same answers that `reply` gives one by one."""
+
+
+class ScriptedModel:
+    """A `ChatModel` that says what it was told to: the next text of a list, or what a function makes of the question.
+
+    A word with the space before it counts as one token. `asked` keeps every conversation it was given.
+    """
+
+    def __init__(self, answers: Sequence[str] | Callable[[Conversation], str], *, name: str = "scripted") -> None:
+        self.name = name
+        self.asked: list[Conversation] = []
+        self._answers = answers
+
+    def reply(self, conversation: Conversation, options: SamplingOptions = GREEDY) -> Answer:
+        text = self._next(conversation)
+        self.asked.append(conversation)
+        prompt_tokens = sum(len(message.text.split()) for message in conversation.messages)
+
+        def write(cancelled: threading.Event) -> Pieces:
+            ends = [index for index in map(text.find, options.stop) if index >= 0]
+            words = re.findall(r"\s*\S+|\s+$", text[: min(ends)] if ends else text)
+            reason = "stop" if len(words) <= options.max_tokens else "length"
+            written = 0
+            for word in words[: options.max_tokens]:
+                if cancelled.is_set():
+                    break
+                written += 1
+                yield word
+            reason = "cancelled" if cancelled.is_set() else reason
+            return Ending(reason, Usage(prompt_tokens, written))
+
+        return Answer(write)
+
+    def reply_batch(self, conversations: Sequence[Conversation], options: SamplingOptions = GREEDY) -> list[Answer]:
+        return [self.reply(conversation, options)._read() for conversation in conversations]
+
+    def _next(self, conversation: Conversation) -> str:
+        if callable(self._answers):
+            return self._answers(conversation)
+        if len(self.asked) >= len(self._answers):
+            raise WorkbenchError(
+                f"scripted model {self.name!r}",
+                found=f"question {len(self.asked) + 1}",
+                expected=f"at most {len(self._answers)}, the answers it was given",
+            )
+        return self._answers[len(self.asked)]

@@ -1,0 +1,270 @@
+"""The value that flows: a conversation about images, and its legal shape.
+
+Knows: messages, media references, ids, and the exchange shapes (`to_chat`, `to_llava`, `to_record`) as pure functions.
+Does not know: pixels, tokens, templates, where roots lie on this disk, or who produced the text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from workbench.errors import ConversationError
+
+ROLES = ("system", "user", "assistant")
+SPLITS = ("train", "val", "test")
+LLAVA_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+IMAGE_MARK = "<image>"
+
+
+@dataclass(frozen=True)
+class Image:
+    """A reference to one image file: a named root and a POSIX path below it. Never holds pixels."""
+
+    path: str
+    root: str = "images"
+    width: int | None = field(default=None, compare=False)
+    """Pixels, after EXIF rotation; None until the file was opened."""
+    height: int | None = field(default=None, compare=False)
+    hash: str | None = field(default=None, compare=False)
+    """SHA-256 of the file's bytes, hexadecimal."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """A reference to one video file, as `Image` is to an image."""
+
+    path: str
+    root: str = "videos"
+    hash: str | None = field(default=None, compare=False)
+
+
+Part = str | Image | Video
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn. `content` keeps text and media in order; a plain string is one text part."""
+
+    role: str
+    content: tuple[Part, ...]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.content, (str, Image, Video)):
+            object.__setattr__(self, "content", (self.content,))
+        elif not isinstance(self.content, tuple):
+            object.__setattr__(self, "content", tuple(self.content))
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined with nothing between them."""
+        return "".join(part for part in self.content if isinstance(part, str))
+
+    @property
+    def media(self) -> tuple[Image | Video, ...]:
+        return tuple(part for part in self.content if not isinstance(part, str))
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A frozen conversation. The same value trains, is scored, is reviewed and grows in a chat.
+
+    `id` is assigned once and kept for ever; a foreign file's own id goes to `source["foreign_id"]`.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    split: str | None = None
+    task: str | None = None
+    source: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Where it came from: dataset, teacher, prompt version, parents."""
+    metadata: Mapping[str, Any] = field(default_factory=dict, compare=False, hash=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.messages, tuple):
+            object.__setattr__(self, "messages", tuple(self.messages))
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        return tuple(part for message in self.messages for part in message.media if isinstance(part, Image))
+
+    @property
+    def prompt(self) -> Conversation:
+        """The conversation up to the last user turn: what a model is asked."""
+        return replace(self, messages=self.messages[: self._last("user") + 1])
+
+    @property
+    def reference(self) -> str | None:
+        """The text of the last assistant turn, if it answers the last user turn."""
+        last = self.messages[-1]
+        return last.text if last.role == "assistant" else None
+
+    def add(self, role: str, *content: Part) -> Conversation:
+        """The conversation with one more message."""
+        return replace(self, messages=(*self.messages, Message(role, content)))
+
+    def _last(self, role: str) -> int:
+        for index in range(len(self.messages) - 1, -1, -1):
+            if self.messages[index].role == role:
+                return index
+        raise ConversationError(self.id, found=f"no {role} message", expected="at least one")
+
+
+def new_id(*parts: object) -> str:
+    """A new id: stable for the same parts, random without any. 20 hexadecimal digits."""
+    if not parts:
+        return uuid.uuid4().hex[:20]
+    text = "\x1f".join(str(part) for part in parts)
+    return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
+
+
+def check_conversation(conversation: Conversation) -> Conversation:
+    """Return the conversation if its shape is legal, else raise `ConversationError` naming the message.
+
+    Legal: known roles; one system message at most, and first; user and assistant alternate, a user first;
+    no empty message; media in user messages only; a known split.
+    """
+    name = conversation.id or "(no id)"
+    if not isinstance(conversation.id, str) or not conversation.id:
+        raise ConversationError("a conversation", found=f"id {conversation.id!r}", expected="a text that is not empty")
+    if conversation.split not in (None, *SPLITS):
+        raise ConversationError(name, found=f"split {conversation.split!r}", expected="train, val, test or none")
+    turns = conversation.messages
+    if not turns or all(message.role == "system" for message in turns):
+        raise ConversationError(name, found="no user message", expected="at least one question")
+    expected = "user"
+    for number, message in enumerate(turns):
+        where = f"{name}, message {number}"
+        if message.role not in ROLES:
+            raise ConversationError(where, found=f"role {message.role!r}", expected="system, user or assistant")
+        if message.role == "system":
+            if number:
+                raise ConversationError(where, found="a system message", expected="it only as the first message")
+        elif message.role != expected:
+            raise ConversationError(where, found=message.role, expected=f"{expected}: user and assistant alternate")
+        else:
+            expected = "assistant" if expected == "user" else "user"
+        if not message.text.strip() and not message.media:
+            raise ConversationError(where, found=f"an empty {message.role} message", expected="text")
+        if message.media and message.role != "user":
+            raise ConversationError(where, found=f"media in a {message.role} message", expected="media in questions")
+    return conversation
+
+
+# --- exchange shapes ------------------------------------------------------------------------------------------
+
+
+def to_chat(conversation: Conversation) -> list[dict[str, Any]]:
+    """The message shape of Hugging Face and OpenAI: `[{"role", "content": [{"type": "text", "text"}, ...]}, ...]`."""
+    return [
+        {"role": message.role, "content": [_part_to_dict(part) for part in message.content]}
+        for message in conversation.messages
+    ]
+
+
+def from_chat(messages: Iterable[Mapping[str, Any]], *, id: str, **fields: Any) -> Conversation:
+    """The inverse of `to_chat`; a plain string as content is text."""
+    made = []
+    for message in messages:
+        content = message["content"]
+        parts = [content] if isinstance(content, str) else [_part_from_dict(part, id) for part in content]
+        made.append(Message(message["role"], tuple(parts)))
+    return Conversation(id, tuple(made), **fields)
+
+
+def to_record(conversation: Conversation) -> dict[str, Any]:
+    """A JSON-able record with every field, as the dataset folder keeps it."""
+    return {
+        "id": conversation.id,
+        "messages": to_chat(conversation),
+        "split": conversation.split,
+        "task": conversation.task,
+        "source": dict(conversation.source),
+        "metadata": dict(conversation.metadata),
+    }
+
+
+def from_record(record: Mapping[str, Any]) -> Conversation:
+    """The inverse of `to_record`."""
+    fields = {key: record.get(key) for key in ("split", "task")}
+    maps = {key: record.get(key) or {} for key in ("source", "metadata")}
+    return from_chat(record["messages"], id=record["id"], **fields, **maps)
+
+
+def to_llava(conversation: Conversation) -> dict[str, Any]:
+    """A LLaVA JSON record: `id`, `image` (a text, or a list of several), `conversations` with `<image>` marks.
+
+    The id is the foreign one where there is one, so that a file that came in goes out equal.
+    """
+    names = {role: name for name, role in LLAVA_ROLES.items()}
+    record: dict[str, Any] = {"id": conversation.source.get("foreign_id", conversation.id)}
+    images = [image.path for image in conversation.images]
+    if images:
+        record["image"] = images[0] if len(images) == 1 else images
+    record["conversations"] = [
+        {"from": names[message.role], "value": _llava_value(message)} for message in conversation.messages
+    ]
+    return record
+
+
+def from_llava(record: Mapping[str, Any], *, root: str = "images", id: str | None = None) -> Conversation:
+    """A conversation from a LLaVA JSON record (both the 558K and the 665K shapes).
+
+    `<image>` marks become media parts; as in LLaVA a mark moves to the front of its message. Raises
+    `ConversationError` when marks and images differ in number or a speaker is unknown.
+    """
+    foreign = str(record.get("id", ""))
+    name = id or new_id("llava", foreign, record.get("image"), record.get("conversations"))
+    listed = record.get("image")
+    paths = [] if listed is None else [listed] if isinstance(listed, str) else list(listed)
+    turns = record.get("conversations")
+    if not isinstance(turns, list):
+        raise ConversationError(f"record {foreign!r}", found="no 'conversations' list", expected="LLaVA's shape")
+    marks = sum(str(turn.get("value", "")).count(IMAGE_MARK) for turn in turns)
+    if marks != len(paths):
+        found = f"{marks} {IMAGE_MARK} marks and {len(paths)} images"
+        raise ConversationError(f"record {foreign!r}", found=found, expected="as many of each")
+    waiting = iter(Image(path, root) for path in paths)
+    messages = []
+    for number, turn in enumerate(turns):
+        role = LLAVA_ROLES.get(turn.get("from"))
+        if role is None:
+            raise ConversationError(
+                f"record {foreign!r}, message {number}", found=f"from {turn.get('from')!r}", expected="human or gpt"
+            )
+        value = str(turn.get("value", ""))
+        count = value.count(IMAGE_MARK)
+        media = [next(waiting) for _ in range(count)]
+        text = value.replace(IMAGE_MARK, "").strip("\n") if count else value
+        messages.append(Message(role, (*media, text) if text or not media else tuple(media)))
+    source = {"foreign_id": record["id"]} if "id" in record else {}
+    return Conversation(name, tuple(messages), source=source)
+
+
+def _llava_value(message: Message) -> str:
+    marks = [IMAGE_MARK for _ in message.media]
+    return "\n".join([*marks, message.text] if message.text or not marks else marks)
+
+
+def _part_to_dict(part: Part) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if isinstance(part, Video):
+        return {"type": "video", "path": part.path, "root": part.root, "hash": part.hash}
+    keys = ("path", "root", "width", "height", "hash")
+    return {"type": "image", **{key: getattr(part, key) for key in keys}}
+
+
+def _part_from_dict(part: Mapping[str, Any], name: str) -> Part:
+    kind = part.get("type")
+    if kind == "text":
+        return part["text"]
+    if kind == "image":
+        sizes = part.get("width"), part.get("height")
+        return Image(part["path"], part.get("root") or "images", *sizes, part.get("hash"))
+    if kind == "video":
+        return Video(part["path"], part.get("root") or "videos", part.get("hash"))
+    raise ConversationError(name, found=f"a part of type {kind!r}", expected="text, image or video")

@@ -1,0 +1,262 @@
+"""A typed recipe: what to train, from what, on what, and how.
+
+Knows: every field with its effect and unit, and which fields exclude each other.
+Does not know: YAML (`recipe_yaml`), tensors, or how any of it is carried out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from workbench import resources
+from workbench.errors import RecipeError
+from workbench.recipe_yaml import apply_overrides, explain, read_yaml, to_yaml
+
+Trains = Literal["frozen", "lora", "full"]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Strict and frozen: an unknown key or a wrong type is refused, and a recipe never changes under a run."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class ModelSpec(Section):
+    """Which model: an existing LLaVA (`checkpoint`), or two parts (`vision`, `language`) joined by a new projector."""
+
+    checkpoint: str | None = None
+    """An existing LLaVA: a folder, a run folder, or a name on the Hub. Excludes `vision` and `language`."""
+    vision: str | None = None
+    """A CLIP or SigLIP tower: `tiny`, a folder, or a name on the Hub."""
+    language: str | None = None
+    """A Llama, Mistral or Qwen type language model and its tokenizer: `tiny`, a folder, or a name on the Hub."""
+    projector: Literal["linear", "mlp2x_gelu"] = "mlp2x_gelu"
+    """Shape of a new projector: one linear layer (LLaVA 1) or linear, GELU, linear (LLaVA 1.5)."""
+    projector_from: str | None = None
+    """A run folder or checkpoint whose trained projector is taken instead of a fresh one."""
+    load: Literal["fp32", "bf16", "fp16", "8bit", "4bit"] = "fp32"
+    """Number format of the stored weights. 8bit and 4bit (NF4, double quantisation) are for the language model's
+    linear layers only; tower, projector and head stay in floating point."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of the computation (mixed precision). auto: that of `load`, and for quantised weights bf16 on CUDA
+    devices that have it, else fp32."""
+    vision_layer: int = -2
+    """Which hidden state of the tower is projected, counted from the end: -2 is the last but one layer."""
+    vision_select: Literal["default", "full"] = "default"
+    """default drops the tower's class token, full keeps it."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|xpu|cuda(:\d+)?)$")] = "auto"
+    """auto, cpu, cuda, cuda:1, mps or xpu. auto: the first accelerator, else the CPU."""
+
+    @model_validator(mode="after")
+    def _parts_or_checkpoint(self) -> ModelSpec:
+        parts = [key for key in ("vision", "language") if getattr(self, key)]
+        if self.checkpoint and parts:
+            found = f"checkpoint and {' and '.join(parts)}"
+            raise RecipeError("model", found=found, expected="a checkpoint, or vision and language")
+        if not self.checkpoint and len(parts) < 2:
+            raise RecipeError(
+                "model", found=parts[0] if parts else "neither", expected="a checkpoint, or vision and language"
+            )
+        return self
+
+
+class DataSpec(Section):
+    """Which conversations."""
+
+    dataset: str
+    """A dataset folder, or a LLaVA JSON or JSONL file."""
+    images: str | None = None
+    """Folder the image paths of a LLaVA JSON file start from. Only with such a file."""
+    tasks: list[str] | None = None
+    """Only conversations of these tasks, for example `[caption]`; all when absent."""
+    val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.02
+    """Share of conversations (0-0.5) kept for validation, by image, when the data has no validation split."""
+    max_conversations: Count | None = None
+    """At most so many training conversations, chosen by the seed; all when absent."""
+
+    @model_validator(mode="after")
+    def _images_with_json(self) -> DataSpec:
+        if self.images and not self.dataset.endswith((".json", ".jsonl")):
+            found = f"images with the dataset folder {self.dataset!r}"
+            raise RecipeError("data.images", found=found, expected="it only with a LLaVA JSON file")
+        return self
+
+
+class LoraSpec(Section):
+    """Low-rank adapters on linear layers."""
+
+    r: Count = 64
+    """Rank: the width of each adapter."""
+    alpha: Positive = 128.0
+    """Scale: an adapter's output is multiplied by alpha / r."""
+    dropout: Share = 0.0
+    """Share of an adapter's inputs set to zero while training. Above 0 a shared image prefix has one mask for all its
+    conversations; `train.share: false` gives each its own."""
+    targets: Annotated[list[str], Field(min_length=1)] = [
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    ]  # fmt: skip
+    """Names of the linear layers, inside the language model (and inside the tower where `vision: lora`)."""
+
+
+class TrainSpec(Section):
+    """What trains, how fast, for how long."""
+
+    stage: Literal["align", "finetune"]
+    """align trains the projector alone, on captions; finetune trains what the next three fields say."""
+    language: Trains
+    """The language model: frozen, lora (adapters only) or full."""
+    vision: Trains = "frozen"
+    """The vision tower: frozen, lora or full."""
+    projector: Literal["frozen", "full"] = "full"
+    """The projector: frozen or full."""
+    lora: LoraSpec = LoraSpec()
+    lr: Positive
+    """Peak learning rate of the language model (in align: of the projector)."""
+    projector_lr: Positive | None = None
+    """Peak learning rate of the projector; `lr` when absent."""
+    vision_lr: Positive | None = None
+    """Peak learning rate of the vision tower; `lr` when absent."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decay per step, times the learning rate; not on biases and norms."""
+    betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.999)
+    """AdamW's averaging of the gradient and of its square."""
+    clip: Positive | None = 1.0
+    """Largest norm of the whole gradient; longer ones are scaled down to it. null: no clipping."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How learning rates fall to zero after the warm-up; constant: they do not."""
+    warmup: Share = 0.03
+    """Share of all steps (0-1) in which learning rates rise from zero."""
+    epochs: Positive = 1.0
+    """Passes over the training conversations; may be a fraction."""
+    max_steps: Count | None = None
+    """Stop after so many optimiser steps, whatever `epochs` says."""
+    batch_size: Count = 16
+    """Conversations per optimiser step, over all processes."""
+    micro_batch: Count = 4
+    """Packs per forward pass: lower takes less memory and gives the same result."""
+    share: bool = True
+    """Conversations about one image share its tokens in one pack. Exact, and faster by about the number sharing."""
+    max_share: Count = 8
+    """At most so many conversations of one image in a pack."""
+    max_tokens: Count = 2048
+    """Longest conversation in tokens, image tokens included. Longer ones are reported before step 1."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Decides a fresh projector, adapters, order and dropout."""
+    eval_every: Count | None = None
+    """Validate every so many steps; at the end only when absent."""
+    save_every: Count | None = None
+    """Save a checkpoint to resume from every so many steps; at the end only when absent."""
+    keep_last: Count = 2
+    """So many of the latest checkpoints are kept besides the best."""
+    log_every: Count = 1
+    """Write a line of metrics every so many steps."""
+    threads: Count | None = None
+    """CPU threads for the computation; as the machine has them when absent. The same number gives the same bits."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> TrainSpec:
+        trained = [part for part in ("language", "vision", "projector") if getattr(self, part) != "frozen"]
+        if self.stage == "align" and trained != ["projector"]:
+            wrong = [f"{part}: {getattr(self, part)}" for part in trained if part != "projector"]
+            found = f"stage: align with {' and '.join(wrong) or 'projector: frozen'}"
+            fix = "freeze language and vision, or use stage: finetune"
+            raise RecipeError("train", found=found, expected="the projector alone to train", fix=fix)
+        if not trained:
+            raise RecipeError("train", found="every part frozen", expected="language, vision or projector to train")
+        for part, rate in (("vision", "vision_lr"), ("projector", "projector_lr")):
+            if getattr(self, rate) is not None and getattr(self, part) == "frozen":
+                raise RecipeError(
+                    f"train.{rate}", found=f"a learning rate with {part}: frozen", expected=f"{part} to train"
+                )
+        return self
+
+
+class Recipe(Section):
+    """One training stage, complete: the resolved recipe in a run folder is enough to run it again."""
+
+    name: str
+    """A short name for lists and reports."""
+    model: ModelSpec
+    data: DataSpec
+    template: str
+    """Prompt template: plain, v1, llava_v1, llama_2, mistral, chatml, qwen, tiny, or a YAML file of your own."""
+    image_mode: Literal["square", "pad", "crop"] = "pad"
+    """How an image becomes the tower's square: squash it, pad it with the mean colour, or cut out its centre."""
+    train: TrainSpec
+
+    @model_validator(mode="after")
+    def _quantised_cannot_train(self) -> Recipe:
+        if self.model.load in ("4bit", "8bit") and self.train.language == "full":
+            found = f"model.load: {self.model.load} with train.language: full"
+            fix = "use train.language: lora, or model.load: bf16"
+            raise RecipeError("recipe", found=found, expected="floating point weights where all of them train", fix=fix)
+        return self
+
+    @classmethod
+    def load(cls, path_or_name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+        """Read a YAML file, or a shipped recipe by its name, and apply overrides such as `train.lr=2e-4`.
+
+        Overriding `model.checkpoint` replaces `model.vision` and `model.language`, and the other way round. Raises
+        `RecipeError` naming file and key.
+        """
+        path = find_recipe(path_or_name)
+        data = read_yaml(path)
+        changed = apply_overrides(data, overrides)
+        return cls.from_dict(data, where=path.name, changed=changed)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, where: str = "recipe", changed: Iterable[str] = ()) -> Recipe:
+        """Check a mapping; `where` names its file in errors, `changed` the dotted keys set on the command line."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise explain(error, cls, where, set(changed)) from None
+        except RecipeError as error:
+            place = where if error.where == "recipe" else f"{where}, {error.where}"
+            raise RecipeError(place, found=error.found, expected=error.expected, fix=error.fix) from None
+
+    def with_overrides(self, *overrides: str) -> Recipe:
+        """A changed copy: `recipe.with_overrides("train.lr=1e-4", "train.max_steps=10")`."""
+        data = self.model_dump(mode="json")
+        return Recipe.from_dict(data, where=self.name, changed=apply_overrides(data, overrides))
+
+    def to_yaml(self) -> str:
+        """The whole recipe, every default written out."""
+        return to_yaml(self.model_dump(mode="json"))
+
+    def hash(self) -> str:
+        """16 hexadecimal digits of SHA-256 over every field; equal for equal recipes."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes."""
+    paths = sorted(resources.recipes_folder().glob("*.yaml"))
+    return [path.stem for path in paths if read_yaml(path).get("kind") != "parts"]
+
+
+def find_recipe(path_or_name: str | Path) -> Path:
+    """The file meant by a path or by the name of a shipped recipe. Raises `RecipeError` with the nearest name."""
+    path = Path(path_or_name).expanduser()
+    if path.is_file():
+        return path
+    shipped = resources.recipes_folder() / f"{str(path_or_name).removesuffix('.yaml')}.yaml"
+    if shipped.is_file():
+        return shipped
+    names = recipe_names()
+    near = difflib.get_close_matches(path.stem, names, 1)
+    fix = f"did you mean {near[0]}?" if near else ""
+    raise RecipeError(
+        str(path_or_name), found="no such file or recipe", expected=f"a file or one of {', '.join(names)}", fix=fix
+    )

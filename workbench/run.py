@@ -1,0 +1,355 @@
+"""A run folder: everything one run was made from and everything it measured, each in a file other tools can read.
+
+    recipe.yaml     the resolved recipe, every default written out
+    run.json        kind, status, versions, commit, platform, times
+    metrics.jsonl   one JSON object per line, appended while it runs
+    control.json    what a notebook or a second terminal asks of it: stop, save or pause
+    checkpoints/    best/ and last/ (training writes them)
+
+Knows: who may write, what an existing folder means for a new run, and that a killed writer leaves a torn line at most.
+Does not know: what training does or what the metrics mean.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from workbench import resources
+from workbench.errors import DiskError, RecipeError, RunError
+from workbench.origin import origin
+from workbench.recipe import Recipe
+from workbench.recipe_yaml import read_yaml, to_yaml
+
+COMMANDS = ("stop", "save", "pause")
+Rows = list[dict[str, Any]]
+"""One mapping per line of metrics or per compared run."""
+
+
+class Run:
+    """One run folder. `create` makes the one writer, `open` any number of readers.
+
+    >>> with Run.create("runs/first", recipe, kind="train") as run:
+    ...     run.log({"step": 1, "loss": 2.3})
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._lock = resources.FileLock(self.path / ".lock")
+        self._metrics: IO[str] | None = None
+        self._began = time.monotonic()
+
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike[str], recipe: Recipe | Mapping[str, Any], *, kind: str, resume: bool = False
+    ) -> Run:
+        """Start a run in a new or empty folder, or go on with an unfinished one when `resume` is set.
+
+        Raises `RunError`: the folder holds a finished run, an unfinished one without `resume`, one of another recipe
+        or kind, one that is being written, or files that are no run.
+        """
+        run = cls(path)
+        wanted = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else dict(recipe)
+        exists = run._check_folder(resume)
+        run._lock.acquire()
+        try:
+            run._go_on(wanted, kind) if exists else run._start(wanted, kind)
+        except BaseException:
+            run._lock.release()
+            raise
+        return run
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Run:
+        """An existing run folder, for reading. Raises `RunError` when it is none."""
+        run = cls(path)
+        if not run._file("run.json").is_file():
+            raise RunError(
+                str(run.path), found="no run.json", expected="a run folder", fix="`workbench runs` lists them"
+            )
+        return run
+
+    @staticmethod
+    def list(root: str | os.PathLike[str] = "runs") -> list[Run]:
+        """Every run folder at or below `root` (three levels), oldest first."""
+        root = Path(root)
+        found = {file.parent for depth in range(4) for file in root.glob("*/" * depth + "run.json")}
+        return sorted((Run(path) for path in found), key=lambda run: (run.info.get("started") or "", str(run.path)))
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    # --- reading ----------------------------------------------------------------------------------------------
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe. Raises `RunError` for a run that has none, such as a quickstart."""
+        try:
+            return Recipe.from_dict(self.settings, where=str(self._file("recipe.yaml")))
+        except RecipeError as error:
+            raise RunError(str(self.path), found=f"no training recipe ({error})", expected="a training run") from None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """recipe.yaml as a plain mapping, whatever kind of run it is."""
+        return read_yaml(self._file("recipe.yaml"))
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """run.json: kind, status, versions, commit, platform, started, finished, seconds."""
+        try:
+            return json.loads(self._file("run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(str(self._file("run.json")), found=str(error), expected="a readable run.json") from None
+
+    @property
+    def status(self) -> str:
+        """created, running, finished or failed; `stopped` for a run that was killed while it ran."""
+        status = self.info.get("status", "created")
+        return "stopped" if status == "running" and not self._lock.held() else status
+
+    def metrics(self) -> Rows:
+        """Every logged line. A line torn by a killed writer is left out."""
+        file = self._file("metrics.jsonl")
+        if not file.is_file():
+            return []
+        rows = (_row(line) for line in file.read_text(encoding="utf-8", errors="replace").splitlines())
+        return [row for row in rows if row is not None]
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The best checkpoint, or the last one, or None."""
+        for name in ("best", "last"):
+            folder = self.path / "checkpoints" / name
+            resources.recover_folder(folder)
+            if folder.is_dir():
+                return folder
+        return None
+
+    @property
+    def control(self) -> str | None:
+        """What the run is asked to do now: stop, save, pause, or None."""
+        try:
+            command = json.loads(self._file("control.json").read_text(encoding="utf-8")).get("command")
+        except (OSError, ValueError, AttributeError):
+            return None
+        return command if command in COMMANDS else None
+
+    def send(self, command: str | None) -> None:
+        """Ask a run, from any process, to stop, save or pause; None takes it back."""
+        if command not in (*COMMANDS, None):
+            raise RunError(str(self.path), found=f"the command {command!r}", expected="stop, save, pause or None")
+        resources.write_atomic(self._file("control.json"), json.dumps({"command": command}) + "\n")
+
+    # --- writing ----------------------------------------------------------------------------------------------
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl and flush it. Numbers that JSON lacks (NaN, infinity) become null."""
+        with resources.disk_errors(self._file("metrics.jsonl")):
+            if self._metrics is None:
+                self._metrics = self._open_metrics()
+            self._metrics.write(json.dumps(_plain(row), ensure_ascii=False) + "\n")
+            self._metrics.flush()
+
+    def rewind(self, step: int) -> None:
+        """Drop metrics after `step`, so that a run resumed from its checkpoint logs each step once."""
+        self._close_metrics()
+        rows = [row for row in self.metrics() if row.get("step", 0) <= step]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        resources.write_atomic(self._file("metrics.jsonl"), text)
+
+    def update(self, **fields: Any) -> None:
+        """Change entries of run.json."""
+        resources.write_atomic(self._file("run.json"), json.dumps({**self.info, **_plain(fields)}, indent=2) + "\n")
+
+    def finish(self, **fields: Any) -> None:
+        """Mark the run as finished, with its seconds over all its resumptions, and let go of the folder."""
+        self._end("finished", **fields)
+
+    def fail(self, error: BaseException) -> None:
+        """Mark the run as failed, keep the error's line, and let go of the folder; it can be resumed."""
+        try:
+            self._end("failed", error=f"{type(error).__name__}: {error}".removesuffix(": "))
+        except DiskError:  # perhaps the very error: the folder then says `running` without a writer, which is `stopped`
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the folder without changing the status."""
+        self._close_metrics()
+        self._lock.release()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.fail(error)
+        elif self.info.get("status") == "running":
+            self.finish()
+        self.close()
+
+    # --- inside -----------------------------------------------------------------------------------------------
+
+    def _file(self, name: str) -> Path:
+        return self.path / name
+
+    def _check_folder(self, resume: bool) -> bool:
+        """Whether the folder holds a run to go on with; everything else but an empty folder is refused."""
+        where = str(self.path)
+        if self.path.is_file():
+            raise RunError(where, found="a file", expected="a folder", fix="choose another --out")
+        if not self._file("run.json").is_file():
+            others = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
+            ours = (".lock", "recipe.yaml") if ".lock" in others else ()  # killed before run.json was written
+            others = [name for name in others if name not in ours]
+            if others:
+                found = f"a folder with {others[0]!r} in it that is no run"
+                raise RunError(where, found=found, expected="a new or empty folder", fix="choose another --out")
+            return False
+        status = self.status
+        if status == "finished":
+            fix = "choose another --out, or remove the folder"
+            raise RunError(where, found="a finished run", expected="a new folder", fix=fix)
+        if status == "running":
+            return True  # the lock tells who is writing
+        if not resume:
+            found = f"an unfinished run ({status})"
+            raise RunError(where, found=found, fix="add --resume to go on with it, or choose another --out")
+        return True
+
+    def _start(self, recipe: dict[str, Any], kind: str) -> None:
+        resources.write_atomic(self._file("recipe.yaml"), to_yaml(recipe))
+        info = {
+            "kind": kind, "name": recipe.get("name", self.path.name), "status": "running",
+            "started": _now(), "finished": None, "seconds": 0.0, "resumed": 0, **origin(),
+        }  # fmt: skip
+        resources.write_atomic(self._file("run.json"), json.dumps(info, indent=2) + "\n")
+
+    def _go_on(self, recipe: dict[str, Any], kind: str) -> None:
+        info, before = self.info, self.settings
+        if info.get("kind") != kind:
+            raise RunError(str(self.path), found=f"a {info.get('kind')} run", expected=f"a {kind} run to resume")
+        changed = differences(before, json.loads(json.dumps(recipe, default=str)))
+        if changed:
+            keys = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in changed.items())
+            fix = "resume with the run's own recipe.yaml, or choose another --out"
+            raise RunError(
+                str(self.path), found=f"another recipe: {keys}", expected="the recipe it began with", fix=fix
+            )
+        self._file("control.json").unlink(missing_ok=True)
+        self.update(status="running", error=None, resumed=info.get("resumed", 0) + 1, **origin())
+
+    def _end(self, status: str, **fields: Any) -> None:
+        self._close_metrics()
+        seconds = round(self.info.get("seconds", 0.0) + time.monotonic() - self._began, 3)
+        self._began = time.monotonic()
+        self.update(status=status, finished=_now(), seconds=seconds, **fields)
+        self._lock.release()
+
+    def _open_metrics(self) -> IO[str]:
+        """Open for appending, with an end put to a line that a killed writer left torn."""
+        file = self._file("metrics.jsonl")
+        torn = file.is_file() and file.stat().st_size > 0 and file.read_bytes()[-1:] != b"\n"
+        handle = open(file, "a", encoding="utf-8")  # noqa: SIM115 - kept open while the run logs
+        if torn:
+            handle.write("\n")
+        return handle
+
+    def _close_metrics(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+
+
+def compare(runs: Iterable[Run]) -> Rows:
+    """A row per run: path, name, kind, status, seconds, its last metrics, and the settings in which the runs differ."""
+    runs = list(runs)
+    flat = [_flatten(run.settings) for run in runs]
+    keys = [key for key in dict.fromkeys(key for one in flat for key in one) if key != "name"]
+    differing = [key for key in keys if len({json.dumps(one.get(key), default=str) for one in flat}) > 1]
+    rows = []
+    for run, settings in zip(runs, flat, strict=True):
+        info = run.info
+        row = {"path": str(run.path), **{key: info.get(key) for key in ("name", "kind", "started", "seconds")}}
+        row["status"] = run.status
+        row["metrics"] = _last_values(run.metrics())
+        row["settings"] = {key: settings.get(key) for key in differing}
+        rows.append(row)
+    return rows
+
+
+def clean(root: str | os.PathLike[str], *, dry_run: bool = False) -> int:
+    """Remove from finished runs below `root` every checkpoint but the one `Run.checkpoint` names. Bytes freed.
+
+    Unfinished runs are left alone: they may be resumed.
+    """
+    freed = 0
+    for run in Run.list(root):
+        keep = run.checkpoint
+        if run.status != "finished" or keep is None:
+            continue
+        for entry in (run.path / "checkpoints").iterdir():
+            if entry != keep:
+                freed += resources.size_of(entry)
+                if not dry_run:
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    return freed
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ between two mappings, each with both values (None where absent)."""
+    old, new = _flatten(before), _flatten(after)
+    keys = dict.fromkeys([*old, *new])
+    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
+
+
+def _flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _last_values(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    last: dict[str, Any] = {}
+    for row in rows:
+        last.update(row)
+    return last
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _plain(value: Any) -> Any:
+    """JSON's own types: paths become text, one-element tensors and NumPy scalars numbers, NaN and infinity null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
