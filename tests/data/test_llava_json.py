@@ -1,0 +1,235 @@
+"""LLaVA's files: read record by record, written back equal, and every broken record named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as PILImage
+
+from workbench.conversation import Conversation, Image, Message
+from workbench.data import llava_json
+from workbench.data.dataset import Dataset
+from workbench.data.formats import BadRecord, export_llava, import_llava, read_conversations
+from workbench.errors import DataError
+
+
+def turn(speaker: str, value: str) -> dict[str, str]:
+    return {"from": speaker, "value": value}
+
+
+PRETRAIN = [  # the shape of LLaVA-Pretrain (558K): the mark before or behind the text
+    {
+        "id": "004539375",
+        "image": "00453/004539375.jpg",
+        "conversations": [turn("human", "Describe.\n<image>"), turn("gpt", "a cat")],
+    },
+    {
+        "id": "002239345",
+        "image": "00223/002239345.jpg",
+        "conversations": [turn("human", "<image>\nWhat?"), turn("gpt", "a dog")],
+    },
+    {
+        "id": "002239346",
+        "image": "00223/002239345.jpg",
+        "conversations": [turn("human", "<image>"), turn("gpt", "a dog")],
+    },
+]
+MIX = [  # the shape of the 665K mix: several turns, text only, further keys, numbers as ids, the same id twice
+    {"id": "000000033471", "image": "coco/33471.jpg", "conversations": [
+        turn("human", "<image>\nWhat colour?"), turn("gpt", "Red."), turn("human", "Sure?"), turn("gpt", "Yes.\n")]},
+    {"id": "wgByO4Y_0", "model": "gpt-4", "conversations": [turn("human", "Hello"), turn("gpt", "Hi, ä 漢字")]},
+    {"id": 7, "conversations": [turn("system", "Be brief."), turn("human", "Hello"), turn("gpt", "Hi")]},
+    {"id": 7, "conversations": [turn("system", "Be brief."), turn("human", "Hello"), turn("gpt", "Hi")]},
+    {"id": "two", "image": ["a.jpg", "b.jpg"], "conversations": [
+        turn("human", "<image>\n<image>\nSame?"), turn("gpt", "No")]},
+]  # fmt: skip
+
+
+def write(path: Path, records: list[Any]) -> Path:
+    lines = path.suffix == ".jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in records) if lines else json.dumps(records, indent=2))
+    return path
+
+
+def read(path: Path) -> list[Any]:
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for record in PRETRAIN + MIX:
+        listed = record.get("image", [])
+        for path in [listed] if isinstance(listed, str) else listed:
+            file = tmp_path / "pictures" / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            PILImage.new("RGB", (8, 8), "red").save(file)
+    return tmp_path / "pictures"
+
+
+@pytest.mark.parametrize("records", [PRETRAIN, MIX], ids=["558K", "665K"])
+@pytest.mark.parametrize(("came", "goes"), [(".json", ".jsonl"), (".jsonl", ".json")])
+def test_what_came_in_goes_out_equal(tmp_path: Path, pictures: Path, records: list[Any], came: str, goes: str) -> None:
+    dataset = import_llava(write(tmp_path / f"in{came}", records), pictures, tmp_path / "ds")
+    assert export_llava(dataset, tmp_path / f"out{goes}") == len(records)
+    assert read(tmp_path / f"out{goes}") == records
+    again = import_llava(tmp_path / f"out{goes}", pictures, tmp_path / "again")
+    assert again.conversations() == dataset.conversations()
+    assert [one.source["foreign_id"] for one in dataset.conversations()] == [record["id"] for record in records]
+
+
+def test_a_mark_stands_before_the_text_of_its_message_as_in_llava(tmp_path: Path) -> None:
+    first, second, third = read_conversations(write(tmp_path / "a.json", PRETRAIN))
+    image = Image("00453/004539375.jpg")
+    assert isinstance(first, Conversation) and isinstance(second, Conversation) and isinstance(third, Conversation)
+    assert first.messages[0] == Message("user", (image, "Describe."))
+    assert second.messages[0].text == "What?" and third.messages[0].text == ""
+
+
+def test_an_edited_conversation_goes_out_as_edited(tmp_path: Path, pictures: Path) -> None:
+    dataset = import_llava(write(tmp_path / "in.json", PRETRAIN), pictures, tmp_path / "ds")
+    one = dataset.conversations()[0]
+    answer = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": [{"type": "text", "text": "me"}]}]
+    answer[0]["content"] = [
+        {"type": "image", "path": one.images[0].path, "root": "images"},
+        {"type": "text", "text": "Who?"},
+    ]
+    dataset.edit({"table": "conversations", "id": one.id, "set": {"messages": answer}})
+    export_llava(dataset, tmp_path / "out.json")
+    assert read(tmp_path / "out.json")[0] == {
+        "id": "004539375",
+        "image": "00453/004539375.jpg",
+        "conversations": [turn("human", "<image>\nWho?"), turn("gpt", "me")],
+    }
+
+
+def test_missing_and_broken_images_are_listed_and_their_conversations_left_out(
+    tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "00453/004539375.jpg").unlink()
+    climbing = {
+        "id": "up",
+        "image": "../secret.jpg",
+        "conversations": [turn("human", "<image>\nhm"), turn("gpt", "no")],
+    }
+    dataset = import_llava(write(tmp_path / "in.json", [*PRETRAIN, climbing]), pictures, tmp_path / "ds")
+    assert [one.source["foreign_id"] for one in dataset.conversations()] == ["002239345", "002239346"]
+    assert dataset.conversation_rows.height == 4, "nothing is lost"
+    report = json.loads((tmp_path / "ds/import.json").read_text())["quarantined images"]
+    assert report == {"no such file": ["00453/004539375.jpg"], "a path that climbs out of its root": ["../secret.jpg"]}
+    assert "no such file: 1: 00453/004539375.jpg" in capsys.readouterr().out
+
+
+BAD: list[tuple[Any, Any, str]] = [
+    (
+        {"id": "x", "image": "a.jpg", "conversations": [turn("human", "hm"), turn("gpt", "a")]},
+        "x",
+        "0 <image> marks and 1 images",
+    ),
+    (
+        {"id": "x", "conversations": [turn("human", "<image>\nhm"), turn("gpt", "a")]},
+        "x",
+        "1 <image> marks and 0 images",
+    ),
+    ({"id": "x", "conversations": [turn("human", "hm"), turn("bot", "a")]}, "x", "from 'bot'; expected human or gpt"),
+    ({"id": "x", "conversations": [turn("human", "hm"), turn("human", "a")]}, "x", "user and assistant alternate"),
+    ({"id": "x", "conversations": [turn("human", "hm"), turn("gpt", " ")]}, "x", "an empty assistant message"),
+    ({"id": "x", "conversations": []}, "x", "no user message"),
+    ({"id": "x", "conversations": [{"from": "human", "value": None}]}, "x", "value None; expected a text"),
+    ({"id": "x", "conversations": ["hello"]}, "x", 'expected a list of {"from", "value"}'),
+    ({"id": "x", "image": 5, "conversations": [turn("human", "hm")]}, "x", "image 5; expected a path"),
+    ({"id": "x"}, "x", "conversations 'None'"),
+    ({"id": 7}, 7, "conversations 'None'"),
+    (5, "record 2", "found int"),
+    ({"conversations": [turn("gpt", "a")]}, "record 2", "user and assistant alternate"),
+]
+
+
+@pytest.mark.parametrize(("record", "name", "words"), BAD)
+def test_a_record_that_breaks_the_shape_is_named_and_the_others_are_read(
+    tmp_path: Path, record: Any, name: Any, words: str
+) -> None:
+    good, bad, last = read_conversations(write(tmp_path / "a.json", [PRETRAIN[0], record, MIX[1]]))
+    assert isinstance(good, Conversation) and isinstance(last, Conversation)
+    assert isinstance(bad, BadRecord) and bad.id == name
+    assert words in bad.error
+
+
+def test_bad_records_of_an_import_are_listed(tmp_path: Path, pictures: Path) -> None:
+    dataset = import_llava(write(tmp_path / "in.json", [*PRETRAIN, BAD[0][0]]), pictures, tmp_path / "ds")
+    assert len(dataset.conversations()) == 3
+    assert dataset.card["import"] == {"conversations": 3, "quarantined images": {}, "bad records": 1}
+    assert "0 <image> marks" in json.loads((tmp_path / "ds/import.json").read_text())["bad records"][0]
+
+
+def test_a_broken_line_is_named_and_the_next_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps(MIX[1])}\n{{oops\n\n{json.dumps(MIX[2])}\n")
+    first, bad, last = read_conversations(tmp_path / "a.jsonl")
+    assert isinstance(bad, BadRecord) and bad.id == "line 2" and "broken JSON" in bad.error
+    assert isinstance(first, Conversation) and isinstance(last, Conversation)
+
+
+@pytest.mark.parametrize("cut", [5, 40, -3, -1])
+def test_a_list_that_is_cut_off_says_so_after_its_whole_records(tmp_path: Path, cut: int) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(PRETRAIN)[:cut])
+    with pytest.raises(DataError, match=r"a.json: found broken or cut-off JSON behind record \d .* get the file again"):
+        list(read_conversations(tmp_path / "a.json"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "begins with ''"),
+        (b"id,text\n", "begins with 'i'"),
+        (b'[{"id": "\xff"}]', "not UTF-8"),
+        (None, "No such file"),
+    ],
+)
+def test_a_file_that_is_neither_says_what_was_expected(tmp_path: Path, content: bytes | None, words: str) -> None:
+    if content is not None:
+        (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        list(read_conversations(tmp_path / "a.json"))
+    assert words in str(caught.value)
+
+
+json_text = st.text(max_size=30)
+
+
+@settings(max_examples=30)
+@given(values=st.lists(st.dictionaries(json_text, json_text, max_size=3), max_size=5), chunk=st.integers(1, 50))
+def test_a_list_is_read_equal_whatever_the_pieces(tmp_path: Path, values: list[Any], chunk: int) -> None:
+    for text in (json.dumps(values), json.dumps(values, indent=3, ensure_ascii=False)):
+        (tmp_path / "a.json").write_text(text, encoding="utf-8")
+        before, llava_json._CHUNK = llava_json._CHUNK, chunk
+        try:
+            with open(tmp_path / "a.json", encoding="utf-8", newline="") as file:
+                assert [record for _, record in llava_json._list(tmp_path / "a.json", file)] == values
+        finally:
+            llava_json._CHUNK = before
+
+
+def test_reading_is_lazy(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([MIX[1]] * 5000)[:-5])
+    records = read_conversations(tmp_path / "a.json")
+    assert isinstance(next(records), Conversation)  # the end of the file is broken, and not read yet
+
+
+def test_conversations_that_the_shape_cannot_hold_are_named(tmp_path: Path) -> None:
+    def ask(*content: Any) -> Conversation:
+        return Conversation("c1", (Message("user", content), Message("assistant", "hm")))
+
+    dataset = Dataset.create(tmp_path / "ds", name="x", roots={"images": "i", "scans": "s"})
+    for content, words in (
+        (("What does <image> mean?",), "the text <image>"),
+        ((Image("a.png"), Image("b.png", "scans"), "Same?"), "images of two roots"),
+    ):
+        dataset.write_conversations([ask(*content)])
+        with pytest.raises(DataError, match=f"conversation c1: found {words}"):
+            export_llava(dataset, tmp_path / "out.json")
+        assert not (tmp_path / "out.json").exists()

@@ -1,0 +1,262 @@
+"""A dataset: one folder of Parquet tables, a card, and a log of edits. The folder is the truth.
+
+    card.yaml               name, roots, source, licence, columns, counts, how it was made, snapshots
+    images.parquet          one row per image (or images/*.parquet, shards)
+    conversations.parquet   one row per conversation (or conversations/*.parquet)
+    edits.jsonl             changes by people, appended one by one; laid over the tables when they are read
+    snapshots/VERSION/      the dataset as it was, itself a dataset folder
+
+Knows: images and conversations, roots, splits and status on read, snapshots and lineage.
+Does not know: how the files stay whole (`folder.py`), where rows come from (`formats.py`), pixels, FiftyOne.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from workbench.conversation import Conversation, Image, Video, new_id
+from workbench.data import tables
+from workbench.data.folder import CARD, Folder, now, resolve_inside
+from workbench.errors import DataError
+
+
+class Dataset:
+    """A dataset folder. Reading sees what other processes wrote; writing holds the folder's lock."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._folder = Folder(path)
+
+    @staticmethod
+    def create(
+        path: str | Path,
+        *,
+        name: str,
+        roots: Mapping[str, str] | None = None,
+        card: Mapping[str, Any] | None = None,
+        images: pl.DataFrame | None = None,
+        conversations: Iterable[Conversation] | pl.DataFrame = (),
+    ) -> Dataset:
+        """A new dataset in `path`; pictures may already lie there. `roots` are relative to it, or absolute.
+
+        The card is written last: a folder without one is not a dataset yet. Raises `DataError` where one exists.
+        """
+        dataset = Dataset(path)
+        frame = tables.as_images(images if images is not None else pl.DataFrame(schema=tables.IMAGE_COLUMNS))
+        if not isinstance(conversations, pl.DataFrame):
+            conversations = tables.conversations_to_frame(conversations)
+        with dataset._folder.lock():
+            if dataset._folder.has_card():
+                raise DataError(str(path), found="a dataset", fix="open it, or choose another folder")
+            dataset._folder.commit("images", frame)
+            dataset._folder.commit("conversations", conversations)
+            given: dict[str, Any] = {"name": name, "roots": dict(roots or {"images": "images"})}
+            empty: dict[str, Any] = {"source": None, "licence": None, "made": None, "columns": tables.MEANING}
+            dataset._folder.write_card({**given, **empty, **(card or {}), **given, "snapshots": [], "created": now()})
+        return dataset
+
+    @staticmethod
+    def open(path: str | Path) -> Dataset:
+        """An existing dataset. Raises `DataError` where the folder is missing, half written or damaged."""
+        dataset = Dataset(path)
+        dataset._folder.card()
+        for table in tables.COLUMNS:
+            for file in dataset._folder.files(table):
+                tables.read_meta(file)
+        return dataset
+
+    def __repr__(self) -> str:
+        return f"Dataset({str(self.path)!r})"
+
+    # --- the card -----------------------------------------------------------------------------------------------
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What `card.yaml` says, with the counts as they are now."""
+        return {**self._folder.card(), "counts": self._folder.counts()}
+
+    @property
+    def name(self) -> str:
+        return str(self._folder.card()["name"])
+
+    @property
+    def roots(self) -> dict[str, Path]:
+        """Absolute folders by name."""
+        return self._folder.roots()
+
+    def resolve(self, media: Image | Video) -> Path:
+        """Where the file of an image or video lies now. Raises `DataError` for an unknown root or a climbing path."""
+        roots = self.roots
+        if media.root not in roots:
+            fix = f"add {media.root!r} under roots: in {self.path / CARD}"
+            raise DataError(media.path, found=f"root {media.root!r}", expected=", ".join(sorted(roots)), fix=fix)
+        return resolve_inside(roots[media.root], media.path)
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    @property
+    def images(self) -> pl.DataFrame:
+        """One row per image, edits applied. Columns: `tables.IMAGE_COLUMNS`, then whatever was added."""
+        return self._folder.table("images")
+
+    @property
+    def conversation_rows(self) -> pl.DataFrame:
+        """One row per conversation, edits applied, whatever its status. Columns: `tables.CONVERSATION_COLUMNS`."""
+        return self._folder.table("conversations")
+
+    def conversations(self, split: str | None = None, tasks: Sequence[str] | None = None) -> list[Conversation]:
+        """The conversations that are ok, in the order written.
+
+        Left out are those whose own status, or the status of one of their images, is not ok. A conversation without
+        a split of its own counts to the split of its first image.
+        """
+        return list(self.iter_conversations(split, tasks))
+
+    def iter_conversations(
+        self, split: str | None = None, tasks: Sequence[str] | None = None
+    ) -> Iterator[Conversation]:
+        """As `conversations`, made one by one."""
+        rows = self._with_images(self.conversation_rows)
+        rows = rows.filter(pl.col("status") == "ok", pl.col("images ok"))
+        if split is not None:
+            rows = rows.filter(pl.coalesce("split", "image split") == split)
+        if tasks is not None:
+            rows = rows.filter(pl.col("task").is_in(list(tasks)))
+        yield from tables.frame_to_conversations(rows)
+
+    def _with_images(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """The rows with `images ok` and `image split`, looked up by root and path."""
+        parts = (
+            rows.lazy()
+            .select("id", pl.col("messages").list.eval(pl.element().struct.field("content")))
+            .explode("messages")
+            .explode("messages")
+            .filter(pl.col("messages").struct.field("type") == "image")
+            .select("id", pl.col("messages").struct.field("root"), pl.col("messages").struct.field("path"))
+            .join(
+                self.images.lazy().select("root", "path", "status", pl.col("split").alias("image split")),
+                on=["root", "path"],
+                how="left",
+                maintain_order="left",
+            )
+            .group_by("id", maintain_order=True)
+            .agg(
+                (pl.col("status").fill_null("ok") == "ok").all().alias("images ok"),
+                pl.col("image split").drop_nulls().first(),
+            )
+        )
+        joined = rows.lazy().join(parts, on="id", how="left", maintain_order="left")
+        return joined.with_columns(pl.col("images ok").fill_null(True)).collect()
+
+    # --- writing ------------------------------------------------------------------------------------------------
+
+    def write_images(self, frame: pl.DataFrame, *, operation: Mapping[str, Any] | None = None) -> None:
+        """Replace the whole table of images, edits so far included. To change some rows use `update_images`."""
+        frame = tables.as_images(frame)
+        with self._folder.lock():
+            self._folder.commit("images", frame, operation or {"name": "write"})
+
+    def update_images(self, changes: pl.DataFrame, *, operation: Mapping[str, Any]) -> None:
+        """Put the values of `changes` (a column `id` and those to change) into the rows of these ids.
+
+        `operation` says what was done, for the lineage: `{"name": "split", "seed": 0, ...}`. Columns that the table
+        lacks are added. Raises `DataError` for an unknown or repeated id.
+        """
+        with self._folder.lock():
+            frame = self.images
+            _check_ids(changes, frame)
+            self._folder.commit("images", tables.as_images(tables.overlay(frame, changes)), operation)
+
+    def write_conversations(
+        self, conversations: Iterable[Conversation], *, operation: Mapping[str, Any] | None = None
+    ) -> None:
+        """Replace all conversations. Raises `DataError` or `ConversationError` naming one that cannot be kept.
+
+        Status and edits start anew; to keep what is there use `add_conversations`.
+        """
+        frame = tables.conversations_to_frame(conversations)
+        with self._folder.lock():
+            self._folder.commit("conversations", frame, operation or {"name": "write"})
+
+    def add_conversations(
+        self, conversations: Iterable[Conversation], *, operation: Mapping[str, Any] | None = None
+    ) -> None:
+        """Append conversations; one whose id is there already takes its place and keeps its status: rejected stays so.
+
+        Raises as `write_conversations` does.
+        """
+        new = tables.conversations_to_frame(conversations)
+        with self._folder.lock():
+            old = self.conversation_rows
+            known = new.filter(pl.col("id").is_in(old["id"].implode())).drop("status", "reason")
+            rows = pl.concat([tables.overlay(old, known), new.join(known, on="id", how="anti", maintain_order="left")])
+            self._folder.commit("conversations", rows, operation or {"name": "add", "count": new.height})
+
+    def edit(self, record: Mapping[str, Any]) -> None:
+        """Append one change by a person: `{"table": "images", "id": ..., "set": {"status": "removed", ...}}`.
+
+        `table` is `images` or `conversations`; `messages` of a conversation are in the chat shape. The change is on
+        the disk when this returns. Further keys (who, why) are kept. Raises `DataError` for what cannot be applied.
+        """
+        with self._folder.lock():
+            table = record.get("table")
+            if table not in tables.COLUMNS:
+                where = f"edit of {record.get('id')!r}"
+                raise DataError(where, found=f"table {table!r}", expected=" or ".join(tables.COLUMNS))
+            tables.check_edit(self._folder.table(table), record)
+            self._folder.append_edit(record)
+
+    # --- versions -----------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> str:
+        """Fix the present state under a version named by its content, and compact the edits.
+
+        The same content gives the same version, whatever the order of rows. It is kept in `snapshots/VERSION`, itself
+        a dataset folder (hard links where the disk allows).
+        """
+        with self._folder.lock():
+            self._folder.compact()
+            hashes = [tables.content_hash(self._folder.table(table)) for table in tables.COLUMNS]
+            version = new_id("dataset", *hashes)[:16]
+            card = self._folder.card()
+            past = card.get("snapshots") or []
+            if _last(past) != version:
+                entry = {"version": version, "parent": _last(past), "operations": self._waiting(past)}
+                card["snapshots"] = [*past, {**entry, "counts": self._folder.counts(), "time": now()}]
+                self._folder.keep(version, card)
+                self._folder.write_card(card)
+            return version
+
+    @property
+    def lineage(self) -> list[dict[str, Any]]:
+        """Snapshots in order, each with `version`, `parent` and the `operations` (name and parameters) between them.
+
+        What happened since the last snapshot is a final entry with version None.
+        """
+        past = self._folder.card().get("snapshots") or []
+        waiting = self._waiting(past)
+        return [*past, {"version": None, "parent": _last(past), "operations": waiting}] if waiting else list(past)
+
+    def _waiting(self, past: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Operations that no snapshot holds yet."""
+        known = {operation["id"] for entry in past for operation in entry["operations"]}
+        return [operation for operation in self._folder.operations() if operation["id"] not in known]
+
+
+def _last(past: list[dict[str, Any]]) -> str | None:
+    return past[-1]["version"] if past else None
+
+
+def _check_ids(changes: pl.DataFrame, frame: pl.DataFrame) -> None:
+    where = "changes to images"
+    if "id" not in changes.columns:
+        raise DataError(where, found="no column 'id'", expected="id and the columns to change")
+    unknown = changes.filter(~pl.col("id").is_in(frame["id"].implode()))["id"].head(3).to_list()
+    if unknown:
+        raise DataError(where, found=f"ids that it lacks: {unknown}", expected="ids of rows")
+    if changes["id"].is_duplicated().any():
+        raise DataError(where, found="an id twice", expected="one row per id")

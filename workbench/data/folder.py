@@ -1,0 +1,267 @@
+"""The files of a dataset, each changed by one rename: card, tables, log of edits, snapshots.
+
+Knows: which file is which, one writer at a time, how a table and the edits after it make the present rows.
+Does not know: what the rows mean to anybody (`dataset.py`) or what a row must look like (`tables.py`).
+
+A table carries in its own footer the operations that made it and the number of the last edit it has taken in. So no
+change touches two files: a process killed at any moment leaves the state before or the state after.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import polars as pl
+import yaml
+
+from workbench.conversation import new_id
+from workbench.data import tables
+from workbench.errors import DataError
+from workbench.resources import atomic_folder, disk_errors, file_lock, write_atomic
+
+CARD, EDITS, SNAPSHOTS, LOCK = "card.yaml", "edits.jsonl", "snapshots", ".lock"
+WAIT = 60.0
+"""Seconds that a writer waits for another one."""
+_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, ten times as fast where it was built
+
+
+class Folder:
+    """The files below `path`. Everything that writes is called under `lock()`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._tables: dict[str, tuple[object, pl.DataFrame]] = {}
+        self._card: tuple[object, dict[str, Any]] | None = None
+        self._roots: dict[str, Path] = {}
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """One writer at a time. Raises `DataError` where another one stays, and for a snapshot: those do not change."""
+        with file_lock(self.path / LOCK, wait=WAIT, error=DataError):
+            if self.has_card() and self.card().get("snapshot"):
+                raise DataError(
+                    str(self.path), found="a snapshot", fix="snapshots do not change: write to their dataset"
+                )
+            for name in (CARD, *(f"{table}.parquet" for table in tables.COLUMNS)):
+                for rest in self.path.glob(f".{name}.*.tmp"):  # of a writer that was killed
+                    rest.unlink(missing_ok=True)
+            yield
+
+    # --- card ---------------------------------------------------------------------------------------------------
+
+    def has_card(self) -> bool:
+        return (self.path / CARD).exists()
+
+    def card(self) -> dict[str, Any]:
+        """What `card.yaml` says. Raises `DataError` where it is missing or not a card."""
+        file = self.path / CARD
+        stamp = _stamp(file)
+        if stamp is None:
+            found = f"no {CARD}" if self.path.is_dir() else "no such folder"
+            fix = "check the path; if an import was interrupted, run it again"
+            raise DataError(str(self.path), found=found, expected="a dataset folder", fix=fix)
+        if self._card is None or self._card[0] != stamp:
+            try:
+                read = yaml.load(file.read_text(encoding="utf-8"), Loader=_SafeLoader)
+            except (yaml.YAMLError, UnicodeDecodeError) as problem:
+                raise DataError(str(file), found=f"broken YAML ({problem})", fix="correct it by hand") from problem
+            self._card = stamp, _checked_card(file, read)
+            self._roots = {
+                str(name): (self.path / Path(place).expanduser()).resolve() for name, place in read["roots"].items()
+            }
+        return dict(self._card[1])
+
+    def roots(self) -> dict[str, Path]:
+        """Absolute folders by name, as the card has them now."""
+        self.card()
+        return dict(self._roots)
+
+    def write_card(self, card: Mapping[str, Any]) -> None:
+        """Write the card, with the counts as they are."""
+        try:
+            text = yaml.safe_dump({**card, "counts": self.counts()}, sort_keys=False, allow_unicode=True)
+        except yaml.YAMLError as problem:
+            raise DataError(
+                str(self.path / CARD), found=str(problem), expected="text, numbers, lists, maps"
+            ) from problem
+        write_atomic(self.path / CARD, text)
+
+    def counts(self) -> dict[str, Any]:
+        images = self.table("images")
+        by_column = {
+            column: dict(images.group_by(pl.col(column).fill_null("none")).len().sort(column).iter_rows())
+            for column in ("status", "split")
+        }
+        conversations = tables.count_rows(self.files("conversations"))
+        return {"images": images.height, "conversations": conversations, **by_column}
+
+    # --- tables -------------------------------------------------------------------------------------------------
+
+    def files(self, table: str) -> list[Path]:
+        """The table's file, or its shards."""
+        single = self.path / f"{table}.parquet"
+        files = [single] if single.exists() else sorted((self.path / table).glob("*.parquet"))
+        if not files:
+            fix = "the folder is half written: copy it again, or import again into a new folder"
+            raise DataError(str(self.path), found=f"no {single.name}", expected=f"{single.name} beside {CARD}", fix=fix)
+        return files
+
+    def meta(self, table: str) -> dict[str, Any]:
+        """`operations` that made the table, and `edits`: the number of the last one it took in."""
+        return tables.read_meta(self.files(table)[0])
+
+    def table(self, table: str) -> pl.DataFrame:
+        """The rows as they are now: the file, and over it the edits that it has not taken in."""
+        files = self.files(table)
+        stamp = [_stamp(file) for file in (*files, self.path / EDITS)]
+        if table not in self._tables or self._tables[table][0] != stamp:
+            frame, meta = tables.read_parquet(files)
+            rows = tables.apply_edits(tables.complete(frame, table), self.edits(table, meta["edits"]), table)
+            self._tables[table] = stamp, rows
+        return self._tables[table][1]
+
+    def commit(self, table: str, frame: pl.DataFrame, operation: Mapping[str, Any] | None = None) -> None:
+        """Make `frame` the table: one rename. The counts on the card follow; readers count for themselves."""
+        operations = []
+        if (self.path / f"{table}.parquet").exists() and self.has_card():
+            meta = self.meta(table)
+            taken = len(self.edits(table, meta["edits"]))
+            new = [{"name": "edits", "count": taken}] if taken else []
+            new += [dict(operation)] if operation else []
+            operations = [*meta["operations"], *({**one, "table": table, "id": new_id(), "time": now()} for one in new)]
+        try:
+            data = tables.to_parquet(frame, {"operations": operations, "edits": self._last_edit()})
+        except TypeError as problem:
+            raise DataError(
+                f"operation {operation}", found=str(problem), expected="parameters as JSON has them"
+            ) from None
+        write_atomic(self.path / f"{table}.parquet", data)
+        if self.has_card():
+            self.write_card(self.card())
+
+    # --- edits --------------------------------------------------------------------------------------------------
+
+    def edits(self, table: str | None = None, after: int = 0) -> list[dict[str, Any]]:
+        """The edits in order. A last line without its end was never acknowledged and does not count."""
+        log = self.path / EDITS
+        lines = log.read_bytes().split(b"\n")[:-1] if log.exists() else []
+        edits = []
+        for number, line in enumerate(lines, 1):
+            try:
+                edit = json.loads(line)
+                edits.append({**edit, "set": dict(edit["set"]), "id": edit["id"], "number": int(edit["number"])})
+            except (ValueError, KeyError, TypeError) as problem:
+                where, fix = f"{log}, line {number}", "correct or remove this line by hand"
+                raise DataError(where, found=f"a broken edit ({problem})", expected="JSON", fix=fix) from problem
+        return [edit for edit in edits if edit["number"] > after and table in (None, edit["table"])]
+
+    def append_edit(self, record: Mapping[str, Any]) -> None:
+        """One more whole line, on the disk when this returns. What a killed process began of one is cut off first."""
+        log = self.path / EDITS
+        try:
+            text = json.dumps({**record, "number": self._last_edit() + 1, "time": now()}, ensure_ascii=False)
+        except TypeError as problem:
+            raise DataError(
+                f"edit of {record.get('id')!r}", found=str(problem), expected="values as JSON has them"
+            ) from None
+        with disk_errors(log), open(log, "ab+", buffering=0) as file:
+            file.seek(0)
+            whole = file.read().rfind(b"\n") + 1
+            file.truncate(whole)
+            line = text.encode() + b"\n"
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, "a line was written in part")
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(whole)
+                raise
+
+    def _last_edit(self) -> int:
+        """The number of the latest edit, also of those that a table took in before the log was cut."""
+        taken = [self.meta(table)["edits"] for table in tables.COLUMNS if (self.path / f"{table}.parquet").exists()]
+        return max([0, *taken, *(edit["number"] for edit in self.edits())])
+
+    # --- snapshots ----------------------------------------------------------------------------------------------
+
+    def compact(self) -> None:
+        """Let every table take in its edits."""
+        for table in tables.COLUMNS:
+            if self.edits(table, self.meta(table)["edits"]):
+                self.commit(table, self.table(table))
+
+    def keep(self, version: str, card: Mapping[str, Any]) -> None:
+        """Keep the present files as `snapshots/VERSION`, a dataset folder whose roots are where they were."""
+        target = self.path / SNAPSHOTS / version
+        if target.exists():
+            return
+        moved = {
+            name: place if Path(place).expanduser().is_absolute() else f"../../{place}"
+            for name, place in card["roots"].items()
+        }
+        with atomic_folder(target) as folder:
+            for table in tables.COLUMNS:
+                for file in self.files(table):
+                    _link(file, folder / file.relative_to(self.path))
+            text = yaml.safe_dump({**card, "roots": moved, "snapshot": version}, sort_keys=False, allow_unicode=True)
+            (folder / CARD).write_text(text, encoding="utf-8")
+
+    def operations(self) -> list[dict[str, Any]]:
+        """What was done to both tables, in order of time."""
+        every = [operation for table in tables.COLUMNS for operation in self.meta(table)["operations"]]
+        return sorted(every, key=lambda operation: operation["time"])
+
+
+def resolve_inside(root: Path, path: str) -> Path:
+    """`root / path`. Raises `DataError` where the path is absolute, holds `..`, or leads outside through a link."""
+    pure = PurePosixPath(path)
+    if not pure.parts or "\0" in path or pure.is_absolute() or ".." in pure.parts:
+        fix = "write it relative to its root; add another folder as another root"
+        raise DataError(repr(path), found="a path that climbs out of its root", expected="a path below it", fix=fix)
+    try:
+        real = (root / pure).resolve()
+        inside = real.is_relative_to(root) or real.is_relative_to(root.resolve())  # most roots are resolved already
+    except (OSError, RuntimeError):  # links in a circle
+        inside = False
+    if not inside:
+        fix = "add the folder it leads to as a root in card.yaml"
+        raise DataError(str(root / pure), found=f"a link that leads out of {root}", expected="a file below", fix=fix)
+    return root / pure
+
+
+def now() -> str:
+    """The time as cards and logs have it."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _checked_card(file: Path, card: Any) -> dict[str, Any]:
+    roots = card.get("roots") if isinstance(card, dict) else None
+    if not isinstance(roots, dict) or not all(isinstance(place, str) for place in roots.values()):
+        raise DataError(str(file), found="no roots", expected="roots: with a name and a folder per line")
+    if not card.get("name"):
+        raise DataError(str(file), found="no name", expected="name: a text")
+    return card
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = file.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or a file system without links
+        shutil.copyfile(source, target)

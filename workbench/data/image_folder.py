@@ -1,0 +1,274 @@
+"""A person's folder of images as a dataset, with class folders, a captions file, sidecar texts, or nothing.
+
+    folder/cat/1.png                               the sub-folder's name is the label
+    folder/1.png + folder/captions.csv             columns file and caption (or captions.jsonl)
+    folder/1.png + folder/1.txt                    the text is the caption
+    folder/train/cat/1.png, folder/test/cat/2.png  split folders around any of these
+
+Knows: these layouts; every file is a row, a caption, or listed as something else.
+Does not know: how images are checked (`image_rows.py`) or what is asked about them (`instruct/`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import polars as pl
+
+from workbench.data.dataset import Dataset
+from workbench.data.image_rows import ROOT, by_reason, image_rows, numbers, refuse_existing, root_for, summary
+from workbench.data.images import SUFFIXES
+from workbench.errors import DataError
+from workbench.resources import write_atomic
+
+CAPTION_FILES = ("captions.csv", "captions.jsonl")
+FILE_COLUMNS = ("file", "file_name", "filename", "image", "path")
+TEXT_COLUMNS = ("caption", "text", "captions")
+REPORT = "import.json"
+_HIDDEN = {"thumbs.db", "desktop.ini", "__macosx"}
+_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+
+
+@dataclass
+class Found:
+    """What lies in a folder; all paths POSIX and relative to it."""
+
+    images: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    """Folders that could not be listed, linked folders (not followed), names that are not Unicode."""
+
+
+def import_folder(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    name: str | None = None,
+    workers: int | None = None,
+    text_column: str | None = None,
+    card: Mapping[str, Any] | None = None,
+) -> Dataset:
+    """Make the dataset `out` of the images in `folder`, which stay where they are, and print what came of it.
+
+    A captions file beats sidecar texts, which beat class folders. `text_column` names the column of captions where it
+    is none of caption, text, captions. Broken images are rows with status quarantined and a reason; captions without
+    a file and files of other kinds are listed, in full in `out/import.json`. Raises `DataError` where there is no
+    image, the captions file cannot be read, or `out` is a dataset already.
+    """
+    folder, out = Path(folder), Path(out)
+    refuse_existing(out)
+    found = _scan(folder)
+    captions, report = _captions(folder, found, text_column)
+    labels, splits = _folders(found.images, with_labels=not captions)
+    frame = image_rows(folder, found.images, workers=workers).with_columns(
+        pl.Series("label", [labels.get(path) for path in found.images], dtype=pl.String),
+        pl.Series("split", [splits.get(path) for path in found.images], dtype=pl.String),
+        pl.Series("captions", [captions.get(path, []) for path in found.images], dtype=pl.List(pl.String)),
+    )
+    report = _report(frame, found, report)
+    write_atomic(out / REPORT, json.dumps(report, indent=1, ensure_ascii=False))
+    name = name or folder.resolve().name
+    made = {"made": f"imported from the folder {folder.name}", **(card or {}), "import": numbers(report)}
+    dataset = Dataset.create(out, name=name, roots={ROOT: root_for(folder, out)}, card=made, images=frame)
+    print(summary(f"{name}: {frame.height} images in {out}", report))
+    return dataset
+
+
+def _report(frame: pl.DataFrame, found: Found, captions: dict[str, Any]) -> dict[str, Any]:
+    others: defaultdict[str, list[str]] = defaultdict(list)
+    for path in found.others:
+        others[PurePosixPath(path).suffix.lower() or "no extension"].append(path)
+    odd = frame.filter(pl.col("status") == "ok", pl.col("reason").is_not_null())
+    classes = frame["label"].drop_nulls().value_counts(sort=True)
+    return {
+        "ok": int((frame["status"] == "ok").sum()),
+        "quarantined": by_reason(frame),
+        "accepted though odd": [f"{path} ({reason})" for path, reason in odd.select("path", "reason").iter_rows()],
+        "classes": [f"{label} ({count})" for label, count in classes.iter_rows()],
+        **captions,
+        "other files": dict(others),
+        "hidden files": found.hidden,
+        "could not be read": found.unreadable,
+    }
+
+
+# --- what lies there --------------------------------------------------------------------------------------------
+
+
+def _scan(folder: Path) -> Found:
+    if not folder.is_dir():
+        raise DataError(str(folder), found="no such folder", expected="a folder of images", fix="check the path")
+    found = Found()
+    for path, kind in sorted(_walk(folder, found)):
+        getattr(found, kind).append(path)
+    if not found.images:
+        names = ", ".join([*found.others, *found.texts, *found.unreadable][:5]) or "nothing"
+        expected = f"files ending in {', '.join(sorted(SUFFIXES))}"
+        raise DataError(str(folder), found=f"no images, but {names}", expected=expected)
+    stems = {_stem(path) for path in found.images}
+    found.others = sorted([*found.others, *(path for path in found.texts if _stem(path) not in stems)])
+    found.texts = [path for path in found.texts if _stem(path) in stems]
+    return found
+
+
+def _stem(path: str) -> str:
+    return str(PurePosixPath(path).with_suffix(""))
+
+
+def _walk(folder: Path, found: Found) -> Iterator[tuple[str, str]]:
+    """Every file below `folder` with its kind; what cannot be walked goes to `found.unreadable`."""
+    for place, folders, names in os.walk(folder, onerror=lambda problem: found.unreadable.append(str(problem))):
+        inside = Path(place).relative_to(folder).as_posix()
+        for name in list(folders):
+            if _is_hidden(name):
+                folders.remove(name)
+                found.hidden.append(f"{_join(inside, name)}/")
+            elif os.path.islink(os.path.join(place, name)):
+                found.unreadable.append(f"{_join(inside, name)}/ (a link; import what it leads to by itself)")
+        for name in names:
+            path = _join(inside, name)
+            try:
+                path.encode()
+            except UnicodeEncodeError:
+                shown = path.encode(errors="surrogateescape").decode(errors="backslashreplace")
+                found.unreadable.append(f"{shown} (a name that is not Unicode; rename it)")
+                continue
+            yield path, _kind(inside, name)
+
+
+def _join(inside: str, name: str) -> str:
+    return name if inside == "." else f"{inside}/{name}"
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _HIDDEN
+
+
+def _kind(inside: str, name: str) -> str:
+    suffix = PurePosixPath(name).suffix.lower()
+    if _is_hidden(name):
+        return "hidden"
+    if inside == "." and name.lower() in CAPTION_FILES:
+        return "captions"
+    return "images" if suffix in SUFFIXES else "texts" if suffix == ".txt" else "others"
+
+
+def _folders(paths: list[str], *, with_labels: bool) -> tuple[dict[str, str], dict[str, str]]:
+    """Label and split of each path from its folders: `split/label/...`, `label/...`, or neither."""
+    parts = {path: PurePosixPath(path).parts[:-1] for path in paths}
+    tops = {folders[0].lower() if folders else "" for folders in parts.values()}
+    has_splits = "train" in tops and tops <= set(_SPLITS)
+    splits = {path: _SPLITS[folders[0].lower()] for path, folders in parts.items()} if has_splits else {}
+    below = {path: folders[1:] if has_splits else folders for path, folders in parts.items()}
+    return {path: folders[0] for path, folders in below.items() if folders and with_labels}, splits
+
+
+# --- captions ---------------------------------------------------------------------------------------------------
+
+
+def _captions(folder: Path, found: Found, column: str | None) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """Captions by image, and what to report about them."""
+    if len(found.captions) > 1:
+        names = " and ".join(found.captions)
+        raise DataError(str(folder), found=names, expected="one captions file", fix="move one of them away")
+    if found.captions:
+        pairs = _read_captions(folder / found.captions[0], column)
+    else:
+        texts = {_stem(path): text for path in found.texts for text in _sidecar(folder, path, found)}
+        pairs = [(path, texts[_stem(path)]) for path in found.images if _stem(path) in texts]
+    if not pairs:
+        return {}, {}
+    captions: defaultdict[str, list[str]] = defaultdict(list)
+    missing, empty = [], []
+    match = _matcher(found)
+    for file, text in pairs:
+        path = match(file)
+        if path is None:
+            missing.append(file)
+        elif not text.strip():
+            empty.append(file)
+        else:
+            captions[path].append(text.strip())
+    without = [path for path in found.images if path not in captions]
+    report = {
+        "with captions": len(captions),
+        "captions that name a missing file": missing,
+        "empty captions": empty,
+        "without caption": without,
+    }
+    return captions, report
+
+
+def _matcher(found: Found) -> Callable[[str], str | None]:
+    """A function from the name in a captions file to the image's path: exact, else the only file of that name."""
+    exact = set(found.images)
+    names: defaultdict[str, list[str]] = defaultdict(list)
+    for path in found.images:
+        names[PurePosixPath(path).name].append(path)
+
+    def match(file: str) -> str | None:
+        path = file.strip().replace("\\", "/").removeprefix("./")
+        same = names.get(PurePosixPath(path).name, [])
+        return path if path in exact else same[0] if len(same) == 1 else None
+
+    return match
+
+
+def _sidecar(folder: Path, text_path: str, found: Found) -> list[str]:
+    try:
+        return [(folder / text_path).read_text(encoding="utf-8-sig")]
+    except (UnicodeDecodeError, OSError) as problem:
+        found.unreadable.append(f"{text_path} ({problem})")
+        return []
+
+
+def _read_captions(file: Path, column: str | None) -> list[tuple[str, str]]:
+    """(name of the image, caption) pairs; a list of captions in JSONL gives several."""
+    rows = _csv_rows(file) if file.suffix.lower() == ".csv" else _jsonl_rows(file)
+    keys = {key.strip().lower(): key for row in rows for key in row}
+    name_key = next((keys[key] for key in FILE_COLUMNS if key in keys), None)
+    text_key = next((keys[key] for key in ([column.lower()] if column else TEXT_COLUMNS) if key in keys), None)
+    if name_key is None or text_key is None:
+        wanted = f"{' | '.join(FILE_COLUMNS)} and {column or ' | '.join(TEXT_COLUMNS)}"
+        raise DataError(str(file), found=f"columns {', '.join(keys) or 'none'}", expected=wanted, fix="rename them")
+    pairs = []
+    for row in rows:
+        texts = row.get(text_key)
+        for text in texts if isinstance(texts, list) else [texts]:
+            pairs.append((str(row.get(name_key) or ""), "" if text is None else str(text)))
+    return pairs
+
+
+def _csv_rows(file: Path) -> list[dict[str, Any]]:
+    try:
+        with open(file, encoding="utf-8-sig") as handle:
+            header = handle.readline()
+        return pl.read_csv(file, infer_schema=False, separator=max(",;\t", key=header.count)).to_dicts()
+    except (pl.exceptions.PolarsError, UnicodeDecodeError) as problem:
+        first = (str(problem).splitlines() or [""])[0]
+        raise DataError(str(file), found=f"a broken CSV file ({first})", expected="UTF-8, a row per image") from problem
+
+
+def _jsonl_rows(file: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if not line.strip():
+            continue
+        where, expected = f"{file}, line {number}", '{"file": ..., "caption": ...}'
+        try:
+            row = json.loads(line)
+        except ValueError as problem:
+            raise DataError(where, found=f"broken JSON ({problem})", expected=expected) from problem
+        if not isinstance(row, dict):
+            raise DataError(where, found=type(row).__name__, expected=expected)
+        rows.append(row)
+    return rows

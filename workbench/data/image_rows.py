@@ -1,0 +1,92 @@
+"""Image files to rows of a dataset's table: each file opened once, in other processes; a broken one keeps its row.
+
+Knows: how to check many files below one root, and to say in a few lines what came of it.
+Does not know: how the files were found or named (`image_folder.py`, `llava_json.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from workbench.conversation import new_id
+from workbench.data.batches import map_batches
+from workbench.data.folder import CARD, resolve_inside
+from workbench.data.images import check_image
+from workbench.data.tables import IMAGE_COLUMNS
+from workbench.errors import DataError
+
+ROOT = "images"
+SHOWN = 10
+"""How many names of a kind a printed summary shows; the file `import.json` has them all."""
+
+
+def image_rows(folder: Path, paths: Sequence[str], *, workers: int | None = None) -> pl.DataFrame:
+    """One row per path below `folder`, in the order given; what cannot be used is quarantined, with the reason."""
+    jobs = [(str(folder), path) for path in paths]
+    rows = list(map_batches(_inspect, jobs, "checking images", workers=workers, on_crash=_crashed))
+    return pl.DataFrame(rows, schema=IMAGE_COLUMNS, orient="row")
+
+
+def _inspect(job: tuple[str, str]) -> dict[str, Any]:
+    folder, path = job
+    try:
+        facts = check_image(resolve_inside(Path(folder), path))
+    except DataError as problem:
+        expected = f"; expected {problem.expected}" if problem.expected else ""
+        return _row(path, status="quarantined", reason=problem.found + expected)
+    known = {key: getattr(facts, key) for key in ("width", "height", "hash", "phash")}
+    return _row(path, **known, status="ok", reason="; ".join(facts.notes) or None)
+
+
+def _crashed(job: tuple[str, str]) -> dict[str, Any]:
+    return _row(job[1], status="quarantined", reason="an image that crashes its decoder, or needs too much memory")
+
+
+def _row(path: str, **values: Any) -> dict[str, Any]:
+    return {"id": new_id("image", ROOT, path), "root": ROOT, "path": path, "captions": [], **values}
+
+
+def root_for(folder: Path, out: Path) -> str:
+    """How the card of a dataset in `out` names `folder`: relative where it lies inside, so that both can move."""
+    inside, outside = folder.resolve(), out.resolve()
+    return inside.relative_to(outside).as_posix() if inside.is_relative_to(outside) else str(inside)
+
+
+def refuse_existing(out: Path) -> None:
+    """Before the long part: raise `DataError` where `out` is a dataset already."""
+    if (out / CARD).exists():
+        raise DataError(str(out), found="a dataset", fix="choose another folder, or delete this one to import again")
+
+
+def by_reason(frame: pl.DataFrame) -> dict[str, list[str]]:
+    """Quarantined paths by the kind of reason, most frequent first."""
+    kinds: dict[str, list[str]] = {}
+    for path, reason in frame.filter(pl.col("status") == "quarantined").select("path", "reason").iter_rows():
+        kinds.setdefault(re.split(r"[:;(]", reason)[0].strip(), []).append(path)
+    return dict(sorted(kinds.items(), key=lambda item: -len(item[1])))
+
+
+def summary(title: str, report: Mapping[str, Any]) -> str:
+    """The report of an import as lines for a person: numbers, and the first names of every list."""
+    lines = [title]
+    for what, value in report.items():
+        entries = value.items() if isinstance(value, Mapping) else [("", value)]
+        for kind, names in entries:
+            label = f"{what}, {kind}" if kind else what
+            if isinstance(names, list):
+                more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+                names = f"{len(names)}: {', '.join(map(str, names[:SHOWN]))}{more}" if names else ""
+            if names:
+                lines.append(f"  {label}: {names}")
+    return "\n".join(lines)
+
+
+def numbers(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report with counts in place of lists, for the card."""
+    counted = {what: numbers(value) if isinstance(value, Mapping) else value for what, value in report.items()}
+    return {what: len(value) if isinstance(value, list) else value for what, value in counted.items()}

@@ -1,0 +1,200 @@
+"""One image file: open it once, check it, and bring it to plain RGB.
+
+Knows: size limits that hold before anything is decoded, every pixel mode Pillow reads, EXIF rotation, animations,
+truncated and mislabelled files, content hash and perceptual hash.
+Does not know: datasets, roots, or what a model wants (`model/images.py` resizes and normalises).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import imagehash
+import numpy as np
+from PIL import Image as PILImage
+
+from workbench.errors import ImageError
+
+EXTENSIONS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp", ".dib"),
+    "GIF": (".gif",),
+    "MPO": (".jpg", ".jpeg", ".mpo"),
+}
+"""The formats that are read and how their files are named. MPO is a JPEG with further pictures, as phones write it."""
+_OPENED_AS = tuple(kind for kind in EXTENSIONS if kind != "MPO")  # Pillow opens it as JPEG and finds out later
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"II*\0", b"MM\0*", b"BM", b"GIF8")
+SUFFIXES = frozenset(suffix for suffixes in EXTENSIONS.values() for suffix in suffixes)
+
+_DEEP = ("I", "F")
+"""Pillow's modes of more than 8 bits: I;16, I;16B, I, F."""
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: PILImage.Transpose.FLIP_LEFT_RIGHT,
+    3: PILImage.Transpose.ROTATE_180,
+    4: PILImage.Transpose.FLIP_TOP_BOTTOM,
+    5: PILImage.Transpose.TRANSPOSE,
+    6: PILImage.Transpose.ROTATE_270,
+    7: PILImage.Transpose.TRANSVERSE,
+    8: PILImage.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is refused before it is decoded."""
+
+    pixels: int = 120_000_000
+    """Width x height: room for a 108-megapixel photo, at most 360 MB as RGB."""
+    bytes: int = 512 * 2**20
+    """Size of the file."""
+
+
+LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What one opening of a file tells."""
+
+    width: int
+    height: int
+    """Pixels, after EXIF rotation."""
+    format: str
+    mode: str
+    """Pillow's name of the pixel mode in the file, before the conversion to RGB."""
+    hash: str
+    """SHA-256 of the file's bytes, 64 hexadecimal digits."""
+    phash: str
+    """64-bit perceptual hash, 16 hexadecimal digits: similar pictures differ in few bits."""
+    notes: tuple[str, ...] = ()
+    """What was odd but accepted: 'PNG named .jpg', 'animated: first frame', 'turned by EXIF'."""
+
+
+def load_image(source: str | Path | bytes, *, limits: Limits = LIMITS) -> PILImage.Image:
+    """The picture as RGB: upright, first frame, alpha flattened on white, deep greys scaled to 8 bits.
+
+    Raises `ImageError` for whatever cannot be read whole.
+    """
+    where = "image bytes" if isinstance(source, bytes) else str(source)
+    data = source if isinstance(source, bytes) else _read(Path(source), limits)
+    return _decode(data, where, limits)[0]
+
+
+def check_image(path: str | Path, *, limits: Limits = LIMITS) -> ImageFacts:
+    """Decode the whole file once and tell what it is. Raises `ImageError` as `load_image` does."""
+    path = Path(path)
+    data = _read(path, limits)
+    picture, kind, mode, notes = _decode(data, str(path), limits)
+    if path.suffix.lower() not in EXTENSIONS[kind]:
+        notes.insert(0, f"{kind} named {path.suffix or 'without an extension'}")
+    phash = str(imagehash.phash(picture))
+    return ImageFacts(*picture.size, kind, mode, hashlib.sha256(data).hexdigest(), phash, tuple(notes))
+
+
+def _read(path: Path, limits: Limits) -> bytes:
+    try:
+        size = path.stat().st_size
+        if path.is_dir():
+            raise ImageError(str(path), found="a folder", expected="an image file")
+        if size > limits.bytes:
+            raise ImageError(str(path), found=f"an enormous file: {size:,} bytes", expected=f"at most {limits.bytes:,}")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError(str(path), found="no such file", fix="restore it, or correct the root or the path") from None
+    except (OSError, ValueError) as problem:
+        raise ImageError(str(path), found=f"a file that cannot be read ({problem})") from problem
+
+
+def _decode(data: bytes, where: str, limits: Limits) -> tuple[PILImage.Image, str, str, list[str]]:
+    """The RGB picture, its format, its mode in the file, and notes."""
+    if not data:
+        raise ImageError(where, found="an empty file", fix="download or copy it again")
+    try:
+        with warnings.catch_warnings():
+            # Pillow's warnings (large picture, odd EXIF) are covered by the limit below and by the notes.
+            warnings.simplefilter("ignore")
+            with PILImage.open(io.BytesIO(data), formats=_OPENED_AS) as opened:
+                _check_size(opened.width * opened.height, f"{opened.width} x {opened.height} pixels", where, limits)
+                kind, mode = str(opened.format), opened.mode
+                opened.load()
+                notes = _notes(opened)
+                return _upright(_to_rgb(opened), _orientation(opened)), kind, mode, notes
+    except ImageError:
+        raise
+    except PILImage.DecompressionBombError as problem:
+        pixels = int((re.findall(r"\((\d+) pixels\)", str(problem)) or ["0"])[0])
+        _check_size(pixels, f"{pixels:,} pixels", where, limits)
+        raise ImageError(where, found=str(problem)) from problem
+    except PILImage.UnidentifiedImageError:
+        if data.startswith(_BEGINNINGS):
+            found = "a damaged or truncated image (its header cannot be read)"
+            raise ImageError(where, found=found, fix="download or copy it again") from None
+        expected = "JPEG, PNG, WebP, TIFF, BMP or GIF"
+        raise ImageError(where, found=f"not an image: it begins with {data[:24]!r}", expected=expected) from None
+    except Exception as problem:  # a decoder meeting broken bytes raises anything, from SyntaxError to struct.error
+        found = f"a damaged or truncated image ({problem or type(problem).__name__})"
+        raise ImageError(where, found=found, fix="download or copy it again") from problem
+
+
+def _check_size(pixels: int, text: str, where: str, limits: Limits) -> None:
+    if pixels > limits.pixels:
+        expected = f"at most {limits.pixels:,} pixels in all"
+        raise ImageError(where, found=f"an enormous image: {text}", expected=expected, fix="make it smaller")
+
+
+def _notes(opened: PILImage.Image) -> list[str]:
+    notes = []
+    if getattr(opened, "is_animated", False):
+        notes.append("animated: first frame" if opened.format in ("GIF", "WEBP", "PNG") else "several: first picture")
+    if _orientation(opened) in _TURNS:
+        notes.append("turned by EXIF")
+    if opened.has_transparency_data and not opened.mode.startswith(_DEEP):
+        notes.append("alpha flattened on white")
+    return notes
+
+
+def _orientation(opened: PILImage.Image) -> int:
+    try:
+        return int(opened.getexif().get(_ORIENTATION, 1))
+    except Exception:  # EXIF blocks in the wild are often broken; the picture itself is not
+        return 1
+
+
+def _upright(picture: PILImage.Image, orientation: int) -> PILImage.Image:
+    return picture.transpose(_TURNS[orientation]) if orientation in _TURNS else picture
+
+
+def _to_rgb(opened: PILImage.Image) -> PILImage.Image:
+    if opened.mode.startswith(_DEEP):
+        return PILImage.fromarray(_grey8(np.asarray(opened))).convert("RGB")
+    if opened.has_transparency_data:
+        layer = opened.convert("RGBA")
+        white = PILImage.new("RGB", layer.size, "white")
+        white.paste(layer, mask=layer.getchannel("A"))
+        return white
+    picture = opened.convert("RGB")
+    picture.info = {}  # without the file's EXIF, by which a second reader would turn the picture again
+    return picture
+
+
+def _grey8(grey: np.ndarray) -> np.ndarray:
+    """(H, W) uint8 from 16-bit, 32-bit or floating grey: by the range of the type where it is known, else stretched."""
+    if grey.dtype.kind == "u" and grey.dtype.itemsize == 2:
+        return (grey >> 8).astype(np.uint8)
+    values = np.nan_to_num(grey.astype(np.float64))
+    low, high = float(values.min()), float(values.max())
+    if low >= 0 and high <= 65535 and grey.dtype.kind == "i":
+        scale = 255 if high <= 255 else 65535
+        low, high = 0.0, float(scale)
+    elif low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    return np.round((values - low) / max(high - low, 1e-12) * 255).astype(np.uint8)

@@ -1,0 +1,283 @@
+"""The two tables of a dataset: their columns, and values to rows and back.
+
+Knows: the columns of images and conversations, Parquet files that carry how they were made, changes laid over a
+table by id, the content hash.
+Does not know: folders, locks, roots, or which file is the current one (`dataset.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import polars as pl
+
+from workbench.conversation import SPLITS, Conversation, check_conversation, from_record, to_record
+from workbench.errors import DataError
+
+STATUSES = ("ok", "quarantined", "removed")
+
+IMAGE_COLUMNS: dict[str, Any] = {
+    "id": pl.String,
+    "root": pl.String,
+    "path": pl.String,
+    "width": pl.Int64,
+    "height": pl.Int64,
+    "hash": pl.String,
+    "phash": pl.String,
+    "split": pl.String,
+    "label": pl.String,
+    "captions": pl.List(pl.String),
+    "objects": pl.String,
+    "status": pl.String,
+    "reason": pl.String,
+}
+PART = {
+    "type": pl.String,
+    "text": pl.String,
+    "path": pl.String,
+    "root": pl.String,
+    "width": pl.Int64,
+    "height": pl.Int64,
+    "hash": pl.String,
+}
+CONVERSATION_COLUMNS: dict[str, Any] = {
+    "id": pl.String,
+    "messages": pl.List(pl.Struct({"role": pl.String, "content": pl.List(pl.Struct(PART))})),
+    "split": pl.String,
+    "task": pl.String,
+    "source": pl.String,
+    "metadata": pl.String,
+    "status": pl.String,
+    "reason": pl.String,
+}
+COLUMNS = {"images": IMAGE_COLUMNS, "conversations": CONVERSATION_COLUMNS}
+MEANING = {
+    "images": {
+        "id": "assigned once, kept for ever",
+        "root": "name of a folder under roots",
+        "path": "POSIX path below the root",
+        "width": "pixels, after EXIF rotation",
+        "height": "pixels, after EXIF rotation",
+        "hash": "SHA-256 of the file",
+        "phash": "64-bit perceptual hash, hexadecimal",
+        "split": "train, val, test or none",
+        "label": "class name",
+        "captions": "what people wrote about it",
+        "objects": "exact annotations, JSON",
+        "status": "ok, quarantined or removed",
+        "reason": "why it is not ok, or what was odd",
+    },
+    "conversations": {
+        "messages": "role and content (text, image and video parts), the Hugging Face / OpenAI shape",
+        "source": "where it came from, JSON",
+        "metadata": "anything else, JSON",
+    },
+}
+"""What the card says about the columns."""
+
+_DEFAULTS: dict[str, Any] = {"root": "images", "status": "ok", "captions": []}
+_META = "workbench"
+
+
+# --- frames -----------------------------------------------------------------------------------------------------
+
+
+def as_images(frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame with every column of `IMAGE_COLUMNS` in order, then its own further columns.
+
+    Raises `DataError` for a missing id or path, a wrong type, an unknown status or split, or a repeated row.
+    """
+    return check_table(complete(frame, "images"), "images")
+
+
+def complete(frame: pl.DataFrame, table: str) -> pl.DataFrame:
+    """Missing columns added with their defaults, known columns cast to their types."""
+    for column in ("id", "path" if table == "images" else "messages"):
+        if column not in frame.columns:
+            raise DataError(f"table {table}", found=f"no column {column!r}", expected=", ".join(COLUMNS[table]))
+    known = []
+    for column, kind in COLUMNS[table].items():
+        default = pl.lit(_DEFAULTS.get(column), dtype=kind)
+        known.append(pl.col(column).cast(kind).fill_null(default) if column in frame.columns else default.alias(column))
+    try:
+        return frame.select(*known, pl.exclude(list(COLUMNS[table])))
+    except pl.exceptions.PolarsError as problem:
+        raise DataError(f"table {table}", found=f"a column of the wrong type ({_first_line(problem)})") from problem
+
+
+def check_table(frame: pl.DataFrame, table: str) -> pl.DataFrame:
+    """The frame, if ids are unique and status and split are known words."""
+    where = f"table {table}"
+    if frame["id"].null_count() or (frame["id"] == "").any():
+        raise DataError(where, found="a row without id", expected="an id in every row")
+    key = ["root", "path"] if table == "images" else ["id"]
+    for columns in (["id"], key):
+        repeated = frame.filter(pl.struct(columns).is_duplicated())
+        if repeated.height:
+            names = ", ".join(dict.fromkeys("/".join(row) for row in repeated.select(columns).head(6).rows()))
+            raise DataError(where, found=f"the same {' and '.join(columns)} twice: {names}", expected="each once")
+    for column, words in (("status", STATUSES), ("split", (*SPLITS, None))):
+        wrong = frame.filter(~pl.col(column).is_in(list(words), nulls_equal=True))
+        if wrong.height:
+            found = f"{column} {wrong[column][0]!r} in {wrong['id'][0]}"
+            raise DataError(where, found=found, expected=", ".join(str(word or "none") for word in words))
+    return frame
+
+
+def overlay(frame: pl.DataFrame, changes: pl.DataFrame) -> pl.DataFrame:
+    """The frame with the changed rows' values put in by id; a null in `changes` sets null. New columns are added.
+
+    Raises `DataError` for a value that does not fit its column.
+    """
+    changed = [column for column in changes.columns if column != "id"]
+    marked = changes.rename({column: f"new {column}" for column in changed}).with_columns(pl.lit(True).alias("new row"))
+    joined = frame.join(marked, on="id", how="left", maintain_order="left")
+    take = pl.col("new row").fill_null(False)
+    values = []
+    for column in changed:
+        old = pl.col(column) if column in frame.columns else pl.lit(None)
+        kind = frame.schema.get(column) or changes.schema[column]
+        values.append(pl.when(take).then(pl.col(f"new {column}").cast(kind)).otherwise(old).alias(column))
+    try:
+        return joined.with_columns(values).select(*frame.columns, *(c for c in changed if c not in frame.columns))
+    except pl.exceptions.PolarsError as problem:
+        raise DataError("changes", found=f"a value of the wrong type ({_first_line(problem)})") from problem
+
+
+def apply_edits(frame: pl.DataFrame, edits: Sequence[Mapping[str, Any]], table: str) -> pl.DataFrame:
+    """The edits laid over the frame, the later over the earlier."""
+    values: dict[str, dict[str, Any]] = {}
+    for edit in edits:
+        for column, value in edit["set"].items():
+            packed = json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping) else value
+            values.setdefault(column, {})[edit["id"]] = packed
+    for column, by_id in values.items():
+        schema: dict[str, Any] = {"id": pl.String, column: frame.schema[column]}
+        try:
+            changes = pl.DataFrame({"id": list(by_id), column: list(by_id.values())}, schema=schema)
+        except (pl.exceptions.PolarsError, TypeError, UnicodeEncodeError) as problem:
+            where = f"edit of {table}, column {column}"
+            raise DataError(where, found=str(problem), expected=f"a value of type {schema[column]}") from problem
+        frame = overlay(frame, changes)
+    return frame
+
+
+def check_edit(frame: pl.DataFrame, record: Mapping[str, Any]) -> None:
+    """Raise `DataError` for what is wrong with an edit of the frame, or with its row after it."""
+    where, table, values = f"edit of {record.get('id')!r}", record["table"], record.get("set")
+    if not isinstance(values, Mapping) or not values or "id" in values:
+        raise DataError(where, found=f"set {values!r}", expected="a mapping of columns to new values, without id")
+    unknown = [column for column in values if column not in frame.columns]
+    if unknown:
+        raise DataError(where, found=f"column {unknown[0]!r}", expected=", ".join(frame.columns))
+    row = frame.filter(pl.col("id") == record.get("id"))
+    if not row.height:
+        raise DataError(where, found=f"no such id in {table}", expected="the id of a row")
+    edited = check_table(apply_edits(row, [record], table), table)
+    if table == "conversations":
+        check_conversation(next(frame_to_conversations(edited)))
+
+
+def content_hash(frame: pl.DataFrame) -> str:
+    """SHA-256 over the rows, whatever their order and whatever the order of further columns."""
+    digest = hashlib.sha256()
+    ordered = frame.select(sorted(frame.columns)).sort("id")
+    for part in ordered.iter_slices(20_000):
+        digest.update(part.write_ndjson().encode())
+    return digest.hexdigest()
+
+
+# --- conversations ----------------------------------------------------------------------------------------------
+
+
+def conversations_to_frame(conversations: Iterable[Conversation]) -> pl.DataFrame:
+    """One row per conversation. Raises `ConversationError` or `DataError` naming the one that cannot be kept."""
+    waiting = (_row(conversation) for conversation in conversations)
+    frames = [pl.DataFrame(schema=CONVERSATION_COLUMNS)]
+    while rows := list(islice(waiting, 10_000)):  # Python values take many times the room of a table
+        frames.append(pl.DataFrame(rows, schema=CONVERSATION_COLUMNS, orient="row"))
+    return check_table(pl.concat(frames), "conversations")
+
+
+def _row(conversation: Conversation) -> dict[str, Any]:
+    record = to_record(check_conversation(conversation))
+    where = f"conversation {conversation.id}"
+    try:
+        packed = {key: json.dumps(record[key], ensure_ascii=False) for key in ("source", "metadata")}
+        parts = [part for message in conversation.messages for part in message.content]
+        texts = [part if isinstance(part, str) else f"{part.root}/{part.path}" for part in parts]
+        "".join((*packed.values(), *texts, conversation.id, conversation.task or "")).encode()
+    except UnicodeEncodeError as problem:
+        found = f"text that is not Unicode ({problem.object[problem.start : problem.end]!r})"
+        raise DataError(where, found=found, expected="text that can be saved") from problem
+    except (TypeError, ValueError) as problem:
+        expected = "text, numbers, lists and mappings in source and metadata"
+        raise DataError(where, found=str(problem), expected=expected) from problem
+    return {**record, **packed, "status": "ok", "reason": None}
+
+
+def frame_to_conversations(frame: pl.DataFrame) -> Iterator[Conversation]:
+    """The conversations of a frame, in its order."""
+    for row in frame.iter_rows(named=True):
+        yield from_record({**row, "source": json.loads(row["source"]), "metadata": json.loads(row["metadata"])})
+
+
+# --- Parquet ----------------------------------------------------------------------------------------------------
+
+
+def to_parquet(frame: pl.DataFrame, meta: Mapping[str, Any]) -> bytes:
+    """A zstd Parquet file of the frame; `meta` (JSON-able) travels in its footer, so that both change in one rename."""
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer, compression="zstd", metadata={_META: json.dumps(meta)})
+    return buffer.getvalue()
+
+
+def read_parquet(files: list[Path]) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """The rows of one table from its file, or its shards in order, and the `meta` of the first.
+
+    Raises `DataError` where a file is damaged.
+    """
+    frames = []
+    for file in files:
+        with _reading(file), open(file, "rb") as handle:  # one handle: a writer may replace the file meanwhile
+            meta = _meta(handle)
+            handle.seek(0)
+            frames.append((pl.read_parquet(handle), meta))
+    return pl.concat([frame for frame, _ in frames], how="diagonal_relaxed"), frames[0][1]
+
+
+def count_rows(files: list[Path]) -> int:
+    """How many rows the files hold, from their footers alone."""
+    return sum(pl.scan_parquet(file, glob=False).select(pl.len()).collect().item() for file in files)
+
+
+def read_meta(file: Path) -> dict[str, Any]:
+    """What `to_parquet` put into the footer. Raises `DataError` where the file is damaged."""
+    with _reading(file), open(file, "rb") as handle:
+        return _meta(handle)
+
+
+def _meta(handle: IO[bytes]) -> dict[str, Any]:
+    """Nothing done and no edits taken in, for a file that another tool wrote."""
+    return {"operations": [], "edits": 0, **json.loads(pl.read_parquet_metadata(handle).get(_META, "{}"))}
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pl.exceptions.PolarsError, OSError, ValueError) as problem:
+        found = f"a damaged or truncated Parquet file ({_first_line(problem)})"
+        fix = "copy the dataset again, take the file from snapshots/, or import again into a new folder"
+        raise DataError(str(file), found=found, fix=fix) from problem
+
+
+def _first_line(problem: Exception) -> str:
+    return (str(problem).splitlines() or [type(problem).__name__])[0]
