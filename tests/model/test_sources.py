@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from workbench.errors import ModelError
+from workbench.model.sources import full_name, resolve, safetensors_files
+from workbench.resources import tiny_folder
+
+
+def test_a_folder_and_tiny_resolve_without_a_network(tmp_path, monkeypatch):
+    assert resolve(tmp_path) == tmp_path.resolve()
+    assert resolve("tiny", part="vision") == tiny_folder() / "vision"
+    monkeypatch.chdir(tmp_path.parent)
+    assert full_name(tmp_path.name) == str(tmp_path.resolve())
+    assert full_name("tiny") == "tiny" and full_name("owner/name") == "owner/name"
+
+
+def test_offline_is_said_in_one_line_and_at_once():
+    said: list[str] = []
+    began = time.monotonic()
+    with pytest.raises(ModelError, match="llava-hf/llava-1.5-7b-hf: found no way to the Hub") as caught:
+        resolve("llava-hf/llava-1.5-7b-hf", say=said.append)
+    assert time.monotonic() - began < 5
+    assert "\n" not in str(caught.value) and "give a folder" in str(caught.value)
+    assert said == []
+
+
+def test_a_name_that_is_neither_is_refused_before_any_network():
+    with pytest.raises(ModelError, match="no such folder; expected a folder or a Hub name such as owner/name"):
+        resolve("./missing/deep/folder")
+
+
+def test_weights_that_an_index_lists_must_all_be_there(tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
+    with pytest.raises(ModelError, match="found no model-1.safetensors"):
+        safetensors_files(tmp_path)
+    (tmp_path / "model-1.safetensors").touch()
+    assert safetensors_files(tmp_path) == [tmp_path / "model-1.safetensors"]

@@ -1,0 +1,195 @@
+"""One self-contained folder per checkpoint: saved whole, proven by loading it again, loaded by its content.
+
+Knows: which tensors and settings a trained LLaVA needs beside its base, their hashes, and the proof after saving.
+Does not know: how the base is kept and found (base.py), optimisers and runs (whoever saves may put own files into the
+folder), the exported layout (export.py).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+from peft import LoraConfig
+
+from workbench.errors import CheckpointError, ModelError
+from workbench.model import hf_folder
+from workbench.model.base import keep_base, rebuild_base
+from workbench.model.export import export_hf as export_hf
+from workbench.model.llava import Llava
+from workbench.model.lora import adapter_parameters, attach_config, has_adapter
+from workbench.model.precision import LANGUAGE
+from workbench.model.proof import affordable, check_files, file_table, prove
+from workbench.model.sources import full_name, resolve, safetensors_files
+from workbench.model.templates import Template, chat_template, load_template
+from workbench.model.tensors import fill, named, read_tensors, write_tensors
+from workbench.resources import atomic_folder
+
+if TYPE_CHECKING:
+    from workbench.recipe import Recipe
+
+FORMAT = 1
+MANIFEST = "checkpoint.json"
+PREFIXES = {
+    "projector": ("model.multi_modal_projector.",),
+    "vision": ("model.vision_tower.",),
+    "language": (LANGUAGE, "lm_head."),
+}
+PACKAGES = ("llava-workbench", "torch", "transformers", "peft", "bitsandbytes", "tokenizers")
+
+
+def save(
+    llava: Llava,
+    folder: str | Path,
+    *,
+    recipe: Recipe | None = None,
+    step: int = 0,
+    extra: dict[str, Any] | None = None,
+    also: Callable[[Path], None] | None = None,
+) -> Path:
+    """Write a checkpoint folder whole or not at all, and prove it; returns its path. An older one there is replaced.
+
+    `extra` is JSON kept in `checkpoint.json`; `also` may write more files (an optimiser's state) into the folder
+    before it is sealed: their hashes are recorded too. Every tensor file is read again and compared bit for bit.
+    For models up to 2 GB the whole folder is loaded again before it gets its name, and all tensors and the logits of
+    a probe conversation are compared. Raises `CheckpointError` if they differ, `DiskError` if the disk is full; what
+    was there before is then intact.
+    """
+    with atomic_folder(folder, replace=True) as temporary:
+        for part in ("projector", *llava.spec["trained"]):
+            write_tensors(temporary / f"{part}.safetensors", named(llava.model, PREFIXES[part]))
+        if has_adapter(llava.model):
+            write_tensors(temporary / "adapter" / "adapter_model.safetensors", adapter_parameters(llava.model))
+            llava.model.peft_config["default"].save_pretrained(str(temporary / "adapter"))
+        llava.tokenizer.save_pretrained(temporary / "tokenizer")
+        renderer = llava.renderer
+        template = renderer.template.model_dump(mode="json")
+        (temporary / "template.yaml").write_text(yaml.safe_dump(template, sort_keys=False))
+        written = chat_template(renderer.template, bos=bool(renderer.bos), lead=renderer.lead)
+        (temporary / "chat_template.jinja").write_text(written)
+        if recipe is not None:
+            (temporary / "recipe.yaml").write_text(recipe.to_yaml())
+        base = {part: keep_base(part, llava, temporary) for part in llava.folders}
+        if also is not None:
+            also(temporary)
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "spec": llava.spec,
+            "base": base,
+            "versions": {name: _version(name) for name in PACKAGES},
+            "extra": extra or {},
+            "files": file_table(temporary),
+        }
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        if affordable(llava):
+            prove(llava, lambda: load_checkpoint(temporary, device=str(llava.device)))
+    return Path(folder)
+
+
+def load_checkpoint(
+    folder: str | Path,
+    *,
+    load: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    template: str | Template | None = None,
+    image_mode: str | None = None,
+) -> Llava:
+    """The LLaVA of a checkpoint folder, every file and tensor checked; `load` as in `llava.load`.
+
+    With `load=None` trained tensors keep their float32. Raises `CheckpointError`.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    check_files(folder, manifest["files"])
+    if image_mode is not None:
+        manifest["spec"]["image_mode"] = image_mode
+    chosen = load_template(folder / "template.yaml") if template is None else template
+    llava = rebuild_base(folder, manifest, load, dtype, device, chosen)
+    adapter = folder / "adapter"
+    if adapter.is_dir():
+        attach_config(llava, LoraConfig.from_pretrained(str(adapter)))
+        tensors = read_tensors(adapter / "adapter_model.safetensors")
+        fill(adapter_parameters(llava.model), tensors, where=str(adapter))
+    for part in ("projector", *llava.spec["trained"]):
+        path = folder / f"{part}.safetensors"
+        rounded = None if load is None or part == "projector" else llava.held
+        fill(named(llava.model, PREFIXES[part]), read_tensors(path), where=str(path), dtype=rounded)
+    return llava
+
+
+def load_any(
+    source: str | Path,
+    *,
+    load: str | None,
+    dtype: str,
+    device: str,
+    template: str | Template | None = None,
+    image_mode: str | None = None,
+) -> Llava:
+    """`llava.load`: what a folder is follows from what lies in it."""
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "template": template, "image_mode": image_mode}
+    folder = checkpoint_folder(source)
+    if (folder / MANIFEST).is_file():
+        return load_checkpoint(folder, load=load, **options)
+    return hf_folder.load_folder(folder, source=full_name(source), load=load or "fp32", **options)
+
+
+def checkpoint_folder(source: str | Path) -> Path:
+    """The folder that holds the model: a run's best checkpoint, a checkpoint, or a Hugging Face LLaVA folder."""
+    folder = resolve(source)
+    if (folder / "run.json").is_file():
+        from workbench.run import Run
+
+        best = Run.open(folder).checkpoint
+        if best is None:
+            raise CheckpointError(str(source), found="a run without a checkpoint yet", expected="one that has saved")
+        return best
+    if (folder / MANIFEST).is_file() or hf_folder.is_llava(folder):
+        return folder
+    held = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) or "nothing"
+    expected = f"run.json (a run), {MANIFEST} (a checkpoint) or config.json of a LLaVA"
+    raise ModelError(str(source), found=f"a folder with {held}", expected=expected)
+
+
+def read_projector(source: str | Path) -> tuple[str, dict[str, torch.Tensor]]:
+    """(kind, tensors) of the projector in a run, a checkpoint or a Hugging Face LLaVA folder."""
+    folder = checkpoint_folder(source)
+    if (folder / MANIFEST).is_file():
+        manifest = read_manifest(folder)
+        check_files(folder, manifest["files"], only="projector.safetensors")
+        return manifest["spec"]["projector"], read_tensors(folder / "projector.safetensors")
+    act = json.loads((folder / "config.json").read_text()).get("projector_hidden_act", "gelu")
+    found = {}
+    for path in safetensors_files(folder):
+        for name, tensor in read_tensors(path, containing="multi_modal_projector.").items():
+            found["model." + name.removeprefix("model.")] = tensor
+    return hf_folder.projector_name(act, folder), found
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """`checkpoint.json`. Raises `CheckpointError` if it is missing, cut off, or of a format unknown here."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(str(folder), found=f"no {MANIFEST}", expected="a checkpoint folder") from error
+    except ValueError as error:
+        raise CheckpointError(str(path), found="a file that is cut off", expected="JSON") from error
+    if manifest.get("format") != FORMAT:
+        found, fix = f"format {manifest.get('format')!r}", "use the version of workbench that wrote it"
+        raise CheckpointError(str(path), found=found, expected=f"format {FORMAT}", fix=fix)
+    return manifest
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,113 @@
+"""What leaves the house: one merged LLaVA folder that vanilla transformers loads, with the same ids, pixels, answers.
+
+Knows: the standard layout, the processor's settings for it, and which base an adapter is merged onto.
+Does not know: demos and other hand-overs (serving/export.py), how checkpoints lie on disk.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+from pathlib import Path
+
+import torch
+import yaml
+from tokenizers import processors
+from transformers import GenerationConfig, LlavaProcessor
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+from workbench.errors import ModelError
+from workbench.model.hf_folder import load_folder, load_model
+from workbench.model.joint import tower_tokens
+from workbench.model.llava import Llava, load
+from workbench.model.lora import merge_into
+from workbench.model.parts import IMAGE_TOKEN, quietly
+from workbench.model.proof import affordable, compare_tensors, prove
+from workbench.model.templates import chat_template
+from workbench.resources import atomic_folder
+
+
+def export_hf(source: str | Path, out: str | Path, *, base: str = "nf4", device: str = "auto") -> Path:
+    """Merge a run or checkpoint and write it as a standard LLaVA folder; returns the folder.
+
+    `base="nf4"` merges onto the base the adapter was trained on, dequantised: logits equal within rounding.
+    `base="original"` merges onto the weights before quantisation. The folder is loaded again and compared before it
+    gets its name. Raises `ModelError` if `out` holds files, `CheckpointError` if the source is damaged.
+    """
+    out = Path(out)
+    refuse_full(out)
+    llava = merge_into(load(source, device=device), base)
+    return write_folder(llava, out)
+
+
+def refuse_full(out: Path) -> None:
+    """Raise `ModelError` unless the folder is new or empty. Nothing is ever overwritten."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ModelError(str(out), found="files", expected="a new or empty folder", fix="choose another name")
+
+
+def write_folder(llava: Llava, out: Path) -> Path:
+    """Write a `Llava` without adapters as a Hugging Face folder, whole or not at all, and prove it."""
+    model = llava.model.to(llava.held)
+    model.generation_config = generation_config(llava)
+    for config in (model.config, model.config.text_config, model.config.vision_config):
+        config._name_or_path = ""  # where the base lay on this disk is nobody's business
+    try:
+        with atomic_folder(out) as temporary:
+            with quietly(sum(parameter.nbytes for parameter in model.parameters())):
+                model.save_pretrained(temporary)
+            processor(llava).save_pretrained(temporary)
+            template = llava.renderer.template.model_dump(mode="json")
+            (temporary / "template.yaml").write_text(yaml.safe_dump(template, sort_keys=False))
+            _prove(llava, temporary)
+    except OSError as error:
+        if error.errno == errno.EEXIST:
+            refuse_full(out)
+        raise
+    return out
+
+
+def _prove(llava: Llava, folder: Path) -> None:
+    """Load the folder again: equal tensors always, equal logits where a second model is affordable beside the first."""
+    spec = llava.spec
+    if affordable(llava):
+        device = str(llava.device)
+        prove(llava, lambda: load_folder(folder, source="", load=spec["load"], dtype=spec["dtype"], device=device))
+    else:
+        compare_tensors(llava.model, load_model(folder, spec["load"], llava.held, torch.device("cpu")))
+
+
+def processor(llava: Llava) -> LlavaProcessor:
+    """transformers' processor that gives the pixels, image token counts and ids that `llava` sees.
+
+    The chat template writes the begin token, so the tokenizer beside it adds none.
+    """
+    renderer = llava.renderer
+    tokenizer = copy.deepcopy(llava.tokenizer)
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
+    tokenizer.padding_side = "left"
+    text = chat_template(renderer.template, bos=bool(renderer.bos), lead=renderer.lead)
+    tokenizer.chat_template = text
+    settings = dict(llava.image_mode.processor_settings())
+    settings.pop("image_processor_type")
+    return LlavaProcessor(
+        image_processor=LlavaImageProcessorPil(**settings),
+        tokenizer=tokenizer,
+        patch_size=llava.tower.config.patch_size,
+        vision_feature_select_strategy=llava.model.config.vision_feature_select_strategy,
+        num_additional_image_tokens=tower_tokens(llava.tower)[0],
+        image_token=IMAGE_TOKEN,
+        chat_template=text,
+    )
+
+
+def generation_config(llava: Llava) -> GenerationConfig:
+    """Greedy by default, and it stops: every id that ends an answer under the template."""
+    ends = list(llava.renderer.end_ids)
+    pad = llava.tokenizer.pad_token_id
+    return GenerationConfig(
+        bos_token_id=llava.tokenizer.bos_token_id,
+        eos_token_id=ends,
+        pad_token_id=ends[0] if pad is None else pad,
+        do_sample=False,
+    )

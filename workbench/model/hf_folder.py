@@ -1,0 +1,118 @@
+"""An existing LLaVA in Hugging Face's layout: read, checked, in any number format.
+
+Knows: that layout, and what its image processor's settings say about the image mode.
+Does not know: training, our checkpoints, how such a folder is written (export.py).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlavaForConditionalGeneration
+
+from workbench.errors import ModelError
+from workbench.model.joint import PROJECTORS, tower_tokens
+from workbench.model.llava import Llava, finish
+from workbench.model.parts import (
+    IMAGE_TOKEN,
+    add_image_token,
+    check_report,
+    image_settings,
+    loading_quietly,
+    read_config,
+)
+from workbench.model.precision import check_quantised, pick_device, pick_dtypes, quantisation
+from workbench.model.templates import Template, load_template
+from workbench.model.tokenizers import load_tokenizer
+
+
+def is_llava(folder: Path) -> bool:
+    """Whether the folder's configuration says it is a LLaVA."""
+    path = folder / "config.json"
+    return path.is_file() and json.loads(path.read_text()).get("model_type") == "llava"
+
+
+def load_model(folder: Path, load: str, dtype: torch.dtype, device: torch.device) -> LlavaForConditionalGeneration:
+    """The whole model on the device, frozen, only the language model's linears quantised. Raises `ModelError`."""
+    read_config(folder)
+    with loading_quietly(folder):
+        model, report = LlavaForConditionalGeneration.from_pretrained(
+            folder,
+            dtype=dtype,
+            quantization_config=quantisation(load, dtype, inside_llava=True),
+            device_map={"": device},
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # `check_report` names them
+            output_loading_info=True,
+        )
+    check_report(folder, report)
+    check_quantised(model, load)
+    return model.requires_grad_(False).eval()
+
+
+def load_folder(
+    folder: Path,
+    *,
+    source: str,
+    load: str = "fp32",
+    dtype: str = "auto",
+    device: str = "auto",
+    template: str | Template | None = None,
+    image_mode: str | None = None,
+) -> Llava:
+    """A `Llava` around a Hugging Face LLaVA folder; template and image mode as the folder says unless given."""
+    place = pick_device(device)
+    held, computed = pick_dtypes(load, dtype, place)
+    model = load_model(folder, load, held, place)
+    tokenizer = load_tokenizer(folder)
+    vocabulary = add_image_token(model, tokenizer)
+    config = model.config
+    if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != config.image_token_id:
+        found = f"{IMAGE_TOKEN} as token {tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)}"
+        raise ModelError(str(folder), found=found, expected=f"token {config.image_token_id}, as config.json says")
+    if not isinstance(config.vision_feature_layer, int):
+        raise ModelError(str(folder), found="several vision_feature_layer", expected="one layer")
+    extra, patches = tower_tokens(model.model.vision_tower)
+    config.image_seq_length = patches + (extra if config.vision_feature_select_strategy == "full" else 0)
+    settings = image_settings(folder, config.vision_config)
+    record = {
+        "llava": source,
+        "projector": projector_name(config.projector_hidden_act, folder),
+        "vision_layer": config.vision_feature_layer,
+        "vision_select": config.vision_feature_select_strategy,
+        "load": load,
+        "image_mode": image_mode or mode_of(settings),
+        "trained": [],
+    }
+    chosen = template if template is not None else template_of(folder, config.text_config.model_type)
+    return finish(model, tokenizer, record | vocabulary, {"llava": folder}, settings, chosen, place, computed)
+
+
+def projector_name(act: str, folder: Path) -> str:
+    """Our name for a projector, from the activation between its linears."""
+    for name, held in PROJECTORS.items():
+        if held == act:
+            return name
+    raise ModelError(str(folder), found=f"projector_hidden_act {act!r}", expected=" or ".join(PROJECTORS.values()))
+
+
+def mode_of(settings: dict[str, Any]) -> str:
+    """The image mode that an image processor's settings describe."""
+    if settings.get("do_pad"):
+        return "pad"
+    whole = "shortest_edge" not in settings.get("size", {}) and isinstance(settings.get("size"), dict)
+    return "square" if whole or settings.get("do_center_crop") is False else "crop"
+
+
+def template_of(folder: Path, language: str) -> str | Template:
+    """The template beside an exported model; `v1` for a Llama without one. Raises `ModelError` where it is a guess."""
+    path = folder / "template.yaml"
+    if path.is_file():
+        return load_template(path)
+    if language != "llama":
+        raise ModelError(str(folder), found=f"a {language} model and no template.yaml", fix="say which template")
+    return "v1"

@@ -1,0 +1,224 @@
+"""LLaVA, built from a vision tower and a language model, or loaded: transformers' own class, unmodified.
+
+Knows: how two models and a fresh projector become one `LlavaForConditionalGeneration` in any number format, how an
+image becomes tower features and projected tokens, and what has to be recorded to build the same thing again.
+Does not know: what trains (stages.py), LoRA (lora.py), folders that hold trained weights (checkpoint.py).
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import (
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from workbench.errors import ModelError
+from workbench.model.images import ImageMode
+from workbench.model.joint import fresh_projector, llava_config
+from workbench.model.parts import IMAGE_TOKEN, add_image_token, image_settings, load_language, load_tower
+from workbench.model.precision import check_quantised, dtype_name, pick_device, pick_dtypes
+from workbench.model.renderer import Renderer
+from workbench.model.sources import full_name, resolve
+from workbench.model.templates import Template, load_template
+from workbench.model.tokenizers import load_tokenizer
+
+if TYPE_CHECKING:
+    from workbench.recipe import ModelSpec
+
+
+@dataclass
+class Llava:
+    """A LLaVA and all that is needed to talk to it. `spec` says how it was built; see `build` for its keys."""
+
+    model: LlavaForConditionalGeneration
+    tokenizer: PreTrainedTokenizerBase
+    renderer: Renderer
+    image_mode: ImageMode
+    spec: dict[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+    """The floating-point type the model computes in; trainable weights are float32 whatever this says."""
+    folders: dict[str, Path] = field(default_factory=dict)
+    """Where the base lies on this disk: `vision` and `language`, or `llava`."""
+
+    @property
+    def tower(self) -> PreTrainedModel:
+        return self.model.model.vision_tower
+
+    @property
+    def projector(self) -> LlavaMultiModalProjector:
+        return self.model.model.multi_modal_projector
+
+    @property
+    def image_token_id(self) -> int:
+        return self.model.config.image_token_id
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens one image takes in the language model."""
+        return self.model.config.image_seq_length
+
+    @property
+    def held(self) -> torch.dtype:
+        """The floating-point type of the base's weights that are not quantised."""
+        return self.model.get_input_embeddings().weight.dtype
+
+    @property
+    def vision_trains(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.tower.parameters())
+
+    def tower_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) pixels -> (B, image_tokens, D_vision): the chosen hidden state, without the class token.
+
+        Outside autograd unless a weight of the tower trains.
+        """
+        config = self.model.config
+        layer: int = config.vision_feature_layer
+        pixels = pixel_values.to(self.device, self._tower_dtype)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.vision_trains):
+            states = self.tower(pixels, output_hidden_states=[layer]).hidden_states
+        features = states[layer]
+        return features[:, 1:] if config.vision_feature_select_strategy == "default" else features
+
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, N, D_vision) tower features -> (B, N, D_language) in the type the projector is held in."""
+        return self.projector(features.to(self.device, self.projector.linear_1.weight.dtype))
+
+    def image_inputs(self, projected: torch.Tensor) -> dict[str, BaseModelOutputWithPooling]:
+        """Projected features as transformers' `mm_encoder_outputs`, which replaces `pixel_values` in `forward`."""
+        return {"image": BaseModelOutputWithPooling(pooler_output=list(projected))}
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Mixed precision: float32 weights (trainable ones are) compute in `dtype`. Does nothing for float32."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    @property
+    def _tower_dtype(self) -> torch.dtype:
+        return next(self.tower.parameters()).dtype
+
+
+def build(spec: ModelSpec, *, template: str | Template, image_mode: str, seed: int = 0) -> Llava:
+    """A LLaVA with a fresh projector from any CLIP or SigLIP tower and any Llama-, Mistral- or Qwen-type model.
+
+    With `spec.checkpoint` an existing LLaVA is loaded instead. The recorded `spec` has the keys `vision` and
+    `language` (or `llava`): the sources; `projector`, `vision_layer`, `vision_select`, `load`, `dtype`, `seed`,
+    `template`, `image_mode`, `image_settings`, `vocabulary` (tokens, rows before and after), and `trained`: the parts
+    besides projector and adapter that left their base.
+    Raises `ModelError` where the parts do not fit together.
+    """
+    if spec.checkpoint is not None:
+        loaded = load(
+            spec.checkpoint,
+            load=spec.load,
+            dtype=spec.dtype,
+            device=spec.device,
+            template=template,
+            image_mode=image_mode,
+        )
+        return _take_projector(loaded, spec.projector_from)
+    record: dict[str, Any] = {
+        "vision": full_name(str(spec.vision)),
+        "language": full_name(str(spec.language)),
+        "projector": spec.projector,
+        "vision_layer": spec.vision_layer,
+        "vision_select": spec.vision_select,
+        "load": spec.load,
+        "dtype": spec.dtype,
+        "seed": seed,
+        "image_mode": image_mode,
+        "trained": [],
+    }
+    folders = {part: resolve(record[part], part=part) for part in ("vision", "language")}
+    return _take_projector(assemble(record, folders, template=template, device=spec.device), spec.projector_from)
+
+
+def load(
+    source: str | Path,
+    *,
+    load: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    template: str | Template | None = None,
+    image_mode: str | None = None,
+) -> Llava:
+    """A LLaVA from a Hugging Face LLaVA folder or Hub name, a checkpoint folder of ours, or a run folder.
+
+    What a folder is follows from its content. `load=None` means as it was saved (float32 for a Hugging Face folder).
+    A checkpoint trained on a quantised base and loaded as `fp32`, `bf16` or `fp16` gets that base dequantised: the
+    numbers it was trained on. Raises `CheckpointError` for missing, changed, misshapen or surplus tensors.
+    """
+    from workbench.model.checkpoint import load_any  # checkpoint.py builds on this module
+
+    return load_any(source, load=load, dtype=dtype, device=device, template=template, image_mode=image_mode)
+
+
+def assemble(
+    record: dict[str, Any], folders: dict[str, Path], *, template: str | Template, device: str = "auto"
+) -> Llava:
+    """Put a tower and a language model from these folders together, as `record` says. No weight exists twice."""
+    place = pick_device(device)
+    held, dtype = pick_dtypes(record["load"], record["dtype"], place)
+    tower = load_tower(folders["vision"], held, place)
+    language = load_language(folders["language"], record["load"], held, place)
+    tokenizer = load_tokenizer(folders.get("tokenizer", folders["language"]))
+    vocabulary = add_image_token(language, tokenizer)
+    config = llava_config(record, tower, language, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    if type(model.model.language_model) is not type(language.model):
+        raise ModelError(record["language"], found=type(language).__name__, expected="a Llava-compatible causal LM")
+    model.model.vision_tower, model.model.language_model, model.lm_head = tower, language.model, language.lm_head
+    model.model.multi_modal_projector = fresh_projector(config, record["seed"]).to(place, held)
+    model.generation_config = language.generation_config
+    for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # peft chooses its layers by these
+        setattr(model, flag, getattr(language, flag, False))
+    model.requires_grad_(False).eval()
+    check_quantised(model, record["load"])
+    settings = image_settings(folders["vision"], tower.config)
+    kept = {part: folders[part] for part in ("vision", "language")}
+    return finish(model, tokenizer, record | vocabulary, kept, settings, template, place, dtype)
+
+
+def finish(
+    model: LlavaForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    record: dict[str, Any],
+    folders: dict[str, Path],
+    settings: dict[str, Any],
+    template: str | Template,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Llava:
+    """The last step of building and of loading: renderer and image mode beside the model."""
+    held = template if isinstance(template, Template) else load_template(template)
+    mode = ImageMode(record["image_mode"], settings)
+    if mode.side != model.config.vision_config.image_size:
+        expected = f"{model.config.vision_config.image_size}, the vision tower's"
+        raise ModelError("the image processor", found=f"images {mode.side} pixels wide", expected=expected)
+    record = record | {"template": held.name, "dtype": dtype_name(dtype), "image_settings": settings}
+    return Llava(model, tokenizer, Renderer(tokenizer, held), mode, record, device, dtype, folders)
+
+
+def _take_projector(llava: Llava, source: str | None) -> Llava:
+    """Put the projector of another run or checkpoint into this model."""
+    if source is None:
+        return llava
+    from workbench.model.checkpoint import read_projector  # builds on this module, as in `load`
+    from workbench.model.tensors import fill, named
+
+    where = f"projector_from {source}"
+    kind, tensors = read_projector(source)
+    if kind != llava.spec["projector"]:
+        raise ModelError(where, found=f"a {kind} projector", expected=llava.spec["projector"])
+    fill(named(llava.model, ("model.multi_modal_projector.",)), tensors, where=where)
+    llava.spec["projector_from"] = full_name(source)
+    return llava

@@ -1,0 +1,236 @@
+"""The only place where a conversation becomes ids and labels, and where a prompt becomes ids.
+
+Knows: how the segments of a conversation are tokenised (as LLaVA does: what lies between two images in one go), which
+ids are trained on (those of the answers' spans, found by character offsets), and where a shared prefix ends.
+Does not know: pixels, how many tokens an image becomes (`expand` is told), batches or models.
+
+The ids of a conversation begin with the ids of its prompt, wherever it is cut: each place where the assistant begins to
+speak is a border that no token crosses.
+
+Ids and labels are those of LLaVA's own functions (commit c121f04). On purpose different:
+- what LLaVA leaves out of training without a word is an error here: an empty answer, a text that writes a separator or
+  a control token, a last question without an answer, a conversation that the assistant begins;
+- LLaVA finds labels again by counting the tokens of pieces. Where that goes wrong (with sentencepiece models that strip
+  white space it trains on the colon before an answer; with chatml on hardly anything) labels are the answers' here;
+- of several images in a question LLaVA keeps one mark; here all stay;
+- an answer that begins with a newline, after a prompt that ends with one, does not share a token with it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tokenizers import Tokenizer, processors
+
+from workbench.conversation import IMAGE_MARK, Conversation, Image, check_conversation
+from workbench.errors import ModelError, RenderError
+from workbench.model.segments import Segment, answer_end, check_text, control_in_text, write
+from workbench.model.templates import Template, load_template
+from workbench.model.tokenizers import ALWAYS_LEADS
+
+IMAGE_TOKEN_INDEX = -200
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as a model reads it. `ids` and `labels` are equally long; each image is one id of -200."""
+
+    id: str
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    """The id where it is trained on, else -100. Not shifted."""
+    images: tuple[Image, ...]
+    """As many as there are -200 in `ids`, in their order."""
+    prefix: int
+    """How many leading ids conversations about the same image share: through the last image of the first question."""
+    text: str
+    """The rendering as a person reads it, images as `<image>`."""
+
+    @property
+    def trained(self) -> int:
+        """How many ids are trained on."""
+        return sum(label != IGNORE_INDEX for label in self.labels)
+
+
+class Renderer:
+    """One tokenizer and one template.
+
+    A sequence begins with BOS if the tokenizer adds one, or if its own chat template begins with one. Raises
+    `ModelError` for a tokenizer without offsets, or one that has no single token for the template's end of an answer.
+    """
+
+    def __init__(self, tokenizer: Any, template: str | Template) -> None:
+        self.tokenizer = tokenizer
+        self.template = load_template(template)
+        self._backend = _own_backend(tokenizer)
+        self.bos: tuple[int, ...] = _begin(tokenizer)
+        self.lead = _lead(tokenizer, self._backend)
+        """When a space is written before what lies between two images, so that it begins with a space mark as in LLaVA:
+        `never`, `missing` (unless there is one) or `always`. Needed where a tokenizer marks a text's beginning only."""
+        special = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._control = set(special) - {tokenizer.unk_token_id}
+        self._forbidden = tuple(dict.fromkeys((IMAGE_MARK, *self.template.reserved, *special.values())))
+        self.end_ids: tuple[int, ...] = self._ends()
+        """The ids at which generation stops."""
+
+    # --- public -------------------------------------------------------------------------------------------------
+
+    def render(self, conversation: Conversation) -> Rendered:
+        """The conversation with labels, for training: each answer and its end token are trained on, nothing else.
+
+        Raises `RenderError`, naming conversation and message, for a last question without an answer, a text that writes
+        a control token or a separator of the template, or a shape the template has no place for; `ConversationError`
+        for an illegal conversation, one with an empty answer included.
+        """
+        _check_last(conversation, "assistant", "a conversation that ends with an answer, to train on")
+        rendered = self._render(conversation)
+        if not rendered.trained:
+            raise RenderError(conversation.id, found="no token to train on", expected="at least one")
+        return rendered
+
+    def prompt(self, conversation: Conversation) -> Rendered:
+        """The conversation up to where the assistant speaks; every label is -100. Raises as `render` does."""
+        _check_last(conversation, "user", "a question last: conversation.prompt")
+        rendered = self._render(conversation)
+        return replace(rendered, labels=(IGNORE_INDEX,) * len(rendered.ids))
+
+    def expand(self, rendered: Rendered, counts: Sequence[int], image_token_id: int) -> tuple[list[int], list[int]]:
+        """`(ids, labels)` with the n-th -200 written out as `counts[n]` times `image_token_id`."""
+        if len(counts) != len(rendered.images):
+            expected = f"one for each of {len(rendered.images)} images"
+            raise RenderError(rendered.id, found=f"{len(counts)} token counts", expected=expected)
+        ids: list[int] = []
+        labels: list[int] = []
+        waiting = iter(counts)
+        for id, label in zip(rendered.ids, rendered.labels, strict=True):
+            count = next(waiting) if id == IMAGE_TOKEN_INDEX else 1
+            ids += [image_token_id if id == IMAGE_TOKEN_INDEX else id] * count
+            labels += [label] * count
+        return ids, labels
+
+    # --- ids ----------------------------------------------------------------------------------------------------
+
+    def _render(self, conversation: Conversation) -> Rendered:
+        segments = write(self.template, conversation, self.tokenizer.bos_token or "", self.tokenizer.eos_token or "")
+        check_text(conversation, segments, self._forbidden)
+        first = next(number for number, message in enumerate(conversation.messages) if message.role == "user")
+        ids, labels = list(self.bos), [IGNORE_INDEX] * len(self.bos)
+        prefix = 0
+        chunk: list[Segment] = []
+        for segment in (*segments, None):
+            if segment is not None and segment.kind != "image":
+                chunk.append(segment)
+                continue
+            for id, trained in self._chunk(conversation, chunk):
+                ids.append(id)
+                labels.append(id if trained else IGNORE_INDEX)
+            chunk = []
+            if segment is not None:
+                ids.append(IMAGE_TOKEN_INDEX)
+                labels.append(IGNORE_INDEX)
+                prefix = len(ids) if segment.message == first else prefix
+        text = "".join(segment.text for segment in segments)
+        return Rendered(conversation.id, tuple(ids), tuple(labels), conversation.images, prefix, text)
+
+    def _chunk(self, conversation: Conversation, segments: list[Segment]) -> list[tuple[int, bool]]:
+        """What lies between two images as (id, is it trained on)."""
+        owners: list[Segment] = []  # of each character
+        borders = []
+        for segment in segments:
+            if segment.trained and not (owners and owners[-1].trained):
+                borders.append(len(owners))
+            owners += [segment] * len(segment.text)
+        pairs = []
+        for id, start in zip(*self._tokens("".join(segment.text for segment in segments), borders), strict=True):
+            owner = owners[start]
+            if owner.kind == "text" and id in self._control:
+                raise control_in_text(conversation, owner.message, self.tokenizer.convert_ids_to_tokens(id))
+            pairs.append((id, owner.trained))
+        return pairs
+
+    def _tokens(self, text: str, borders: list[int]) -> tuple[list[int], list[int]]:
+        """Ids of `text` and the character each begins at; no token crosses a border.
+
+        In the normal case these are the ids of the whole text. Where a tokenizer would merge across a border (an answer
+        that begins with a newline after a prompt that ends with one) the text is tokenised anew from there. So the ids
+        up to a border depend on nothing behind it.
+        """
+        ids: list[int] = []
+        starts: list[int] = []
+        base = border = 0  # what lies before `base` is settled; `head` is from there to `border`
+        head: list[int] = []
+        head_starts: list[int] = []
+        for stop in (*borders, len(text)):
+            whole, whole_starts = self._encode(text, base, stop)
+            if whole[: len(head)] != head or any(start < border for start in whole_starts[len(head) :]):
+                ids, starts, base = ids + head, starts + head_starts, border
+                whole, whole_starts = self._encode(text, base, stop)
+            head, head_starts, border = whole, whole_starts, stop
+        return ids + head, starts + head_starts
+
+    def _encode(self, text: str, begin: int, end: int) -> tuple[list[int], list[int]]:
+        """Ids of `text[begin:end]` and where in `text` each begins."""
+        if begin == end:
+            return [], []
+        lead = " " if self.lead == "always" else ""  # a missing one is added by the tokenizer itself
+        encoding = self._backend.encode(lead + text[begin:end], add_special_tokens=False)
+        shift, last = begin - len(lead), end - 1
+        return encoding.ids, [min(max(begin, start + shift), last) for start, _ in encoding.offsets]
+
+    def _ends(self) -> tuple[int, ...]:
+        eos, own = self.tokenizer.eos_token or "", self.tokenizer.eos_token_id
+        end = answer_end(self.template, eos).lstrip(" ")
+        ids, starts = self._encode("a" + end, 0, 1 + len(end))
+        if not end or starts[-1] > 1:
+            raise ModelError(
+                f"template {self.template.name!r}",
+                found=f"{end!r} at the end of an answer, which is no single token here" if end else "no end token",
+                expected="a tokenizer with an end token, so that generation can stop",
+                fix="use the template that the language model was trained with",
+            )
+        ends = [ids[-1]]
+        if ids[-1] not in self._control:  # a newline, which may be one token with the last mark of a caption
+            written = self.tokenizer.convert_ids_to_tokens(ids[-1])
+            ends += sorted(id for token, id in self.tokenizer.get_vocab().items() if token.endswith(written))
+        return tuple(dict.fromkeys([*ends, *([] if own is None else [own])]))
+
+
+def _check_last(conversation: Conversation, role: str, expected: str) -> None:
+    last = len(check_conversation(conversation).messages) - 1
+    if conversation.messages[last].role != role:
+        found = "an answer" if role == "user" else "a last question without an answer"
+        raise RenderError(f"{conversation.id}, message {last}", found=found, expected=expected)
+
+
+def _own_backend(tokenizer: Any) -> Tokenizer:
+    """A copy of the fast tokenizer inside: no truncation that somebody may set, and the model's own offsets."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ModelError(type(tokenizer).__name__, found="a tokenizer without offsets", expected="a fast tokenizer")
+    own = copy.deepcopy(backend)
+    own.no_truncation()
+    own.no_padding()
+    own.encode_special_tokens = False
+    own.post_processor = processors.Sequence([])
+    return own
+
+
+def _begin(tokenizer: Any) -> tuple[int, ...]:
+    begin, written = tokenizer.bos_token_id, tokenizer.chat_template
+    if begin is None:
+        return ()
+    writes = isinstance(written, str) and written.lstrip("{- ").startswith("bos_token")
+    return (begin,) if writes or tokenizer("a").input_ids[:1] == [begin] else ()
+
+
+def _lead(tokenizer: Any, backend: Tokenizer) -> str:
+    step = json.loads(backend.to_str())["pre_tokenizer"] or {}
+    steps = step.get("pretokenizers", [step])
+    if not any(each.get("type") == "Metaspace" and each.get("prepend_scheme") == "first" for each in steps):
+        return "never"
+    return "always" if tokenizer.init_kwargs.get(ALWAYS_LEADS) else "missing"
