@@ -1,0 +1,181 @@
+"""The chat: what lines do, mistakes that are one line and end nothing, and questions through a pipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from PIL import Image as PILImage
+
+from workbench.chat_model import Answer, Ending, Pieces, SamplingOptions, ScriptedModel
+from workbench.conversation import Conversation, from_llava
+from workbench.errors import ImageError, WorkbenchError
+from workbench.inference.chat import Chat, cancelled_by_interrupt, changed, chat
+
+
+class Heard(Chat):
+    """A chat that remembers what it said and noted."""
+
+    def __init__(self, model: ScriptedModel) -> None:
+        self.said: list[str] = []
+        self.noted: list[str] = []
+        super().__init__(model, say=self.said.append, note=self.noted.append)
+
+
+@pytest.fixture
+def cat(tmp_path: Path) -> Path:
+    path = tmp_path / "my cat.png"
+    PILImage.new("RGB", (20, 10), "red").save(path)
+    return path
+
+
+def echo(conversation: Conversation) -> str:
+    return f"{len(conversation.messages)} messages, {len(conversation.images)} images"
+
+
+def test_the_conversation_grows_and_the_image_goes_with_the_next_question(cat: Path) -> None:
+    session = Heard(ScriptedModel(echo))
+    session.line(f"/image {cat}")
+    assert session.noted == ["my cat.png, 20x10: ask about it"]
+    session.line("what is it?")
+    session.line("  and now? ")
+    session.line("")
+    assert "".join(session.said) == "1 messages, 1 images\n3 messages, 1 images\n"
+    roles = [message.role for message in session.conversation.messages]
+    assert roles == ["user", "assistant"] * 2
+    assert session.conversation.messages[2].text == "and now?"
+    session.line("/clear")
+    session.line("hello")
+    assert session.said[-1] == "\n" and "1 messages, 0 images" in "".join(session.said[-6:])
+
+
+def test_regen_answers_the_last_question_again() -> None:
+    session = Heard(ScriptedModel(["first", "second", "better"]))
+    for line in ("one", "two", "/regen"):
+        session.line(line)
+    assert [message.text for message in session.conversation.messages] == ["one", "first", "two", "better"]
+
+
+def test_save_writes_llava_json_that_reads_back(cat: Path, tmp_path: Path) -> None:
+    session = Heard(ScriptedModel(["A red field.", "Yes: « naïve ».", "x"]))
+    for line in (f"/image '{cat}'", "What is it?", "Sure?", f"/save {tmp_path / 'out' / 'chat.json'}"):
+        session.line(line)
+    (record,) = json.loads((tmp_path / "out" / "chat.json").read_text(encoding="utf-8"))
+    assert record["image"] == str(cat)
+    assert record["conversations"][0] == {"from": "human", "value": "<image>\nWhat is it?"}
+    read = from_llava(record)
+    assert [message.text for message in read.messages] == [message.text for message in session.conversation.messages]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/image", "no path"),
+        ("/image nowhere.png", "nowhere.png"),
+        ("/image {folder}/broken.png", "broken.png"),
+        ("/image {folder}", "{folder}"),
+        ("/frobnicate", "no such command; expected /image"),
+        ("/regen", "no question yet"),
+        ("/save", "no file"),
+        ("/save {folder}/chat.json", "nothing to save"),
+        ("/set temperature=warm", "'warm'; expected a number"),
+        ("/set temperature=-1", "expected 0 (greedy) or more"),
+        ("/set colour=red", "expected KEY=VALUE with one of temperature, top_p"),
+    ],
+)
+def test_a_mistake_is_one_line_and_the_chat_goes_on(line: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n no more")
+    session = Heard(ScriptedModel(echo))
+    assert session.line(line.format(folder=tmp_path))
+    (note,) = session.noted
+    assert note.startswith("error: ") and message.format(folder=tmp_path) in note and "\n" not in note
+    assert session.line("still there?") and session.said[0] == "1"
+
+
+def test_a_question_that_fails_is_not_kept_but_its_image_is(cat: Path) -> None:
+    def answer(conversation: Conversation) -> str:
+        if "bad" in conversation.messages[-1].text:
+            raise WorkbenchError("the model", found="a bad question")
+        return "fine"
+
+    session = Heard(ScriptedModel(answer))
+    for line in (f"/image {cat}", "bad one", "good one"):
+        session.line(line)
+    assert session.noted[-1] == "error: the model: found a bad question"
+    assert [message.text for message in session.conversation.messages] == ["good one", "fine"]
+    assert len(session.conversation.images) == 1
+
+
+def test_an_empty_answer_is_said_and_not_kept() -> None:
+    session = Heard(ScriptedModel(["", "here"]))
+    session.line("one")
+    assert "an empty answer" in session.noted[0] and session.conversation.messages == ()
+    session.line("two")
+    assert len(session.conversation.messages) == 2
+
+
+def test_set_changes_one_option() -> None:
+    options = SamplingOptions()
+    for text in ("temperature=0.5", "top_p = 0.9", "top_k=5", "max_tokens=7", "seed=3", "stop=END now"):
+        options = changed(options, text)
+    assert options == SamplingOptions(0.5, 0.9, 5, 7, 3, ("END now",))
+    assert changed(changed(options, "seed=none"), "stop=") == SamplingOptions(0.5, 0.9, 5, 7, None, ())
+    session = Heard(ScriptedModel(["one two three"]))
+    session.line("/set max_tokens=2")
+    session.line("?")
+    assert "max_tokens=2" in session.noted[0] and "".join(session.said) == "one two\n"
+    assert "cut: max_tokens" in session.noted[1]
+
+
+def test_quit_ends_and_nothing_else_does() -> None:
+    session = Heard(ScriptedModel(echo))
+    assert session.line("/help") and "/regen" in session.noted[0]
+    assert not session.line("/quit") and not session.line(" /exit ")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to oneself on Windows")
+def test_an_interrupt_ends_the_answer_and_not_the_chat() -> None:
+    def write(cancelled: threading.Event) -> Pieces:
+        yield "some"
+        while not cancelled.is_set():
+            yield " more"
+        return Ending("cancelled")
+
+    answer = Answer(write)
+    with cancelled_by_interrupt(answer):
+        for number, _ in enumerate(answer):
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+    assert answer.text.startswith("some more more") and answer.finish_reason == "cancelled"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_first_image_that_is_missing_is_an_error_of_the_call(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"missing\.png"):
+        chat(ScriptedModel(echo), image=tmp_path / "missing.png")
+
+
+def test_piped_questions_give_answers_and_nothing_else_on_standard_output(cat: Path) -> None:
+    script = (
+        "import sys; from workbench.chat_model import ScriptedModel; from workbench.inference.chat import chat; "
+        "chat(ScriptedModel(lambda asked: f'[é] {len(asked.images)} of {len(asked.messages)} ' + 'word ' * 60), "
+        "image=sys.argv[1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(cat)],
+        input="what is it?\n/image nowhere.png\nand?\n/quit\nnever asked\n",
+        capture_output=True,
+        encoding="utf-8",
+        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+        timeout=60,
+    )
+    assert done.returncode == 0
+    words = " word" * 60
+    assert [line.rstrip() for line in done.stdout.splitlines()] == [f"[é] 1 of 1{words}", f"[é] 1 of 3{words}"]
+    assert "my cat.png, 20x10" in done.stderr and "nowhere.png" in done.stderr and "Traceback" not in done.stderr
