@@ -1,0 +1,145 @@
+"""Rows of a dataset as the documents that FiftyOne keeps in MongoDB.
+
+Knows: the stored shape of a sample and its labels, boxes in pixels to relative ones, conversations as labels.
+Does not know: the database, or which fields the schema declares (`table.py`).
+
+`fo.Dataset.add_samples` takes 5 ms for a sample with four conversations, nearly all of it for building and checking its
+own objects. As FiftyOne's own importer does, documents are written straight into the collection instead; a test
+compares them with what `add_samples` writes.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from bson import ObjectId
+
+from workbench.conversation import SPLITS, Conversation, Image, Video, to_chat
+from workbench.curation.measures import image_paths
+from workbench.data.dataset import Dataset
+from workbench.data.tables import frame_to_conversations
+
+Document = dict[str, Any]
+STATUS_TAGS = {"quarantined": "broken", "removed": "removed"}
+RESERVED_TAGS = {*SPLITS, *STATUS_TAGS.values()}
+"""Tags that stand for a column; all others are a person's own."""
+_TAKEN = ("id", "tags", "index", "mask", "mask_path", "attributes", "bounding_box", "instance", "confidence")
+"""Names that FiftyOne's Detection uses itself."""
+
+
+def documents(
+    dataset: Dataset, images: pl.DataFrame, types: Mapping[str, type], said: Mapping[tuple[str, str], list[Document]]
+) -> Iterator[Document]:
+    """One document per row of `images`; `types` as of `attribute_types`, `said` as of `conversation_labels`."""
+    now = datetime.now(UTC)
+    for row, path in zip(images.iter_rows(named=True), image_paths(dataset, images), strict=True):
+        document = {
+            "_id": ObjectId(),
+            "filepath": str(path),
+            "tags": tags_of(row),
+            "metadata": _metadata(row),
+            "_media_type": "image",
+            "_rand": random.random(),  # FiftyOne shuffles and takes samples by it
+            "created_at": now,
+            "last_modified_at": now,
+            "workbench_id": row["id"],
+            "label": None if row["label"] is None else _label("Classification", label=row["label"]),
+            "objects": _detections(row, types),
+            "captions": row["captions"],
+            "conversations": _labels("Classifications", said.get((row["root"], row["path"]))),
+            **{key: row[key] for key in ("status", "reason", "phash")},
+        }
+        yield {key: value for key, value in document.items() if value is not None}
+
+
+def conversation_labels(dataset: Dataset) -> dict[tuple[str, str], list[Document]]:
+    """Every conversation as a label, under root and path of its first image; those without an image are left out."""
+    rows = dataset.conversation_rows
+    found: dict[tuple[str, str], list[Document]] = {}
+    for conversation, status in zip(frame_to_conversations(rows), rows["status"], strict=True):
+        if conversation.images:
+            image = conversation.images[0]
+            found.setdefault((image.root, image.path), []).append(_conversation(conversation, status))
+    return found
+
+
+def attribute_types(objects: pl.Series) -> dict[str, type]:
+    """What the annotations say beside label and box: float where it is always a number, else str."""
+    found: dict[str, type] = {}
+    for text in objects.drop_nulls():
+        for thing in json.loads(text):
+            for key, value in _attributes(thing).items():
+                number = isinstance(value, (int, float)) and not isinstance(value, bool)
+                found[key] = float if number and found.get(key, float) is float else str
+    return found
+
+
+def readable(conversation: Conversation) -> str:
+    """The conversation as text to read: a line per turn that begins with its role."""
+    media = {Image: "[image]", Video: "[video]"}
+    lines = []
+    for message in conversation.messages:
+        parts = [part if isinstance(part, str) else media[type(part)] for part in message.content]
+        lines.append(f"{message.role}: {' '.join(parts)}")
+    return "\n".join(lines)
+
+
+def tags_of(row: Mapping[str, Any]) -> list[str]:
+    """Split and status of a row as tags, then a person's own."""
+    tags = [row["split"], STATUS_TAGS.get(row["status"]), *(row.get("tags") or [])]
+    return [tag for tag in tags if tag]
+
+
+def _metadata(row: Mapping[str, Any]) -> Document | None:
+    if not row["width"] or not row["height"]:
+        return None
+    kind = {"mime_type": f"image/{Path(row['path']).suffix.lower().lstrip('.').replace('jpg', 'jpeg')}"}
+    return {"_cls": "ImageMetadata", **kind, "width": row["width"], "height": row["height"]}
+
+
+def _detections(row: Mapping[str, Any], types: Mapping[str, type]) -> Document | None:
+    """The annotated objects that have a box: x0, y0, x1, y1 in pixels becomes x, y, width, height from 0 to 1."""
+    if not row["objects"] or not row["width"] or not row["height"]:
+        return None
+    width, height, found = row["width"], row["height"], []
+    for thing in json.loads(row["objects"]):
+        if thing.get("box"):
+            x0, y0, x1, y1 = thing["box"]
+            box = [x0 / width, y0 / height, (x1 - x0) / width, (y1 - y0) / height]
+            more = {key: types[key](value) for key, value in _attributes(thing).items()}
+            found.append(_label("Detection", attributes={}, label=thing.get("label"), bounding_box=box, **more))
+    return _labels("Detections", found)
+
+
+def _attributes(thing: Mapping[str, Any]) -> Document:
+    """Everything beside label and box, under names that MongoDB allows and FiftyOne does not use itself."""
+    named = {re.sub(r"\W", "_", key).strip("_"): value for key, value in thing.items() if key not in ("label", "box")}
+    return {f"object_{key}" if key in _TAKEN else key: value for key, value in named.items() if value is not None}
+
+
+def _conversation(conversation: Conversation, status: str) -> Document:
+    return _label(
+        "Classification",
+        label=conversation.task or "conversation",
+        conversation_id=conversation.id,
+        messages=json.dumps(to_chat(conversation), ensure_ascii=False),
+        text=readable(conversation),
+        split=conversation.split,
+        status=status,
+        verdict=conversation.metadata.get("verdict"),
+    )
+
+
+def _label(kind: str, **fields: Any) -> Document:
+    return {"_id": ObjectId(), "_cls": kind, "tags": [], **fields}
+
+
+def _labels(kind: str, labels: Sequence[Document] | None) -> Document | None:
+    return {"_cls": kind, kind.lower(): list(labels)} if labels else None

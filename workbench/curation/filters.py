@@ -1,0 +1,118 @@
+"""Named filters over the images of a dataset, and the funnel they make.
+
+Knows: what each filter leaves out and why, in which order, and how that is written into the dataset.
+Does not know: FiftyOne, except to bring a view up to date that the caller hands in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from workbench.curation.duplicates import exact_groups, near_groups
+from workbench.curation.measures import image_paths
+from workbench.data.dataset import Dataset
+
+if TYPE_CHECKING:
+    import fiftyone as fo
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Finds the rows to leave out, among the images that the filters before it have kept."""
+
+    name: str
+    find: Callable[[Dataset, pl.DataFrame], pl.DataFrame]
+    """Dataset and rows of images -> columns id, reason."""
+    status: str = "removed"
+    """What the images that it leaves out become."""
+
+
+@dataclass(frozen=True)
+class Funnel:
+    """What `curate` did."""
+
+    table: pl.DataFrame
+    """One row a filter. Columns: name, before, after, removed."""
+    removed: pl.DataFrame
+    """One row an image that was left out. Columns: id, filter, reason."""
+
+    def __str__(self) -> str:
+        lines = [f"{row['name']}: {row['before']} -> {row['after']}" for row in self.table.iter_rows(named=True)]
+        return "\n".join(lines)
+
+
+def broken() -> Filter:
+    """Images that were quarantined when they were imported, and those whose file has gone since."""
+
+    def find(dataset: Dataset, images: pl.DataFrame) -> pl.DataFrame:
+        gone = [not path.is_file() for path in image_paths(dataset, images)]
+        reason = pl.when(pl.col("status") == "quarantined").then("reason").otherwise(pl.lit("no such file"))
+        return images.filter((pl.col("status") == "quarantined") | pl.Series(gone)).select("id", reason)
+
+    return Filter("broken", find, status="quarantined")
+
+
+def exact_duplicates() -> Filter:
+    """All but the keeper of images whose files are equal."""
+    return Filter("exact duplicates", lambda _, images: _all_but_keeper(exact_groups(images), images))
+
+
+def near_duplicates(vectors: pl.DataFrame | None = None) -> Filter:
+    """All but the keeper of images that show the same picture; `vectors` (id, vector) propose further pairs."""
+    return Filter(
+        "near duplicates", lambda dataset, images: _all_but_keeper(near_groups(dataset, images, vectors), images)
+    )
+
+
+def min_size(pixels: int) -> Filter:
+    """Images whose shorter side has less than `pixels` pixels."""
+    shorter = pl.min_horizontal("width", "height")
+    reason = pl.format("{} x {}, less than {} pixels", "width", "height", pl.lit(pixels)).alias("reason")
+    return Filter("min size", lambda _, images: images.filter(shorter < pixels).select("id", reason))
+
+
+def curate(dataset: Dataset, filters: Sequence[Filter] | None = None, *, view: fo.Dataset | None = None) -> Funnel:
+    """Leave out what the filters find, in their order, and say so in the dataset: status, and reason "FILTER: why".
+
+    By default: broken, exact duplicates, near duplicates. `view`, made by `to_fiftyone`, gets the same status, reason
+    and tags. Images that were removed before stay removed and are not counted again.
+    """
+    filters = [broken(), exact_duplicates(), near_duplicates()] if filters is None else filters
+    left = dataset.images.filter(pl.col("status") != "removed")
+    table: list[tuple[str, int, int, int]] = []
+    removed = [pl.DataFrame(schema={"id": pl.String, "filter": pl.String, "reason": pl.String, "status": pl.String})]
+    for step in filters:
+        found = step.find(dataset, left).cast(pl.String)
+        after = left.join(found, on="id", how="anti", maintain_order="left")
+        table.append((step.name, left.height, after.height, left.height - after.height))
+        removed.append(found.select("id", filter=pl.lit(step.name), reason="reason", status=pl.lit(step.status)))
+        left = after
+    schema = {"name": pl.String, "before": pl.Int64, "after": pl.Int64, "removed": pl.Int64}
+    funnel = Funnel(pl.DataFrame(table, schema=schema, orient="row"), pl.concat(removed).drop("status"))
+    _write(dataset, pl.concat(removed), funnel.table)
+    if view is not None:
+        from workbench.curation.table import mark
+
+        mark(view, dataset)
+    return funnel
+
+
+def _write(dataset: Dataset, removed: pl.DataFrame, table: pl.DataFrame) -> None:
+    """Only rows that were ok change: one that was quarantined before keeps its own reason."""
+    ok = dataset.images.filter(pl.col("status") == "ok")
+    rows = removed.join(ok.select("id"), on="id").select(
+        "id", "status", pl.format("{}: {}", "filter", pl.col("reason").fill_null("")).alias("reason")
+    )
+    if rows.height:
+        counts = dict(table.select("name", "removed").iter_rows())
+        dataset.update_images(rows, operation={"name": "curate", "removed": counts})
+
+
+def _all_but_keeper(groups: pl.DataFrame, images: pl.DataFrame) -> pl.DataFrame:
+    names = images.select(keeper="id", kept="path")
+    copies = groups.filter(pl.col("id") != pl.col("keeper")).join(names, on="keeper", maintain_order="left")
+    return copies.select("id", pl.format("copy of {}", "kept").alias("reason"))

@@ -1,0 +1,181 @@
+"""A dataset as a FiftyOne dataset, and what a person changed there back as changed rows.
+
+Knows: the field names, tags and saved views below; conversations as labels that can be tagged one by one.
+Does not know: why an image was left out (`filters.py`), or how to write the truth: the caller hands the rows of
+`changes` to `Dataset.update_images`.
+
+    filepath         absolute path of the image
+    workbench_id     the image's id in the dataset
+    tags             its split (train, val, test); `broken` or `removed` where it is not ok; a person's own tags
+    metadata         width and height in pixels
+    label            Classification
+    objects          Detections; whatever else an annotation says (color, size, ...) as attributes
+    captions         list of texts
+    conversations    Classifications, one per conversation: label is its task; attributes conversation_id, messages
+                     (JSON, the Hugging Face chat shape), text (the same to read), split, status, verdict
+    status, reason, phash    as in the dataset
+
+Saved views: `ok`, `broken`, `removed`. The FiftyOne dataset is a view of the truth: `to_fiftyone` builds it anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from workbench.conversation import SPLITS
+from workbench.curation.database import database_errors, open_fiftyone
+from workbench.curation.documents import (
+    RESERVED_TAGS,
+    STATUS_TAGS,
+    attribute_types,
+    conversation_labels,
+    documents,
+    tags_of,
+)
+from workbench.data.dataset import Dataset
+from workbench.errors import DataError
+
+if TYPE_CHECKING:
+    import fiftyone as fo
+    from fiftyone.core.collections import SampleCollection
+
+VERDICTS = ("accept", "reject")
+"""Tags on a conversation that say what a person thinks of it."""
+_MADE_BY = "workbench"
+
+
+def to_fiftyone(
+    dataset: Dataset, *, name: str | None = None, conversations: bool = True, persistent: bool = True
+) -> fo.Dataset:
+    """A FiftyOne dataset with every image, the broken and removed ones too; one made before is replaced.
+
+    `name` is the dataset's own by default. Tags that were set in FiftyOne and not brought back are gone, so take
+    `changes` first. Raises `DataError` where the name belongs to a dataset that was not made here.
+    """
+    fo = open_fiftyone()
+    name = name or dataset.name
+    with database_errors():
+        _remove_old(fo, name)
+        made = fo.Dataset(name, persistent=persistent)
+        made.info = {_MADE_BY: {"dataset": str(dataset.path.absolute()), "name": dataset.name}}
+        made.save()
+        images = dataset.images
+        types = attribute_types(images["objects"])
+        _declare_fields(fo, made, types)
+        said = conversation_labels(dataset) if conversations else {}
+        rows = ({**document, "_dataset_id": made._doc.id} for document in documents(dataset, images, types, said))
+        fo.core.odm.insert_documents(rows, made._sample_collection)
+        made.create_index("workbench_id", unique=True)
+        for status in ("ok", *STATUS_TAGS):
+            made.save_view(STATUS_TAGS.get(status, status), made.match(fo.ViewField("status") == status))
+    return made
+
+
+def mark(view: SampleCollection, dataset: Dataset) -> None:
+    """Bring status, reason and the tags for status and split up to date, without building the view anew."""
+    rows = {row["id"]: row for row in dataset.images.select("id", "split", "status", "reason").iter_rows(named=True)}
+    new: dict[str, dict[str, Any]] = {"status": {}, "reason": {}, "tags": {}}
+    for name, tags, *said in zip(*view.values(["workbench_id", "tags", "status", "reason"]), strict=True):
+        row = rows[name]
+        own = [tag for tag in tags if tag not in RESERVED_TAGS]
+        for field, old, value in zip(
+            new, (*said, tags), (row["status"], row["reason"], tags_of(row) + own), strict=True
+        ):
+            if old != value:
+                new[field][name] = value
+    for field, values in new.items():
+        if values:
+            view.set_values(field, values, key_field="workbench_id")
+
+
+def ids_of(view: SampleCollection) -> list[str]:
+    """The dataset ids of a view's images, in its order."""
+    return list(view.values("workbench_id"))
+
+
+def from_fiftyone(view: SampleCollection) -> pl.DataFrame:
+    """What FiftyOne says now. Columns: id, split, label, status, reason, tags (a person's own, sorted).
+
+    A person leaves an image out by the tag `removed` and takes it back by deleting that tag. Raises `DataError` for
+    an image with two splits.
+    """
+    fields = ("workbench_id", "tags", "label.label", "status", "reason")
+    rows = [_row_back(*values) for values in zip(*view.values(list(fields)), strict=True)]
+    schema: dict[str, Any] = {key: pl.String for key in ("id", "split", "label", "status", "reason")}
+    return pl.DataFrame(rows, schema={**schema, "tags": pl.List(pl.String)}, orient="row")
+
+
+def changes(view: SampleCollection, dataset: Dataset) -> pl.DataFrame:
+    """The rows of `from_fiftyone` that differ from the dataset, ready for `dataset.update_images`."""
+    found = from_fiftyone(view)
+    known = dataset.images
+    if "tags" not in known.columns:
+        known = known.with_columns(pl.lit([], dtype=pl.List(pl.String)).alias("tags"))
+    known = known.with_columns(pl.col("tags").fill_null([]))
+    return found.join(known.select(found.columns), on=found.columns, how="anti", nulls_equal=True)
+
+
+def verdicts(view: SampleCollection) -> pl.DataFrame:
+    """What was said about conversations. Columns: id (of the conversation), verdict (accept, reject or null), tags.
+
+    A tag counts more than the attribute. Raises `DataError` for a conversation tagged both ways.
+    """
+    path = "conversations.classifications"
+    values = view.values([f"{path}.{key}" for key in ("conversation_id", "verdict", "tags")])
+    rows = []
+    for labels in zip(*values, strict=True):
+        for name, verdict, tags in zip(*(part or [] for part in labels), strict=True):
+            said = [tag for tag in tags if tag in VERDICTS]
+            if len(said) > 1:
+                raise DataError(f"conversation {name}", found="tags accept and reject", expected="one of them")
+            rows.append((name, said[0] if said else verdict, sorted(set(tags) - set(VERDICTS))))
+    schema: dict[str, Any] = {"id": pl.String, "verdict": pl.String, "tags": pl.List(pl.String)}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _row_back(name: str, tags: list[str], label: str | None, status: str, reason: str | None) -> tuple[Any, ...]:
+    splits = [tag for tag in tags if tag in SPLITS]
+    if len(splits) > 1:
+        raise DataError(f"image {name}", found=f"the splits {', '.join(splits)} as tags", expected="one at most")
+    removed = STATUS_TAGS["removed"] in tags
+    if removed != (status == "removed") and status != "quarantined":
+        status, reason = ("removed", "removed by hand") if removed else ("ok", None)
+    own = sorted(set(tags) - RESERVED_TAGS)
+    return name, splits[0] if splits else None, label, status, reason, own
+
+
+# --- fields ---------------------------------------------------------------------------------------------------
+
+
+def _remove_old(fo: ModuleType, name: str) -> None:
+    if not fo.dataset_exists(name):
+        return
+    if _MADE_BY not in fo.load_dataset(name).info:
+        raise DataError(
+            f"FiftyOne dataset {name!r}", found="one that was not made from a dataset folder", fix="choose another name"
+        )
+    fo.delete_dataset(name)
+
+
+def _declare_fields(fo: ModuleType, made: fo.Dataset, attributes: Mapping[str, type]) -> None:
+    """Every field in the schema from the start: the App shows an undeclared one only after a reload.
+
+    Done by adding and deleting one full example, as one call for each field takes ten times as long.
+    """
+    said = {key: "" for key in ("conversation_id", "messages", "text", "split", "status", "verdict")}
+    thing = fo.Detection(label="", bounding_box=[0, 0, 1, 1], **{key: kind() for key, kind in attributes.items()})
+    example = fo.Sample(
+        "example.png",
+        **{key: "" for key in ("workbench_id", "status", "reason", "phash")},
+        metadata=fo.ImageMetadata(width=1, height=1, mime_type=""),
+        captions=[""],
+        label=fo.Classification(label=""),
+        objects=fo.Detections(detections=[thing]),
+        conversations=fo.Classifications(classifications=[fo.Classification(label="", **said)]),
+    )
+    made.add_sample(example, dynamic=True)
+    made.delete_samples(example)
