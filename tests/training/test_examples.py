@@ -1,0 +1,62 @@
+"""Which conversations train and which validate, and how one becomes token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workbench.conversation import Conversation, Image, Message
+from workbench.training.examples import hold_out, read_source, to_example
+
+Made = Callable[..., Any]
+
+
+def about(name: str, image: Image | None) -> Conversation:
+    return Conversation(name, (Message("user", (image, "?") if image else ("?",)), Message("assistant", ("!",))))
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(0, 9)), min_size=1, max_size=60), st.floats(0, 0.5), st.integers(0, 5))
+def test_validation_is_taken_by_whole_images(images: list[int | None], fraction: float, seed: int) -> None:
+    all_of_them = [about(str(n), None if i is None else Image(f"{i}.png")) for n, i in enumerate(images)]
+    train, val = hold_out(all_of_them, fraction, np.random.default_rng(seed))
+    assert sorted(c.id for c in (*train, *val)) == sorted(c.id for c in all_of_them)
+    assert not {c.images for c in train if c.images} & {c.images for c in val}, "no image on both sides"
+    assert train
+    assert bool(val) == (fraction > 0 and len({c.images or c.id for c in all_of_them}) > 1)
+    assert hold_out(all_of_them, fraction, np.random.default_rng(seed)) == (train, val)
+
+
+def test_copies_of_one_image_stay_together() -> None:
+    pair = [about("a", Image("a.png", hash="same")), about("b", Image("b.png", hash="same"))]
+    train, val = hold_out([*pair, about("c", Image("c.png", hash="other"))], 0.3, np.random.default_rng(0))
+    assert {"a", "b"} in ({c.id for c in train}, {c.id for c in val})
+
+
+def test_splits_of_the_data_go_before_a_fraction(make_dataset: Made, make_recipe: Made) -> None:
+    dataset = make_dataset(split=True)
+    source = read_source(make_recipe(dataset, "data.val_fraction=0.5").data, seed=0)
+    assert {c.id.split(".")[0] for c in source.val} == {"c5"}
+    assert len(source.train) == 16
+
+
+def test_a_part_of_the_conversations_is_chosen_by_the_seed(make_dataset: Made, make_recipe: Made) -> None:
+    dataset = make_dataset()
+    spec = make_recipe(dataset, "data.max_conversations=7", "data.val_fraction=0").data
+    first, again, other = (read_source(spec, seed=seed, dataset=dataset).train for seed in (1, 1, 2))
+    assert len(first) == 7 and first == again and first != other
+
+
+def test_an_example_is_what_the_renderer_writes(make_recipe: Made, make_llava: Made) -> None:
+    llava = make_llava(make_recipe())
+    conversation = about("a", Image("a.png"))
+    rendered = llava.renderer.render(conversation)
+    ids, labels = llava.renderer.expand(rendered, [llava.image_tokens], llava.image_token_id)
+    example = to_example(conversation, llava)
+    whole, places = example.expand()
+    assert np.where(whole == -200, llava.image_token_id, whole).tolist() == ids
+    assert [number for number, label in enumerate(labels) if label != -100] == places.tolist()
+    assert ids[example.prefix - 1] == llava.image_token_id and example.images == ("images/a.png",)

@@ -1,0 +1,83 @@
+"""Each image goes through the tower once if there is room, in an order of its own; a bad one is named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from workbench.errors import ImageError
+from workbench.progress import Progress
+from workbench.training.features import FeatureStore
+
+
+class Images:
+    """Real pixels by key, counting how often each is opened and how many go through the encoder."""
+
+    def __init__(self, *broken: str) -> None:
+        self.broken, self.opened, self.encoded = broken, list[str](), 0
+
+    def load(self, key: str) -> torch.Tensor:
+        self.opened.append(key)
+        if key in self.broken:
+            raise ImageError(key, found="a truncated file")
+        return torch.full((3, 2, 2), float(key.removeprefix("i")))
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.encoded += len(pixels)
+        assert not torch.is_grad_enabled()
+        return pixels.flatten(1)[:, None, :4] * 10  # (B, 1, 4)
+
+
+@pytest.fixture
+def keys() -> Iterator[list[str]]:
+    yield [f"i{number}" for number in range(70)]
+
+
+def test_features_are_computed_once_and_read_back_by_key(keys: list[str]) -> None:
+    images = Images()
+    store = FeatureStore(images.load, images.encode)
+    bar = Progress("images", total=70)
+    assert store.fill([*keys, *keys], bar) == [] and bar.done == 70
+    assert store.holds_all and images.encoded == 70
+    found = store.get(["i7", "i3", "i7"])
+    assert found.shape == (3, 1, 4) and found[:, 0, 0].tolist() == [70, 30, 70]
+    assert len(images.opened) == 70
+    store.close()
+
+
+def test_what_does_not_fit_is_computed_for_every_batch_each_image_once(keys: list[str]) -> None:
+    images = Images()
+    store = FeatureStore(images.load, images.encode, budget=69 * 16)
+    assert store.fill(keys, Progress("images")) == []
+    assert not store.holds_all
+    images.opened.clear()
+    assert store.get(["i7", "i3", "i7"])[:, 0, 0].tolist() == [70, 30, 70]
+    assert sorted(images.opened) == ["i3", "i7"]
+    store.close()
+
+
+def test_pixels_are_kept_where_the_tower_trains(keys: list[str]) -> None:
+    images = Images()
+    store = FeatureStore(images.load, None)
+    store.fill(keys, Progress("images"))
+    assert store.get(["i5"]).shape == (1, 3, 2, 2) and store.get(["i5"]).unique().tolist() == [5]
+    store.close()
+
+
+def test_every_broken_image_is_told_at_once(keys: list[str]) -> None:
+    images = Images("i3", "i69")
+    store = FeatureStore(images.load, images.encode)
+    assert [error.where for error in store.fill(keys, Progress("images"))] == ["i3", "i69"]
+    store.close()
+
+
+def test_an_image_that_breaks_later_names_itself() -> None:
+    images = Images()
+    store = FeatureStore(images.load, images.encode, budget=0)
+    store.fill(["i1", "i2"], Progress("images"))
+    images.broken = ("i2",)
+    with pytest.raises(ImageError, match="i2: found a truncated file"):
+        store.get(["i1", "i2"])
+    store.close()

@@ -1,0 +1,73 @@
+"""A disk that fills up while a run saves: one clear error, what was saved before intact, and the run goes on later."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = """
+import os, shutil, subprocess, sys, threading, time
+from pathlib import Path
+from workbench.errors import DiskError
+from workbench.recipe import Recipe
+from workbench.run import Run
+from workbench.training.trainer import train
+
+room, recipe = Path(sys.argv[1]), Recipe.load(sys.argv[2])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", room], check=True)
+
+def stop():
+    while not Run(room / "run").metrics():
+        time.sleep(0.01)
+    Run(room / "run").send("stop")
+
+threading.Thread(target=stop, daemon=True).start()
+saved = train(recipe, out=room / "run", progress=False).checkpoint
+before = (saved / "checkpoint.json").read_bytes()
+ballast = room / "ballast"
+ballast.write_bytes(bytes(shutil.disk_usage(room).free - 100_000))
+try:
+    train(recipe, out=room / "run", resume=True, progress=False)
+except DiskError as error:
+    print(error)
+run = Run.open(room / "run")
+print(run.status, (run.checkpoint / "checkpoint.json").read_bytes() == before, run.checkpoint.name)
+print(sorted(path.name for path in (room / "run" / "checkpoints").iterdir()))
+ballast.unlink()
+run = train(recipe, out=room / "run", resume=True, progress=False)
+print(run.status, [row["step"] for row in run.metrics()] == list(range(1, 31)))
+"""
+
+
+@pytest.fixture
+def own_mounts() -> list[str]:
+    """The words before a command that let it mount a small disk which nobody else sees."""
+    words = ["unshare", "--user", "--map-root-user", "--mount"]
+    try:
+        probe = subprocess.run([*words, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, check=False)
+    except OSError:
+        pytest.skip("needs Linux")
+    if probe.returncode:
+        pytest.skip("needs user namespaces")
+    return words
+
+
+def test_a_full_disk_loses_nothing(
+    tmp_path: Path, make_dataset: Callable[..., Any], make_recipe: Callable[..., Any], own_mounts: list[str]
+) -> None:
+    recipe = make_recipe(make_dataset(each=1), "train.max_steps=30", "data.val_fraction=0")
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    (tmp_path / "room").mkdir()
+    command = [*own_mounts, sys.executable, "-c", SCRIPT, str(tmp_path / "room"), str(tmp_path / "recipe.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    error, state, folders, end = done.stdout.splitlines()
+    assert "a full disk" in error and "make room" in error
+    assert state == "failed True last"
+    assert folders == "['last']" or "step-" in folders and ".tmp" not in folders
+    assert end == "finished True"

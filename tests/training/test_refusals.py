@@ -1,0 +1,102 @@
+"""Before step 1: every reason not to start, with the sample's name (law 8)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workbench.conversation import Conversation, Image, Message
+from workbench.errors import TrainingError
+from workbench.run import Run
+from workbench.training.trainer import train
+
+Made = Callable[..., Any]
+
+
+@pytest.fixture
+def refused(tmp_path: Path, make_recipe: Made) -> Callable[..., str]:
+    """`refused(dataset, *overrides)`: the message with which training refuses to start."""
+
+    def made(dataset: Any, *overrides: str) -> str:
+        out = tmp_path / "run"
+        with pytest.raises(TrainingError) as caught:
+            train(make_recipe(dataset, *overrides), out=out, progress=False)
+        run = Run.open(out)
+        assert run.status == "failed" and run.metrics() == []
+        return str(caught.value)
+
+    return made
+
+
+def test_an_unknown_task_names_the_known_ones(refused: Callable[..., str], make_dataset: Made) -> None:
+    message = refused(make_dataset(task="conversation"), "data.tasks=[conversatoin]")
+    assert "'conversatoin'" in message and "did you mean conversation?" in message
+
+
+def test_an_empty_dataset(refused: Callable[..., str], make_dataset: Made) -> None:
+    dataset = make_dataset(images=1, each=1)
+    dataset.write_conversations([])
+    assert "no conversation to train on" in refused(dataset)
+
+
+def test_conversations_that_are_too_long_are_named_never_cut(refused: Callable[..., str], make_dataset: Made) -> None:
+    message = refused(make_dataset(), "train.max_tokens=210")
+    assert "c1.1: " in message and "more than train.max_tokens = 210" in message and "raise train.max_tokens" in message
+    assert "c1.2" not in message, "short enough"
+
+
+def test_conversations_without_an_answer_are_named(refused: Callable[..., str], make_dataset: Made) -> None:
+    dataset = make_dataset()
+    question = Conversation("asked-only", (Message("user", (Image("1.png"), "Well?")),))
+    dataset.write_conversations([*dataset.conversations(), question])
+    message = refused(dataset)
+    assert "1 of " in message and "asked-only" in message and "without an answer" in message
+
+
+def test_missing_images_are_listed_with_conversation_and_file(refused: Callable[..., str], make_dataset: Made) -> None:
+    dataset = make_dataset()
+    for number in (1, 4):
+        (dataset.path / "images" / f"{number}.png").unlink()
+    message = refused(dataset)
+    assert "2 of " in message and "1.png: no such file" in message and "4.png: no such file" in message
+    assert "c1." in message and "put the files back" in message
+
+
+def test_broken_images_are_listed_with_conversation_file_and_reason(
+    refused: Callable[..., str], make_dataset: Made
+) -> None:
+    dataset = make_dataset()
+    file = dataset.path / "images" / "2.png"
+    file.write_bytes(file.read_bytes()[:60])
+    (dataset.path / "images" / "3.png").write_text("not an image")
+    message = refused(dataset)
+    assert "2 of " in message and "2.png" in message and "3.png" in message
+    assert "c2.0 and 2 more" in message and "quarantine" in message
+
+
+def test_records_of_a_llava_file_that_are_no_conversation_are_named(
+    refused: Callable[..., str], make_dataset: Made, tmp_path: Path
+) -> None:
+    file = tmp_path / "some.json"
+    good = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    odd = [{"from": "robot", "value": "a"}]
+    file.write_text(json.dumps([{"id": "good", "conversations": good}, {"id": "odd", "conversations": odd}]))
+    message = refused(file)
+    assert "odd" in message and "robot" in message and "good" not in message
+
+
+def test_a_refused_run_can_be_resumed_once_the_data_is_right(
+    refused: Callable[..., str], make_dataset: Made, make_recipe: Made, tmp_path: Path
+) -> None:
+    dataset = make_dataset(each=1)
+    picture = dataset.path / "images" / "1.png"
+    held = picture.read_bytes()
+    picture.unlink()
+    refused(dataset, "train.max_steps=1")
+    picture.write_bytes(held)
+    recipe = make_recipe(dataset, "train.max_steps=1")
+    assert train(recipe, out=tmp_path / "run", resume=True, progress=False).status == "finished"

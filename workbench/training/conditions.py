@@ -1,0 +1,58 @@
+"""The conditions a run works under: threads, random numbers, signals; all as before when it ends.
+
+Knows: how to set them and put them back. Does not know: what a run does.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+
+
+@contextmanager
+def conditions(threads: int | None) -> Iterator[threading.Event]:
+    """So many CPU threads, random numbers of its own, and an event that is set when the process is asked to end."""
+    before = torch.get_num_threads()
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=devices), asked_to_end() as asked:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        try:
+            yield asked
+        finally:
+            torch.set_num_threads(before)
+
+
+@contextmanager
+def asked_to_end() -> Iterator[threading.Event]:
+    """An event set by the first SIGTERM or Ctrl-C, so that a run can save and stop; the second one acts as ever.
+
+    Signals reach the main thread only: elsewhere (a notebook's worker) the event is never set.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Random numbers of one step on one process: they follow from these three, so a resumed run draws the same."""
+    torch.manual_seed(((seed << 32) + step) * 4096 + rank)

@@ -1,0 +1,30 @@
+"""What a run is about to do, in a few lines, before its first step.
+
+Knows: counts of conversations, images and tokens, and what sharing saves. Does not know: how long it will take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from workbench.recipe import TrainSpec
+from workbench.training.packing import Example, group, pack
+
+
+def describe(
+    examples: Sequence[Example], val: Sequence[Example], train: TrainSpec, *, image_tokens: int, steps: int
+) -> str:
+    """Conversations, images, tokens of an epoch with and without sharing, and steps. `image_tokens`: of one image."""
+    packs = pack(group(examples, share=train.share), max_share=train.max_share, max_tokens=train.max_tokens)
+    apart, shared = sum(example.tokens for example in examples), sum(row.tokens for row in packs)
+    of_images = image_tokens * sum(len(row.images) for row in packs)
+    supervised = sum(example.supervised for example in examples)
+    images = {key for example in examples for key in example.images}
+    longest = max(examples, key=lambda example: example.tokens)
+    epochs = steps * train.batch_size / len(examples)
+    return (
+        f"{len(examples):,} conversations about {len(images):,} images to train on, {len(val):,} to validate on\n"
+        f"{shared:,} tokens per epoch, {of_images:,} of them of images; {apart / shared:.2f}x as many without sharing\n"
+        f"{supervised:,} supervised tokens per epoch; longest conversation: {longest.tokens:,} tokens ({longest.id})\n"
+        f"{steps:,} steps of {train.batch_size} conversations: {epochs:.2f} epochs"
+    )

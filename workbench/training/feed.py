@@ -1,0 +1,85 @@
+"""Micro-batches on their way to the model, made ahead of it where images have to be opened first.
+
+Knows: this process's share of every optimiser step, and the totals of a step over all processes.
+Does not know: the model, the optimiser, what a step does.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from workbench.model.llava import Llava
+from workbench.training.batch import Batch, collate
+from workbench.training.features import FeatureStore
+from workbench.training.packing import Pack, Plan, micro_batches
+
+Item = TypeVar("Item")
+AHEAD = 2
+"""Micro-batches made ahead of the model."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One micro-batch, on the model's device."""
+
+    batch: Batch
+    images: torch.Tensor | None
+    """Features or pixels of the batch's images, in order; None without any."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one optimiser step is made of, over all processes; `pieces` of it follow for this one."""
+
+    supervised: int
+    tokens: int
+    images: int
+    pieces: int
+
+
+class Feed:
+    """The part of a plan that one process of several computes."""
+
+    def __init__(
+        self, plan: Plan, store: FeatureStore, llava: Llava, *, rows: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.plan, self.store, self.rows, self.rank, self.world = plan, store, rows, rank, world
+        self.device, self.image_token_id = llava.device, llava.image_token_id
+
+    def stream(self, start: int, stop: int) -> Iterator[Work | Piece]:
+        """For every step a `Work`, then its pieces. A process may have none in a step with few packs."""
+        made = self._stream(start, stop)
+        return made if self.store.holds_all else ahead(made, AHEAD)
+
+    def piece(self, packs: Sequence[Pack]) -> Piece:
+        batch = collate(packs, image_token_id=self.image_token_id).to(self.device)
+        images = self.store.get(batch.images).to(self.device, non_blocking=True) if batch.images else None
+        return Piece(batch, images)
+
+    def _stream(self, start: int, stop: int) -> Iterator[Work | Piece]:
+        for number in range(start, stop):
+            packs = self.plan.step(number)
+            mine = micro_batches(sorted(packs, key=lambda row: -row.tokens)[self.rank :: self.world], self.rows)
+            yield Work(
+                supervised=sum(row.supervised for row in packs),
+                tokens=sum(row.tokens for row in packs),
+                images=sum(len(row.images) for row in packs),
+                pieces=len(mine),
+            )
+            yield from map(self.piece, mine)
+
+
+def ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
+    """The same items, `count` of them made beforehand by a thread. An error surfaces at its own item."""
+    end = object()
+    with ThreadPoolExecutor(1, thread_name_prefix="feed") as pool:
+        waiting: deque[Future[Item | object]] = deque(pool.submit(next, items, end) for _ in range(count))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(pool.submit(next, items, end))
+            yield item  # type: ignore[misc]

@@ -1,0 +1,40 @@
+"""One forward pass: the loss of a micro-batch, with the head on supervised rows only.
+
+Knows: how images enter the language model and which of its rows are worth a look at the vocabulary.
+Does not know: optimisers, steps, where images come from. Nothing here depends on how conversations were packed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from workbench.model.llava import Llava
+from workbench.training.batch import Batch
+
+
+def token_losses(llava: Llava, batch: Batch, images: torch.Tensor | None) -> torch.Tensor:
+    """(K,) float32: the cross-entropy of every supervised token. `images` as in `logits`."""
+    with llava.autocast():
+        rows = logits(llava, batch, images)
+    return functional.cross_entropy(rows.float(), batch.targets, reduction="none")
+
+
+def logits(llava: Llava, batch: Batch, images: torch.Tensor | None) -> torch.Tensor:
+    """(K, vocabulary): what the model expects at every supervised token.
+
+    `images`: one entry per image token run of the batch, in order: (n, N, D) tower features, or (n, 3, H, W) pixels,
+    which then go through the tower with gradients; None where the batch has no image.
+    """
+    inputs = None
+    if images is not None:
+        features = llava.tower_features(images) if images.ndim == 4 else images
+        inputs = llava.image_inputs(llava.project(features))
+    hidden = llava.model.model(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        attention_mask=batch.mask,
+        mm_encoder_outputs=inputs,
+        use_cache=False,
+    ).last_hidden_state  # (B, T, D)
+    return llava.model.lm_head(hidden.flatten(0, 1).index_select(0, batch.rows))

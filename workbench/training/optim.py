@@ -1,0 +1,49 @@
+"""AdamW with one learning rate per group, and how the learning rates move over a run.
+
+Knows: warm-up, decay, clipping. A rate is a pure function of the step, so resuming needs no state of a scheduler.
+Does not know: which parameters train (that is `model/stages.py`) or what they are trained on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from workbench.model.stages import ParamGroup
+
+
+def lr_factor(step: int, total: int, *, warmup: float, schedule: str) -> float:
+    """Factor on every group's learning rate at optimiser step `step` (from 0) of `total`.
+
+    Rises in a line over the first `ceil(warmup * total)` steps and reaches 1 on the last of them; then falls to
+    (almost) 0 along a cosine or a line, or stays at 1.
+    """
+    rising = math.ceil(warmup * total)
+    if step < rising:
+        return (step + 1) / rising
+    done = (step - rising) / max(1, total - rising)
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    return 1 - done if schedule == "linear" else 1.0
+
+
+def make_optimizer(groups: Sequence[ParamGroup], *, betas: tuple[float, float]) -> torch.optim.AdamW:
+    """AdamW in which every group keeps its own peak learning rate as `peak`."""
+    settings = [
+        {"params": g.params, "lr": g.lr, "peak": g.lr, "weight_decay": g.weight_decay, "name": g.name} for g in groups
+    ]
+    return torch.optim.AdamW(settings, betas=betas, fused=True)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
+    """Set every group's learning rate to `factor` times its peak; returns the rates by the groups' names."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+    return {group["name"]: group["lr"] for group in optimizer.param_groups}
+
+
+def clip(params: Sequence[torch.nn.Parameter], limit: float | None) -> float:
+    """Scale the gradients so that their norm is at most `limit` (None: leave them); returns the norm before."""
+    return torch.nn.utils.clip_grad_norm_(params, math.inf if limit is None else limit).item()

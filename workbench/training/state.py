@@ -1,0 +1,152 @@
+"""What a run needs, beside its model, to go on exactly where it was: kept in its checkpoints.
+
+    checkpoints/last/           the latest checkpoint: model and trainer state
+    checkpoints/step-0000100/   older ones, at most `keep_last` in all
+    checkpoints/best/           the model with the lowest validation loss
+
+Knows: these folders and the state file in them. Random numbers need no state: they follow from seed and step.
+Does not know: what a model checkpoint consists of (`model/checkpoint.py`), or when to save.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from workbench.errors import CheckpointError
+from workbench.model.checkpoint import PREFIXES, read_manifest, save
+from workbench.model.llava import Llava
+from workbench.model.lora import adapter_parameters, has_adapter
+from workbench.model.proof import check_files
+from workbench.model.tensors import fill, named, read_tensors
+from workbench.recipe import Recipe
+from workbench.resources import disk_errors, recover_folder
+
+STATE = "trainer.pt"
+
+
+@dataclass
+class Position:
+    """Where a run is."""
+
+    step: int = 0
+    """Optimiser steps done."""
+    best: float | None = None
+    """Lowest validation loss so far."""
+    best_step: int | None = None
+
+
+class Checkpoints:
+    """The checkpoints of one run folder."""
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        self.last, self.best = folder / "last", folder / "best"
+
+    def save(self, llava: Llava, position: Position, recipe: Recipe, **stateful: Any) -> None:
+        """Save model and trainer state as `last`; the one before gets its step's name, the oldest go.
+
+        `stateful`: objects with a `state_dict`, by name. Raises `DiskError` or `CheckpointError`; what was saved before
+        is then intact.
+        """
+        state = {"position": asdict(position), **{name: held.state_dict() for name, held in stateful.items()}}
+        with writers_errors(self.folder):
+            self._keep_previous()
+            save(
+                llava,
+                self.last,
+                recipe=recipe,
+                step=position.step,
+                extra={"val_loss": position.best if position.best_step == position.step else None},
+                also=lambda temporary: write_state(temporary / STATE, state),
+            )
+        for old in self._older()[self.keep - 1 :]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def save_best(self, llava: Llava, position: Position, recipe: Recipe) -> None:
+        """Save the model alone as `best`."""
+        with writers_errors(self.folder):
+            save(llava, self.best, recipe=recipe, step=position.step, extra={"val_loss": position.best})
+
+    def restore(self, llava: Llava, **stateful: Any) -> Position:
+        """Put the newest whole checkpoint into the model and the stateful objects; step 0 if there is none.
+
+        One that is damaged is passed over for the one before. Raises `CheckpointError` if all are.
+        """
+        for leftover in self.folder.glob(".*.tmp"):  # of a save that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+        recover_folder(self.last)
+        errors = []
+        for folder in [path for path in (self.last, *self._older()) if path.is_dir()]:
+            try:
+                check_files(folder, read_manifest(folder)["files"])
+                state = torch.load(folder / STATE, weights_only=True)
+            except (CheckpointError, OSError) as error:
+                errors.append(error)
+                continue
+            load_weights(llava, folder)
+            for name, held in stateful.items():
+                held.load_state_dict(state[name])
+            return Position(**state["position"])
+        if errors:
+            raise errors[0]
+        return Position()
+
+    def _older(self) -> list[Path]:
+        """Checkpoints before `last`, newest first."""
+        return sorted(self.folder.glob("step-*"), reverse=True)
+
+    def _keep_previous(self) -> None:
+        if self.keep > 1 and self.last.is_dir():
+            step = read_manifest(self.last)["step"]
+            kept = self.folder / f"step-{step:07d}"
+            if not kept.exists():
+                temporary = self.folder / f".{kept.name}.tmp"
+                shutil.copytree(self.last, temporary, copy_function=_link)
+                temporary.rename(kept)
+
+
+def write_state(path: Path, state: dict[str, Any]) -> None:
+    with open(path, "wb") as file:  # not by name: torch would lose the reason for a failed write
+        torch.save(state, file)
+
+
+@contextmanager
+def writers_errors(folder: Path) -> Iterator[None]:
+    """A full disk as `DiskError`, also where torch and safetensors wrap the system's error in one of their own."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        found = re.search(r"os error (\d+)", str(error))
+        number = error.__context__.errno if isinstance(error.__context__, OSError) else int(found[1]) if found else None
+        if number is None:
+            raise
+        with disk_errors(folder):
+            raise OSError(number, os.strerror(number), str(folder)) from error
+
+
+def load_weights(llava: Llava, folder: Path) -> None:
+    """Put a checkpoint's trained tensors into a model that was prepared for the same stage."""
+    if has_adapter(llava.model):
+        tensors = read_tensors(folder / "adapter" / "adapter_model.safetensors")
+        fill(adapter_parameters(llava.model), tensors, where=str(folder))
+    for part in ("projector", *llava.spec["trained"]):
+        path = folder / f"{part}.safetensors"
+        fill(named(llava.model, PREFIXES[part]), read_tensors(path), where=str(path))
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for the same bytes; a copy where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

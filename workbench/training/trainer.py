@@ -1,0 +1,301 @@
+"""The training loop, readable top to bottom: packs in, gradients summed, one optimiser step, one line of metrics.
+
+Knows: the order of things in a run: look at everything that could go wrong, describe, step, validate, save, obey.
+Does not know: how conversations become tokens, how packs share an image, what trains, what a checkpoint consists of.
+
+Every step is a pure function of the recipe, the weights and its own number: the plan, the learning rate and the random
+numbers of a step follow from seed and step alone. That is why a resumed run equals one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from workbench.data.dataset import Dataset
+from workbench.data.images import load_image
+from workbench.errors import TrainingError
+from workbench.model.llava import Llava, build
+from workbench.model.stages import prepare
+from workbench.progress import Progress
+from workbench.progress import progress as make_bar
+from workbench.recipe import Recipe
+from workbench.run import Run
+from workbench.training.conditions import conditions, seed_step
+from workbench.training.describe import describe
+from workbench.training.examples import find_images, read_source, refuse_images, render_examples
+from workbench.training.features import FeatureStore
+from workbench.training.feed import Feed
+from workbench.training.forward import token_losses
+from workbench.training.optim import clip, lr_factor, make_optimizer, set_rates
+from workbench.training.packing import Example, Plan, group, micro_batches, pack
+from workbench.training.state import Checkpoints
+
+PAUSE_SECONDS = 0.2
+"""How often a paused run looks whether it may go on."""
+
+
+def train(
+    recipe: Recipe,
+    *,
+    out: str | Path,
+    llava: Llava | None = None,
+    dataset: Dataset | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Run one training stage in the folder `out` and return its run: finished, or `stopped` if it was asked to stop.
+
+    `llava` and `dataset` replace what the recipe's `model` and `data.dataset` name; the model is trained in place.
+    `resume` goes on with an unfinished run. Under `accelerate launch` every process calls this and does its share.
+    Raises `TrainingError` before the first step for whatever cannot be trained on, `RunError` for a folder in the way,
+    `DiskError` when a checkpoint cannot be written (the run can be resumed from the one before).
+    """
+    accelerator = Accelerator(cpu=recipe.model.device == "cpu")
+    main = accelerator.is_main_process
+    run = Run.create(out, recipe, kind="train", resume=resume) if main else Run(out)
+    try:
+        with conditions(recipe.train.threads) as asked:
+            loop = Loop(accelerator, run, recipe, llava, dataset, asked, show=progress and main)
+            finished = loop.run_all()
+    except BaseException as error:
+        if main:
+            run.fail(error)
+        raise
+    if main:
+        run.finish(step=loop.position.step, val_loss=loop.position.best) if finished else run.close()
+    accelerator.wait_for_everyone()
+    return run
+
+
+class Loop:
+    """One run: everything it needs, put together in the order in which it can fail, and its steps."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        run: Run,
+        recipe: Recipe,
+        llava: Llava | None,
+        dataset: Dataset | None,
+        asked: threading.Event,
+        *,
+        show: bool,
+    ) -> None:
+        self.accelerator, self.run, self.recipe, self.asked, self.show = accelerator, run, recipe, asked, show
+        self.main, self.spec = accelerator.is_main_process, recipe.train
+        spec = self.spec
+        source = read_source(recipe.data, seed=spec.seed, dataset=dataset)
+        files = find_images(source)
+        self.llava = llava or build(
+            recipe.model, template=recipe.template, image_mode=recipe.image_mode, seed=spec.seed
+        )
+        examples, val = (
+            render_examples(part, self.llava, max_tokens=spec.max_tokens) for part in (source.train, source.val)
+        )
+        groups = prepare(self.llava, spec, say=self._say)
+        _keep_weights_readable(self.llava.model)
+        self.params = [parameter for held in groups for parameter in held.params]
+        self.optimizer = make_optimizer(groups, betas=spec.betas)
+        self.scaler = torch.amp.GradScaler(self.llava.device.type, enabled=self.llava.dtype == torch.float16)
+        plan = Plan(
+            examples,
+            batch_size=spec.batch_size,
+            share=spec.share,
+            max_share=spec.max_share,
+            max_tokens=spec.max_tokens,
+            seed=spec.seed,
+        )
+        self.steps_per_epoch = plan.steps_per_epoch
+        self.steps = spec.max_steps or max(1, round(spec.epochs * plan.steps_per_epoch))
+        self._say(describe(examples, val, spec, image_tokens=self.llava.image_tokens, steps=self.steps))
+        store = self._open_images([*examples, *val], files)
+        rank, world = accelerator.process_index, accelerator.num_processes
+        self.feed = Feed(plan, store, self.llava, rows=spec.micro_batch, rank=rank, world=world)
+        packs = pack(group(val, share=spec.share), max_share=spec.max_share, max_tokens=spec.max_tokens)
+        self.val = micro_batches(packs, spec.micro_batch)
+        self.tasks = {example.id: example.task or "other" for example in val}
+        self.checkpoints = Checkpoints(run.path / "checkpoints", keep=spec.keep_last)
+        self.position = self.checkpoints.restore(self.llava, optimizer=self.optimizer, scaler=self.scaler)
+
+    # --- the loop -----------------------------------------------------------------------------------------------
+
+    def run_all(self) -> bool:
+        """All steps that are left; False if the run was asked to stop before the last."""
+        spec, position = self.spec, self.position
+        if self.main:
+            self.run.rewind(position.step)
+        if position.step:
+            self._say(f"goes on after step {position.step} of {self.steps}")
+        stream = self.feed.stream(position.step, self.steps)
+        self._train_mode()
+        with self._bar(self.recipe.name, self.steps, "step") as bar:
+            bar.advance(position.step)
+            while position.step < self.steps:
+                row = self.step(position.step, stream)
+                position.step += 1
+                end = position.step == self.steps
+                if end or position.step % spec.log_every == 0:
+                    self._log(row)
+                if self.val and (end or _due(position.step, spec.eval_every)):
+                    self.validate()
+                command = self._command()
+                if end or command or _due(position.step, spec.save_every):
+                    self.save()
+                bar.advance(1, note=f"loss {row['loss']:.3f}")
+                if command == "stop" and not end:
+                    self._say(f"stopped after step {position.step} of {self.steps}: resume to go on")
+                    return False
+        self.feed.store.close()
+        return True
+
+    def step(self, number: int, stream: Iterator[Any]) -> dict[str, Any]:
+        """Optimiser step `number`, counted from 0, over all its micro-batches; returns its line of metrics.
+
+        The loss is the sum over all supervised tokens of the step divided by their number, whatever the micro-batches,
+        the packs and the number of processes.
+        """
+        spec, began, waited = self.spec, time.perf_counter(), 0.0
+        seed_step(spec.seed, number, self.accelerator.process_index)
+        factor = lr_factor(number, self.steps, warmup=spec.warmup, schedule=spec.schedule)
+        rates = set_rates(self.optimizer, factor)
+        work, loss = next(stream), torch.zeros((), device=self.llava.device)
+        for _ in range(work.pieces):
+            asked = time.perf_counter()
+            piece = next(stream)
+            waited += time.perf_counter() - asked
+            part = token_losses(self.llava, piece.batch, piece.images).sum() / work.supervised
+            self.scaler.scale(part).backward()
+            loss += part.detach()
+        self._sum_gradients()
+        self.scaler.unscale_(self.optimizer)
+        norm = clip(self.params, spec.clip)
+        total = self.accelerator.reduce(loss).item()
+        if not math.isfinite(total):
+            fix = f"lower train.lr, or set train.clip, and start again; {self._latest()}"
+            raise TrainingError(f"step {number + 1}", found=f"a loss of {total}", expected="a number", fix=fix)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        seconds = time.perf_counter() - began
+        return {
+            "step": number + 1,
+            "epoch": round((number + 1) / self.steps_per_epoch, 4),
+            "loss": total,
+            "lr": rates,
+            "grad_norm": norm,
+            "tokens": work.tokens,
+            "supervised_tokens": work.supervised,
+            "images": work.images,
+            "seconds": round(seconds, 4),
+            "tokens_per_s": round(work.tokens / seconds, 1),
+            "data_wait": round(waited, 4),
+        }
+
+    @torch.no_grad()
+    def validate(self) -> None:
+        """Log the loss per supervised token of the validation part, in all and by task; keep the best model."""
+        began, device = time.perf_counter(), self.llava.device
+        self.llava.model.eval()
+        names = sorted(set(self.tasks.values()))
+        sums = torch.zeros(len(names), 2, dtype=torch.float64, device=device)  # (task, (loss, tokens))
+        for packs in self.val[self.accelerator.process_index :: self.accelerator.num_processes]:
+            piece = self.feed.piece(packs)
+            losses = token_losses(self.llava, piece.batch, piece.images).double()
+            tasks = torch.tensor([names.index(self.tasks[id]) for id in piece.batch.ids], device=device)
+            sums.index_add_(0, tasks[piece.batch.conversations], torch.stack([losses, torch.ones_like(losses)], 1))
+        self._train_mode()
+        sums = self.accelerator.reduce(sums).cpu()
+        loss = (sums[:, 0].sum() / sums[:, 1].sum()).item()
+        by_task = dict(zip(names, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
+        seconds, step = round(time.perf_counter() - began, 4), self.position.step
+        self._log({"step": step, "val_loss": loss, "val_loss_by_task": by_task, "val_seconds": seconds})
+        if self.position.best is None or loss < self.position.best:
+            self.position.best, self.position.best_step = loss, step
+            if self.main:
+                self.checkpoints.save_best(self.llava, self.position, self.recipe)
+            self.accelerator.wait_for_everyone()
+
+    def save(self) -> None:
+        """Write a checkpoint to resume from."""
+        if self.main:
+            stateful = {"optimizer": self.optimizer, "scaler": self.scaler}
+            self.checkpoints.save(self.llava, self.position, self.recipe, **stateful)
+        self.accelerator.wait_for_everyone()
+
+    # --- small things -------------------------------------------------------------------------------------------
+
+    def _open_images(self, examples: Sequence[Example], files: dict[str, Path]) -> FeatureStore:
+        """Every image that is needed, opened and through a frozen tower once if that fits in memory."""
+        keys = {key for example in examples for key in example.images}
+        encode = None if self.llava.vision_trains else self.llava.tower_features
+        store = FeatureStore(lambda key: self.llava.image_mode.pixels(load_image(files[key])), encode)
+        with self._bar("images", len(keys), "image") as bar:
+            refuse_images(store.fill(keys, bar), examples, files)
+        return store
+
+    def _train_mode(self) -> None:
+        """LoRA's dropout is on; a frozen tower stays as it is."""
+        self.llava.model.train()
+        if not self.llava.vision_trains:
+            self.llava.tower.eval()
+
+    def _sum_gradients(self) -> None:
+        """Add up the gradients of all processes, each of which divided by the tokens of all."""
+        if self.accelerator.num_processes == 1:
+            return
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
+        summed = self.accelerator.reduce(torch.cat([grad.flatten() for grad in grads]))
+        for parameter, grad in zip(self.params, summed.split([p.numel() for p in self.params]), strict=True):
+            parameter.grad = grad.view_as(parameter)
+
+    def _command(self) -> str | None:
+        """What the run is asked to do at this border of steps: `stop`, `save` or nothing. Waits while it is paused."""
+        command = None
+        if self.main:
+            while (command := self.run.control) == "pause" and not self.asked.is_set():
+                time.sleep(PAUSE_SECONDS)
+            if command is not None:
+                self.run.send(None)
+        codes = (None, "save", "stop")
+        code = 2 if self.asked.is_set() or command == "stop" else codes.index(command)
+        if self.accelerator.num_processes > 1:
+            code = int(self.accelerator.gather(torch.tensor([code], device=self.llava.device)).max())
+        return codes[code]
+
+    def _latest(self) -> str:
+        last = self.checkpoints.last
+        return f"the checkpoint in {last} is intact" if last.is_dir() else "no checkpoint was saved yet"
+
+    def _log(self, row: dict[str, Any]) -> None:
+        if self.main:
+            self.run.log(row)
+
+    def _bar(self, name: str, total: int, unit: str) -> Progress:
+        return make_bar(name, total=total, unit=unit) if self.show else Progress(name, total=total, unit=unit)
+
+    def _say(self, text: str) -> None:
+        if self.show:
+            print(text, file=sys.stderr, flush=True)
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def _keep_weights_readable(model: torch.nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for inference when a validation runs on a CPU with AVX512-BF16.
+
+    The repacked layout has no backward pass, and its way back rounds the block scales.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
