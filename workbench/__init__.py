@@ -1,0 +1,97 @@
+"""Fine-tune LLaVA on your own images: curate, instruct, train, evaluate, chat, export.
+
+Knows: the public names and where each lives. A name loads its room on first use, so `import workbench` is quick and
+pulls in neither torch nor fiftyone.
+Does not know: anything else.
+
+>>> import workbench as wb
+>>> run = wb.train(wb.Recipe.load("tiny-align"), out="runs/align")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Conversation": "conversation",
+    "Message": "conversation",
+    "Image": "conversation",
+    "Video": "conversation",
+    "WorkbenchError": "errors",
+    "Recipe": "recipe",
+    "Run": "run",
+    "compare": "run",
+    "SamplingOptions": "chat_model",
+    "ScriptedModel": "chat_model",
+    "Dataset": "data.dataset",
+    "import_folder": "data.formats",
+    "import_llava": "data.formats",
+    "export_llava": "data.formats",
+    "Renderer": "model.renderer",
+    "load_template": "model.templates",
+    "build": "model.llava",
+    "load": "model.llava",
+    "export": "model.export:export_hf",
+    "Engine": "inference.engine",
+    "chat": "inference.chat",
+    "generate": "instruct.generator",
+    "train": "training.trainer",
+    "evaluate": "evaluation.task",
+    "quickstart": "quickstart",
+    "doctor": "doctor",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+if TYPE_CHECKING:
+    from workbench.chat_model import SamplingOptions, ScriptedModel
+    from workbench.conversation import Conversation, Image, Message, Video
+    from workbench.data.dataset import Dataset
+    from workbench.data.formats import export_llava, import_folder, import_llava
+    from workbench.doctor import doctor
+    from workbench.errors import WorkbenchError
+    from workbench.evaluation.task import evaluate
+    from workbench.inference.chat import chat
+    from workbench.inference.engine import Engine
+    from workbench.instruct.generator import generate
+    from workbench.model.export import export_hf as export
+    from workbench.model.llava import build, load
+    from workbench.model.renderer import Renderer
+    from workbench.model.templates import load_template
+    from workbench.quickstart import quickstart
+    from workbench.recipe import Recipe
+    from workbench.run import Run, compare
+    from workbench.training.trainer import train
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+    module, _, known_as = _HOMES[name].partition(":")
+    value = getattr(import_module(f"workbench.{module}"), known_as or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Keeps `workbench.quickstart` and `workbench.doctor` the functions after their modules of that name were imported.
+
+    The import system binds a submodule to its package; for a public name that would hide the function. The modules
+    stay reachable: `from workbench.doctor import ...` looks them up in `sys.modules`.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,400 @@
+"""The command `workbench`: one verb per step, each a few lines that call the room that does the work.
+
+Knows: arguments, examples, and how a person's error becomes one line and an exit status: 1 for an error that can be put
+right, 2 for a command that cannot be understood, 130 for Ctrl-C.
+Does not know: how anything is done; rooms are imported inside their verb, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench import __version__, resources
+from workbench.errors import DatabaseError, DataError, WorkbenchError
+
+if TYPE_CHECKING:
+    from workbench.evaluation.task import Results
+
+Verb = Callable[[argparse.Namespace], int | None]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb; returns the exit status. A `WorkbenchError` is one line on stderr, never a traceback."""
+    given = _parser().parse_args(arguments)
+    given.stdout = sys.stdout
+    # With --json everything a room prints goes to stderr, so that stdout holds the JSON and nothing else.
+    quiet = redirect_stdout(sys.stderr) if getattr(given, "json", False) else nullcontext()
+    try:
+        with quiet, resources.disk_errors("the disk"):
+            return given.verb(given) or 0
+    except WorkbenchError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C; what was finished before is kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has enough; keep the interpreter's own flush quiet
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _show(given: argparse.Namespace, text: object, data: object) -> None:
+    """`data` as one line of JSON with --json, else `text`."""
+    print(json.dumps(data, ensure_ascii=False) if given.json else text, file=given.stdout)
+
+
+# --- the verbs ------------------------------------------------------------------------------------------------
+
+
+def _quickstart(given: argparse.Namespace) -> None:
+    from workbench.quickstart import quickstart
+
+    quickstart(
+        given.out,
+        images=given.images,
+        resume=given.resume,
+        count=given.count,
+        overrides=given.set,
+        align_overrides=given.set_align,
+    )
+
+
+def _doctor(given: argparse.Namespace) -> int:
+    from workbench.doctor import as_json, doctor, render
+
+    checks = doctor()
+    _show(given, render(checks).rstrip(), as_json(checks))
+    return 0 if all(check.works for check in checks) else 1
+
+
+def _import(given: argparse.Namespace) -> None:
+    from workbench.data.formats import import_folder, import_llava
+
+    source = Path(given.source)
+    if source.suffix in (".json", ".jsonl"):
+        dataset = import_llava(source, given.images or source.parent, given.out)
+    else:
+        dataset = import_folder(source, given.out)
+    card = dataset.card
+    _show(given, f"next: workbench generate {given.out}", {"dataset": str(dataset.path), "counts": card["counts"]})
+
+
+def _generate(given: argparse.Namespace) -> None:
+    from workbench.data.dataset import Dataset
+    from workbench.instruct.generator import generate
+
+    made = generate(Dataset.open(given.dataset), teacher=given.teacher, tasks=given.tasks, seed=given.seed)
+    _show(given, made, {"counts": made.counts, "skipped": made.skipped})
+
+
+def _train(given: argparse.Namespace) -> None:
+    from workbench.recipe import Recipe
+
+    recipe = Recipe.load(given.recipe, given.set)  # a mistake in it is told before torch is loaded
+    from workbench.training.trainer import train
+
+    run = train(recipe, out=given.out, resume=given.resume)
+    following = f"workbench chat {run.path}" if run.status == "finished" else "the same command with --resume"
+    print(f"{run.status}: {run.path}\nnext: {following}")
+
+
+def _evaluate(given: argparse.Namespace) -> None:
+    results = _asked(given.model, given.dataset, given.split, given.tasks, given.scorer, given.limit)
+    if given.out:
+        results.save(given.out)
+    _show(given, results, results.summary())
+
+
+def _asked(
+    model: str, dataset: str, split: str = "test", tasks: Sequence[str] = ("question",), scorer: str = "normalised",
+    limit: int | None = None,
+) -> Results:  # fmt: skip
+    """The held-out conversations of a dataset, asked of a model."""
+    from workbench.data.dataset import Dataset
+    from workbench.data.images import load_image
+    from workbench.evaluation.task import evaluate
+    from workbench.inference.engine import Engine
+    from workbench.model.llava import load
+
+    data = Dataset.open(dataset)
+    asked = data.conversations(split, tasks=tasks)[:limit]
+    if not asked:
+        found = f"no {' or '.join(tasks)} in split {split}"
+        raise DataError(str(data.path), found=found, fix="`workbench generate` writes some; --split and --tasks choose")
+    engine = Engine(load(model), open_image=lambda image: load_image(data.resolve(image)), name=model)
+    return evaluate(engine, asked, scorer=scorer)
+
+
+def _chat(given: argparse.Namespace) -> None:
+    from workbench.chat_model import SamplingOptions
+    from workbench.inference.chat import chat
+
+    options = SamplingOptions(temperature=given.temperature, max_tokens=given.max_tokens, seed=given.seed)
+    chat(given.model, image=given.image, options=options)
+
+
+def _export(given: argparse.Namespace) -> None:
+    from workbench.model.export import export_hf
+
+    written = export_hf(given.run, given.out, base=given.base)
+    print(f"written: {written}")
+    if given.base == "original":
+        _say_change(given)
+
+
+def _say_change(given: argparse.Namespace) -> None:
+    """Another base answers a little differently: ask both the same held-out questions."""
+    from workbench.run import Run
+
+    try:
+        dataset = given.data or Run.open(given.run).recipe.data.dataset
+        before, after = _asked(given.run, dataset), _asked(given.out, dataset)
+    except WorkbenchError as error:
+        print(f"accuracy not compared ({error}); --data DATASET names a dataset with questions")
+        return
+    change = after.accuracy - before.accuracy
+    print(f"accuracy {before.accuracy:.3f} -> {after.accuracy:.3f} ({change:+.3f}), {len(after.rows)} questions")
+
+
+def _render(given: argparse.Namespace) -> int:
+    from workbench.model.render_file import render_file
+
+    return render_file(given.file, given.template, given.tokenizer, show=given.show)
+
+
+def _runs(given: argparse.Namespace) -> None:
+    from workbench.run import Run, compare
+
+    rows = compare(Run.list(given.root))
+    lines = [line for row in rows for line in _run_lines(row, given.settings)]
+    _show(given, "\n".join(lines) or f"no run in {given.root}", rows)
+
+
+def _run_lines(row: Mapping[str, Any], settings: bool) -> list[str]:
+    loss = row["metrics"].get("val_loss", row["metrics"].get("loss"))
+    shown = f"{loss:.4f}" if isinstance(loss, float) else "-"
+    line = f"{row['path']:<32} {row['kind']:<11} {row['status']:<9} {row['seconds'] or 0:>8.0f} s  loss {shown}"
+    return [line, *(f"    {key}: {value}" for key, value in row["settings"].items() if settings)]
+
+
+def _clean(given: argparse.Namespace) -> None:
+    removed = "removed" if given.yes else "add --yes to remove"
+    if given.runs is not None:
+        from workbench import run
+
+        freed = run.clean(given.runs, dry_run=not given.yes)
+        text = f"{freed / 1e6:,.1f} MB of checkpoints that finished runs below {given.runs} do not need: {removed}"
+        _show(given, text, {"runs": given.runs, "bytes": freed, "removed": given.yes})
+        return
+    sizes = resources.state_sizes(given.names)
+    if given.yes:
+        _stop_database(sizes)
+        resources.clean_state(sizes)
+    lines = [f"  {name:<24} {size / 1e6:>10,.1f} MB" for name, size in sizes.items()]
+    state = resources.state_folder()
+    text = "\n".join([f"{state}: {removed}", *lines]) if lines else f"{state}: empty"
+    _show(given, text, {"state": str(state), "bytes": sizes, "removed": given.yes})
+
+
+def _stop_database(names: Iterable[str]) -> None:
+    """A database is removed only when nobody uses it."""
+    if "database" not in names:
+        return
+    from workbench.curation import database, server
+
+    database.stop_database()
+    folder = database.database_folder()
+    if server.running_process(folder) is not None:
+        fix = "close FiftyOne in the other notebook or terminal first"
+        raise DatabaseError(str(folder), found="a database that another process uses", fix=fix)
+
+
+# --- the parser -----------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="workbench",
+        description="From a folder of images to a LLaVA that answers about them.",
+        epilog="Start with `workbench quickstart`. `workbench VERB --help` shows an example of each.",
+    )
+    parser.add_argument("--version", action="version", version=f"workbench {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    def verb(name: str, does: Verb, help: str, *examples: str) -> argparse.ArgumentParser:
+        shown = "examples:\n" + "\n".join(f"  workbench {example}" for example in examples)
+        style = argparse.RawDescriptionHelpFormatter
+        added = verbs.add_parser(name, help=help, description=help, epilog=shown, formatter_class=style)
+        added.set_defaults(verb=does)
+        return added
+
+    _add_making(verb)
+    _add_training(verb)
+    _add_housekeeping(verb)
+    return parser
+
+
+def _add_making(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """Images and conversations."""
+    add = verb(
+        "quickstart",
+        _quickstart,
+        "The whole way on drawn scenes or on your own pictures: curate, generate, train, score, report.",
+        "quickstart",
+        "quickstart --images holiday/ --out runs/holiday",
+    ).add_argument
+    add("--images", metavar="FOLDER", help="your pictures: sub-folders as classes, or a captions file beside them")
+    add("--out", default="runs/quickstart", metavar="DIR", help="run folder (default: %(default)s)")
+    add("--count", type=_positive, default=2000, metavar="N", help="how many scenes to draw (default: %(default)s)")
+    add("--resume", action="store_true", help="go on with an unfinished quickstart in --out")
+    _add_set(add, "train.epochs=0.5")
+    add("--set-align", action="append", default=[], metavar="KEY=VALUE", help="the same for the recipe of stage 1")
+
+    add = verb(
+        "import",
+        _import,
+        "Read a folder of pictures, or a LLaVA JSON file, into a dataset folder. Pictures stay where they lie.",
+        "import holiday/ --out data/holiday",
+        "import llava_v1_5_mix665k.json --images coco/ --out data/mix",
+    ).add_argument
+    add("source", metavar="SOURCE", help="folder of pictures, or LLaVA .json / .jsonl")
+    add("--images", metavar="FOLDER", help="where the paths in a LLaVA file start (default: beside the file)")
+    add("--out", required=True, metavar="DIR", help="the dataset folder to make")
+    _add_json(add)
+
+    add = verb(
+        "generate",
+        _generate,
+        "Write conversations about a dataset's images from their annotations, captions or classes.",
+        "generate data/holiday",
+        "generate data/holiday --tasks caption conversation --json",
+    ).add_argument
+    add("dataset", metavar="DATASET", help="dataset folder")
+    add("--teacher", default="rules", help="who writes; rules needs no network (default: %(default)s)")
+    add("--tasks", nargs="+", metavar="TASK", help="caption, conversation, detail, reasoning (default: what fits)")
+    add("--seed", type=int, default=0, help="another seed words other conversations (default: %(default)s)")
+    _add_json(add)
+
+    add = verb(
+        "render",
+        _render,
+        "Print the ids and labels of conversations, one JSON object each; a bad one gives its id and error.",
+        "render conversations.json --template v1 --tokenizer vicuna/tokenizer.model",
+        "render conversations.jsonl --template plain --tokenizer models/vicuna --show",
+    ).add_argument
+    add("file", metavar="FILE", help="LLaVA .json or .jsonl")
+    add("--template", required=True, help="plain, v1, llava_v1, llama_2, mistral, chatml, qwen, tiny, or a YAML file")
+    add("--tokenizer", required=True, metavar="DIR", help="tokenizer folder, or a sentencepiece tokenizer.model")
+    add("--show", action="store_true", help="show the text on stderr too, the trained tokens in colour")
+
+
+def _add_training(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """Models."""
+    add = verb(
+        "train",
+        _train,
+        "Train one stage as a recipe says. Writes a run folder that can be resumed.",
+        "train tiny-align --set data.dataset=data/holiday --out runs/align",
+        "train my-recipe.yaml --set train.lr=2e-4 --set train.epochs=2 --out runs/mine --resume",
+    ).add_argument
+    add("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
+    _add_set(add, "train.lr=2e-4")
+    add("--out", required=True, metavar="DIR", help="run folder")
+    add("--resume", action="store_true", help="go on with an unfinished run in --out")
+
+    add = verb(
+        "evaluate",
+        _evaluate,
+        "Ask a model the held-out questions of a dataset and score its answers, per question type.",
+        "evaluate runs/mine data/holiday",
+        "evaluate runs/mine data/holiday --split val --json --out answers.jsonl",
+    ).add_argument
+    _add_model(add)
+    add("dataset", metavar="DATASET", help="dataset folder")
+    add("--split", default="test", choices=("train", "val", "test"), help="which images (default: %(default)s)")
+    add("--tasks", nargs="+", default=["question"], metavar="TASK", help="which conversations (default: question)")
+    add("--scorer", default="normalised", help="how answers are compared (default: %(default)s)")
+    add("--limit", type=_positive, metavar="N", help="the first N only")
+    add("--out", metavar="FILE", help="write every question and answer as JSON lines")
+    _add_json(add)
+
+    add = verb(
+        "chat",
+        _chat,
+        "Talk with a model in the terminal; piped questions give answers and nothing else.",
+        "chat runs/quickstart --image photo.jpg",
+        "chat runs/quickstart --image photo.jpg < questions.txt",
+    ).add_argument
+    _add_model(add)
+    add("--image", metavar="FILE", help="show this picture with the first question")
+    add("--temperature", type=float, default=0.0, metavar="T", help="0 is always the likeliest word (default: 0)")
+    add("--max-tokens", type=_positive, default=512, metavar="N", help="longest answer (default: %(default)s)")
+    add("--seed", type=int, help="with a temperature: the same seed gives the same answer")
+
+    add = verb(
+        "export",
+        _export,
+        "Merge a run's best checkpoint into a standard LLaVA folder that transformers and vLLM load.",
+        "export runs/mine exported --as hf",
+        "export runs/mine exported --as hf --base original",
+    ).add_argument
+    add("run", metavar="RUN", help="run folder or checkpoint")
+    add("out", metavar="OUT", help="folder to write")
+    add("--as", dest="form", default="hf", choices=("hf",), help="layout: Hugging Face LLaVA (default)")
+    bases = "merge onto the 4-bit weights it was trained on (default), or onto the original ones, and say what changes"
+    add("--data", metavar="DATASET", help="with --base original: questions from here (default: the run's own dataset)")
+    add("--base", default="nf4", choices=("nf4", "original"), help=bases)
+
+
+def _add_housekeeping(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """What is there, what works, what can go."""
+    add = verb("runs", _runs, "List and compare run folders.", "runs", "runs experiments/ --settings").add_argument
+    add("root", nargs="?", default="runs", metavar="ROOT", help="where to look (default: %(default)s)")
+    add("--settings", action="store_true", help="show the settings in which the runs differ")
+    _add_json(add)
+
+    add = verb(
+        "clean",
+        _clean,
+        "Show how much the state folder holds, and empty it; or trim the checkpoints of finished runs.",
+        "clean",
+        "clean datasets --yes",
+        "clean --runs runs --yes",
+    ).add_argument
+    add("names", nargs="*", metavar="NAME", help="entries of the state folder (default: all)")
+    add("--runs", metavar="ROOT", help="instead: keep only the best checkpoint of each finished run below ROOT")
+    add("--yes", action="store_true", help="really remove; without it only sizes are shown")
+    _add_json(add)
+
+    add = verb("doctor", _doctor, "What works on this machine, and what to do about the rest.", "doctor").add_argument
+    _add_json(add)
+
+
+def _add_model(add: Callable[..., Any]) -> None:
+    add("model", metavar="MODEL", help="run folder, checkpoint, LLaVA folder, or a name on the Hub")
+
+
+def _add_set(add: Callable[..., Any], example: str) -> None:
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help=f"change the recipe, for example {example}")
+
+
+def _add_json(add: Callable[..., Any]) -> None:
+    add("--json", action="store_true", help="print JSON for a program to read")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())
