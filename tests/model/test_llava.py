@@ -85,6 +85,17 @@ def test_only_the_language_models_linears_are_quantised(make, load, language):
         assert all(parameter.is_floating_point() for parameter in part.parameters())
 
 
+def test_answering_leaves_4_bit_weights_as_they_lie(make):
+    """On CPUs with AVX512-BF16 bitsandbytes repacked them at the first forward, with rounding, and failed at width 160."""
+    llava = make(load="4bit")
+    held = {name: module.weight for name, module in llava.model.named_modules() if is_quantised(module)}
+    before = {name: weight.data.clone() for name, weight in held.items()}
+    with torch.no_grad():
+        llava.model(input_ids=ids(llava), pixel_values=pixels())
+    assert all(torch.equal(weight.data, before[name]) for name, weight in held.items())
+    assert not any(getattr(weight.quant_state, "packing_format_for_cpu", False) for weight in held.values())
+
+
 def test_the_check_finds_a_quantised_tower_and_an_unquantised_language_model(make, parts, tmp_path):
     make().model.save_pretrained(tmp_path)
     config = quantisation("4bit", torch.float32, inside_llava=True)

@@ -25,7 +25,7 @@ from workbench.errors import ModelError
 from workbench.model.images import ImageMode
 from workbench.model.joint import fresh_projector, llava_config
 from workbench.model.parts import IMAGE_TOKEN, add_image_token, image_settings, load_language, load_tower
-from workbench.model.precision import check_quantised, dtype_name, pick_device, pick_dtypes
+from workbench.model.precision import check_quantised, dtype_name, keep_weights_readable, pick_device, pick_dtypes
 from workbench.model.renderer import Renderer
 from workbench.model.sources import full_name, resolve
 from workbench.model.templates import Template, load_template
@@ -199,6 +199,7 @@ def finish(
     dtype: torch.dtype,
 ) -> Llava:
     """The last step of building and of loading: renderer and image mode beside the model."""
+    keep_weights_readable(model)
     held = template if isinstance(template, Template) else load_template(template)
     mode = ImageMode(record["image_mode"], settings)
     if mode.side != model.config.vision_config.image_size:

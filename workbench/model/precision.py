@@ -106,6 +106,17 @@ def check_quantised(model: PreTrainedModel, load: str) -> int:
     return count
 
 
+def keep_weights_readable(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16 when they first answer.
+
+    The repacked layout has no backward pass, its way back rounds the block scales, and making it fails for a linear
+    whose width is not a multiple of the block size. Without it every CPU computes from the same numbers.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def dequantised_weight(linear: nn.Module) -> torch.Tensor:
     """The numbers a linear stands for, (out, in): dequantised, or the weight itself if it is not quantised."""
     from transformers.integrations.bitsandbytes import dequantize_bnb_weight

@@ -102,7 +102,6 @@ class Loop:
             render_examples(part, self.llava, max_tokens=spec.max_tokens) for part in (source.train, source.val)
         )
         groups = prepare(self.llava, spec, say=self._say)
-        _keep_weights_readable(self.llava.model)
         self.params = [parameter for held in groups for parameter in held.params]
         self.optimizer = make_optimizer(groups, betas=spec.betas)
         self.scaler = torch.amp.GradScaler(self.llava.device.type, enabled=self.llava.dtype == torch.float16)
@@ -289,13 +288,3 @@ class Loop:
 
 def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
-
-
-def _keep_weights_readable(model: torch.nn.Module) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights for inference when a validation runs on a CPU with AVX512-BF16.
-
-    The repacked layout has no backward pass, and its way back rounds the block scales.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
