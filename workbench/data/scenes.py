@@ -30,6 +30,7 @@ COLORS = {
 }
 SIZES = {"small": (17.0, 21.0), "large": (30.0, 36.0)}
 """Diameter in pixels, from and to."""
+SIZE_NAMES = tuple(SIZES)
 ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "center", "right")
 PLACES = tuple(f"{row} {column}" for row in ROWS for column in COLUMNS)
@@ -99,22 +100,22 @@ def sample_scene(
     rng: np.random.Generator, *, avoid: frozenset[tuple[str, str]] = frozenset(), shapes: Sequence[str] = SHAPES
 ) -> Scene:
     """A random scene of one to four objects that do not touch; pairs in `avoid` do not occur."""
-    count = int(rng.integers(1, 5))
+    # Sizes are drawn once and places until they fit, or large things, which fit less often, would be the rarer ones.
+    sizes = [SIZE_NAMES[int(index)] for index in rng.integers(len(SIZE_NAMES), size=int(rng.integers(1, 5)))]
     while True:
-        things = _place_objects(rng, count, avoid, shapes)
+        things = _place_objects(rng, sizes, avoid, shapes)
         if things is not None:
             order = sorted(things, key=lambda thing: PLACES.index(thing.place))
             return Scene(tuple(order))
 
 
 def _place_objects(
-    rng: np.random.Generator, count: int, avoid: frozenset[tuple[str, str]], shapes: Sequence[str]
+    rng: np.random.Generator, sizes: Sequence[str], avoid: frozenset[tuple[str, str]], shapes: Sequence[str]
 ) -> list[SceneObject] | None:
-    """`count` objects in different places, or None where the draw does not fit."""
+    """One object of each size in different places, or None where the draw does not fit."""
     things: list[SceneObject] = []
     circles: list[tuple[float, float, float]] = []
-    for cell in rng.permutation(9)[:count]:
-        size = str(rng.choice(list(SIZES)))
+    for size, cell in zip(sizes, rng.permutation(9), strict=False):
         radius = float(rng.uniform(*SIZES[size])) / 2
         row, column = divmod(int(cell), 3)
         x, y = (_centre(rng, index, radius) for index in (column, row))
@@ -124,7 +125,7 @@ def _place_objects(
         circles.append((x, y, radius))
         box = tuple(round(value, 2) for value in (x - radius, y - radius, x + radius, y + radius))
         things.append(SceneObject(*pair, size, PLACES[int(cell)], box))  # type: ignore[arg-type]
-    if len({(thing.shape, thing.color) for thing in things}) < count:
+    if len({(thing.shape, thing.color) for thing in things}) < len(things):
         return None  # "the red star" must name one thing
     return things
 

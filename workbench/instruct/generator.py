@@ -22,7 +22,7 @@ from workbench.errors import DataError
 from workbench.instruct.tasks import TASKS, WHAT, Material, Turns
 from workbench.progress import track
 
-RULES_VERSION = 1
+RULES_VERSION = 2
 """Goes up whenever the rules teacher words anything differently."""
 
 PER_IMAGE: Mapping[str, int] = {"caption": 1, "conversation": 3, "detail": 1, "reasoning": 1}
