@@ -86,7 +86,7 @@ def test_only_the_language_models_linears_are_quantised(make, load, language):
 
 
 def test_answering_leaves_4_bit_weights_as_they_lie(make):
-    """On CPUs with AVX512-BF16 bitsandbytes repacked them at the first forward, with rounding, and failed at width 160."""
+    """On CPUs with AVX512-BF16 bitsandbytes repacked them at the first forward, with rounding, or failed."""
     llava = make(load="4bit")
     held = {name: module.weight for name, module in llava.model.named_modules() if is_quantised(module)}
     before = {name: weight.data.clone() for name, weight in held.items()}

@@ -25,7 +25,7 @@ from workbench.model.llava import Llava
 from workbench.model.lora import adapter_parameters, attach_config, has_adapter
 from workbench.model.precision import LANGUAGE
 from workbench.model.proof import affordable, check_files, file_table, prove
-from workbench.model.sources import full_name, resolve, safetensors_files
+from workbench.model.sources import full_name, read_json, resolve, safetensors_files
 from workbench.model.templates import Template, chat_template, load_template
 from workbench.model.tensors import fill, named, read_tensors, write_tensors
 from workbench.resources import atomic_folder
@@ -165,7 +165,7 @@ def read_projector(source: str | Path) -> tuple[str, dict[str, torch.Tensor]]:
         manifest = read_manifest(folder)
         check_files(folder, manifest["files"], only="projector.safetensors")
         return manifest["spec"]["projector"], read_tensors(folder / "projector.safetensors")
-    act = json.loads((folder / "config.json").read_text()).get("projector_hidden_act", "gelu")
+    act = read_json(folder / "config.json").get("projector_hidden_act", "gelu")
     found = {}
     for path in safetensors_files(folder):
         for name, tensor in read_tensors(path, containing="multi_modal_projector.").items():

@@ -6,7 +6,6 @@ Does not know: training, our checkpoints, how such a folder is written (export.p
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from workbench.model.parts import (
     read_config,
 )
 from workbench.model.precision import check_quantised, pick_device, pick_dtypes, quantisation
+from workbench.model.sources import read_json
 from workbench.model.templates import Template, load_template
 from workbench.model.tokenizers import load_tokenizer
 
@@ -32,7 +32,7 @@ from workbench.model.tokenizers import load_tokenizer
 def is_llava(folder: Path) -> bool:
     """Whether the folder's configuration says it is a LLaVA."""
     path = folder / "config.json"
-    return path.is_file() and json.loads(path.read_text()).get("model_type") == "llava"
+    return path.is_file() and read_json(path).get("model_type") == "llava"
 
 
 def load_model(folder: Path, load: str, dtype: torch.dtype, device: torch.device) -> LlavaForConditionalGeneration:

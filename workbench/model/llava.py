@@ -27,7 +27,7 @@ from workbench.model.joint import fresh_projector, llava_config
 from workbench.model.parts import IMAGE_TOKEN, add_image_token, image_settings, load_language, load_tower
 from workbench.model.precision import check_quantised, dtype_name, keep_weights_readable, pick_device, pick_dtypes
 from workbench.model.renderer import Renderer
-from workbench.model.sources import full_name, resolve
+from workbench.model.sources import full_name, resolve_parts
 from workbench.model.templates import Template, load_template
 from workbench.model.tokenizers import load_tokenizer
 
@@ -137,7 +137,7 @@ def build(spec: ModelSpec, *, template: str | Template, image_mode: str, seed: i
         "image_mode": image_mode,
         "trained": [],
     }
-    folders = {part: resolve(record[part], part=part) for part in ("vision", "language")}
+    folders = resolve_parts({part: record[part] for part in ("vision", "language")})
     return _take_projector(assemble(record, folders, template=template, device=spec.device), spec.projector_from)
 
 

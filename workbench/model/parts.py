@@ -6,7 +6,6 @@ token needs. Does not know: the projector, or what becomes of the parts.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +25,7 @@ from transformers.utils import logging
 
 from workbench.errors import ModelError
 from workbench.model.precision import quantisation
-from workbench.model.sources import safetensors_files
+from workbench.model.sources import read_json, safetensors_files
 
 IMAGE_TOKEN = "<image>"
 TOWERS = ("clip_vision_model", "siglip_vision_model")
@@ -119,7 +118,7 @@ def image_settings(folder: Path, vision_config: Any) -> dict[str, Any]:
     """The image processor's settings beside a tower; without any, those of its family at the tower's size."""
     for name, key in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
         if (folder / name).is_file():
-            held = json.loads((folder / name).read_text())
+            held = read_json(folder / name)
             return held if key is None else held.get(key, {})
     mean, std = [0.5] * 3, [0.5] * 3
     if vision_config.model_type == "clip_vision_model":

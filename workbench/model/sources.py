@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from workbench.errors import DiskError, ModelError
-from workbench.resources import tiny_folder
+from workbench.resources import DISK_ERRORS, disk_errors, tiny_folder
 
 WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model", "*.yaml"]
 """What is downloaded: weights as safetensors and settings; never a pickle."""
@@ -30,6 +30,20 @@ def resolve(source: str | Path, *, part: str = "", say: Callable[[str], None] = 
     Raises `ModelError` if there is no such folder or Hub repository, if it is gated, if there is no network, or if
     it has no safetensors; `DiskError` if the download does not fit on the disk.
     """
+    return resolve_parts({part: source}, say=say)[part]
+
+
+def resolve_parts(sources: Mapping[str, str | Path], *, say: Callable[[str], None] = print) -> dict[str, Path]:
+    """A local folder for each source, by part, as `resolve` does; nothing is downloaded before all are looked at."""
+    folders = {part: _local(source, part) for part, source in sources.items()}
+    missing = [str(sources[part]) for part, folder in folders.items() if folder is None]
+    sizes = [_look_at(name, say) for name in missing]
+    _check_room(missing, sum(sizes))
+    return {part: folder or _download(str(sources[part])) for part, folder in folders.items()}
+
+
+def _local(source: str | Path, part: str) -> Path | None:
+    """The folder, if it is on this disk; None for a name that has to be looked for on the Hub."""
     if str(source) == "tiny" and part:
         return tiny_folder() / part
     folder = Path(source).expanduser()
@@ -37,7 +51,7 @@ def resolve(source: str | Path, *, part: str = "", say: Callable[[str], None] = 
         return folder.resolve()
     if not NAME.fullmatch(str(source)):
         raise ModelError(str(source), found="no such folder", expected="a folder or a Hub name such as owner/name")
-    return _cached(str(source)) or _download(str(source), say)
+    return _cached(str(source))
 
 
 def full_name(source: str | Path) -> str:
@@ -50,7 +64,7 @@ def safetensors_files(folder: Path) -> list[Path]:
     """The weight files of a folder in transformers' layout, in order. Raises `ModelError`: missing, or pickles only."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise ModelError(str(folder), found=f"no {', '.join(missing)}", expected="every file its index lists")
@@ -68,6 +82,17 @@ def safetensors_files(folder: Path) -> list[Path]:
     raise ModelError(str(folder), found="no model.safetensors", expected="a model folder in transformers' layout")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds one mapping. Raises `ModelError` for anything else."""
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(str(path), found=f"no readable JSON ({error})", fix="copy or download it again") from error
+    if not isinstance(held, dict):
+        raise ModelError(str(path), found=f"a JSON {type(held).__name__}", expected="a JSON object")
+    return held
+
+
 def _cached(name: str) -> Path | None:
     """The folder of an earlier, complete download, found without any network."""
     from huggingface_hub import snapshot_download
@@ -81,25 +106,46 @@ def _cached(name: str) -> Path | None:
     return folder if (folder / "config.json").is_file() else None
 
 
-def _download(name: str, say: Callable[[str], None]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.constants import HF_HUB_CACHE
-
+def _look_at(name: str, say: Callable[[str], None]) -> int:
+    """Say size and licence of a repository on the Hub before anything is downloaded; returns the size in bytes."""
     info = _describe(name)
     weights = [file for file in info.siblings or [] if file.rfilename.endswith(".safetensors")]
     if not weights:
         fix = "look for a conversion among its pull requests and write owner/name@refs/pr/NUMBER"
         raise ModelError(name, found="no safetensors on the Hub", expected="weights that are not pickles", fix=fix)
     size = sum(file.size or 0 for file in weights)
-    card: dict[str, Any] = dict(info.card_data or {})
-    say(f"{name}: {size / 1e9:.2f} GB to download, licence {card.get('license', 'not stated')}")
+    licence = info.card_data.get("license") if info.card_data else None
+    say(f"{name}: {size / 1e9:.2f} GB to download, licence {licence or 'not stated'}")
+    return size
+
+
+def _check_room(names: Sequence[str], size: int) -> None:
+    if not names:
+        return
+    from huggingface_hub.constants import HF_HUB_CACHE
+
     cache = Path(HF_HUB_CACHE)
-    cache.mkdir(parents=True, exist_ok=True)
+    with disk_errors(cache):
+        cache.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(cache).free
     if size > free:
-        raise DiskError(name, found=f"{free / 1e9:.1f} GB free", expected=f"{size / 1e9:.1f} GB for the download")
+        found, expected = f"{free / 1e9:.1f} GB free in {cache}", f"{size / 1e9:.1f} GB for the download"
+        raise DiskError(" and ".join(names), found=found, expected=expected, fix="make room, or set HF_HOME elsewhere")
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
+
     repository, revision = _repository(name)
-    return Path(snapshot_download(repository, revision=revision, allow_patterns=WANTED))
+    with disk_errors(HF_HUB_CACHE):
+        try:
+            return Path(snapshot_download(repository, revision=revision, allow_patterns=WANTED))
+        except Exception as error:  # the many shapes of a connection that breaks
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                raise
+            found, fix = f"a download that broke off ({type(error).__name__})", "run it again: what came is kept"
+            raise ModelError(name, found=found, fix=fix) from error
 
 
 def _repository(name: str) -> tuple[str, str | None]:
@@ -110,10 +156,14 @@ def _repository(name: str) -> tuple[str, str | None]:
 def _describe(name: str) -> Any:
     """What the Hub says about a repository before anything is downloaded; one quick question, no retries."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     api, (repository, revision) = HfApi(), _repository(name)
-    offline = "connect once, or give a folder that holds the files"
     try:
         info = api.model_info(repository, revision=revision, files_metadata=True, timeout=10)
         if info.gated:
@@ -123,8 +173,11 @@ def _describe(name: str) -> Any:
         raise ModelError(name, found="a licence gate that this login has not passed", fix=page) from error
     except RepositoryNotFoundError as error:
         raise ModelError(name, found="neither a folder nor a repository on the Hub", fix="check the name") from error
+    except RevisionNotFoundError as error:
+        raise ModelError(name, found=f"no revision {revision!r} of {repository}", fix="check what follows @") from error
     except HfHubHTTPError as error:
         raise ModelError(name, found=f"the Hub's answer {error.response.status_code}", fix="try again later") from error
     except Exception as error:  # the many shapes of "no network": offline mode, DNS, refused, timed out
-        raise ModelError(name, found=f"no way to the Hub ({type(error).__name__})", fix=offline) from error
+        found = f"no folder of that name, and no way to the Hub ({type(error).__name__})"
+        raise ModelError(name, found=found, fix="check the path; or connect once to download it") from error
     return info

@@ -1,0 +1,135 @@
+"""What is said about a name on the Hub before a download starts, against a real server on loopback that stands for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+WEIGHTS = b"x" * 4096
+FILES = {"config.json": b"{}", "model.safetensors": WEIGHTS}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A Hub of a few repositories: one open, one gated, one too large for any disk, one that breaks off."""
+
+    asked: list[str] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        path = self.path.split("?")[0]
+        owner = path.removeprefix("/api/models/").removeprefix("/").split("/")[0]
+        if "/auth-check" in path:
+            return self._refuse(403, "GatedRepo")
+        if "/revision/nowhere" in path:
+            return self._refuse(404, "RevisionNotFound")
+        if owner not in ("open", "gated", "huge", "broken"):
+            return self._refuse(404, "RepoNotFound")
+        if "/tree/" in path:
+            return self._json([{"type": "file", "path": n, "size": len(d), "oid": "0"} for n, d in FILES.items()])
+        if path.startswith("/api/models/"):
+            return self._json(self._info(owner))
+        name = path.rsplit("/", 1)[1]
+        if owner == "broken" and name == "model.safetensors" and self.command == "GET":
+            self.close_connection = True
+            return self.connection.close()
+        self._file(FILES[name])
+
+    do_HEAD = do_GET
+
+    def _info(self, owner: str) -> dict[str, object]:
+        size = 9 * 10**15 if owner == "huge" else len(WEIGHTS)
+        siblings = [{"rfilename": "config.json", "size": 2}, {"rfilename": "model.safetensors", "size": size}]
+        return {
+            "id": f"{owner}/model", "modelId": f"{owner}/model", "sha": "a" * 40, "siblings": siblings,
+            "private": False, "disabled": False, "downloads": 0, "likes": 0, "tags": [],
+            "gated": "manual" if owner == "gated" else False, "cardData": {"license": "apache-2.0"},
+        }  # fmt: skip
+
+    def _json(self, data: object) -> None:
+        self._send(200, json.dumps(data).encode(), {"Content-Type": "application/json"})
+
+    def _file(self, data: bytes) -> None:
+        self._send(200, data, {"ETag": f'"{len(data)}"', "X-Repo-Commit": "a" * 40})
+
+    def _refuse(self, status: int, code: str) -> None:
+        self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})
+
+    def _send(self, status: int, data: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
+    def log_message(self, *arguments: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def resolve(names: list[str], hub: str, cache: Path) -> str:
+    """What `resolve_parts` says, and its folders or its error, in a process that takes this server for the Hub."""
+    code = textwrap.dedent("""
+        import sys
+        from workbench.errors import WorkbenchError
+        from workbench.model.sources import resolve_parts
+        try:
+            print("folders", resolve_parts(dict(enumerate(sys.argv[1:]))))
+        except WorkbenchError as error:
+            print(type(error).__name__, error)
+    """)
+    environment = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
+    environment |= {"HF_ENDPOINT": hub, "HF_HOME": str(cache), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment |= {"HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *names], capture_output=True, text=True, env=environment, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_size_and_licence_are_said_before_the_download_and_the_folder_is_kept(hub, tmp_path):
+    said = resolve(["open/model"], hub, tmp_path)
+    assert "open/model: 0.00 GB to download, licence apache-2.0" in said
+    folder = next(tmp_path.rglob("model.safetensors"))
+    assert folder.read_bytes() == WEIGHTS and str(folder.parent) in said
+    before = len(Hub.asked)
+    assert "folders" in resolve(["open/model"], hub, tmp_path) and len(Hub.asked) == before, "found without asking"
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("gated/model", "ModelError gated/model: found a licence gate that this login has not passed"),
+        ("nobody/model", "ModelError nobody/model: found neither a folder nor a repository on the Hub"),
+        ("open/model@nowhere", "ModelError open/model@nowhere: found no revision 'nowhere' of open/model"),
+        ("huge/model", "expected 9000000.0 GB for the download"),
+        ("broken/model", "found a download that broke off"),
+    ],
+)
+def test_what_stands_in_the_way_is_one_line(name, expected, hub, tmp_path):
+    assert expected in resolve([name], hub, tmp_path)
+
+
+def test_nothing_is_downloaded_before_every_part_was_looked_at(hub, tmp_path):
+    said = resolve(["open/model", "gated/model"], hub, tmp_path)
+    assert "a licence gate" in said and not list(tmp_path.rglob("model.safetensors"))
