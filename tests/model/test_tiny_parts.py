@@ -60,7 +60,7 @@ def test_the_corpus_never_holds_the_pairs_that_are_kept_back() -> None:
     rng = np.random.default_rng(0)
     for _ in range(300):
         doc = corpus.document(rng, filler=2, recall=0.2)
-        stated = " ".join(doc.context)
+        stated = " ".join((*doc.context, *(text for turn in doc.turns for text in turn)))
         for shape, color in NEVER_SEEN:
             assert f"{color} {shape}" not in stated
 
@@ -79,7 +79,7 @@ def test_a_pooled_phrase_is_the_mean_of_its_words(tokenizer) -> None:
 
 def test_muon_steps_are_orthogonal() -> None:
     torch.manual_seed(0)
-    values = torch.linalg.svdvals(orthogonal(torch.randn(24, 60)))
+    values = torch.linalg.svdvals(orthogonal(torch.randn(2, 60, 24)))
     assert values.min() > 0.6 and values.max() < 1.3
 
 
@@ -87,11 +87,10 @@ def test_the_recipe_of_the_parts_names_what_the_builders_need(tmp_path) -> None:
     """Both builders run from the shipped recipe, cut to a few steps, and write folders that load."""
     recipe = read_yaml(recipes_folder() / "tiny-parts.yaml")
     parts = tokenizer_of(recipe)
-    vision = recipe["vision"] | {"phases": [phase | {"steps": 2} for phase in recipe["vision"]["phases"]]}
-    vision |= {"pictures": 8, "batch": 4}
+    few = {"precision": "fp32", "compile": False, "steps": 2}
+    vision = recipe["vision"] | few | {"pictures": 8, "batch": 4}
     tower.build_tower(parts, vision, tmp_path / "vision", tmp_path / "vision.jsonl")
-    spoken = recipe["language"] | {"phases": [phase | {"steps": 2} for phase in recipe["language"]["phases"]]}
-    spoken |= {"batch": 2}
+    spoken = recipe["language"] | few | {"batch": 2}
     language.build_language(parts, spoken, tmp_path / "language", tmp_path / "language.jsonl")
     assert CLIPModel.from_pretrained(tmp_path / "vision").config.vision_config.hidden_size == recipe["vision"]["width"]
     assert LlamaForCausalLM.from_pretrained(tmp_path / "language").config.hidden_size == recipe["language"]["width"]

@@ -28,13 +28,14 @@ def build_parts(recipe: Path | str, out: Path | str, *, only: str | None = None)
     settings, out = read_yaml(recipe), Path(out)
     torch.set_num_threads(settings["threads"])
     tokenizer = build_tokenizer(**settings["tokenizer"])
+    shared = {name: settings[name] for name in ("precision", "compile")}
     makers = {"vision": build_tower, "language": build_language}
     started = time.monotonic()
     for part, make in makers.items():
         if only in (None, part):
             folder = out / part
             folder.mkdir(parents=True, exist_ok=True)
-            make(tokenizer, settings[part], folder, out / f"{part}.jsonl")
+            make(tokenizer, shared | settings[part], folder, out / f"{part}.jsonl")
     card = {
         "recipe": Path(recipe).name,
         "settings": settings,

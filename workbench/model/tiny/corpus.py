@@ -45,16 +45,17 @@ class Document:
     plain: bool = False
 
 
-def scene_document(rng: np.random.Generator, *, filler: int, seen_only: bool = True) -> Document:
+def scene_document(rng: np.random.Generator, *, filler: int) -> Document:
     """A scene as a context, then questions, a caption, a description or a short argument about it."""
     shapes = SHAPES if rng.random() < 0.85 else GLYPHS
-    scene = sample_scene(rng, avoid=NEVER_SEEN if seen_only else frozenset(), shapes=shapes)
+    scene = sample_scene(rng, avoid=NEVER_SEEN, shapes=shapes)
     context, pooled = _context(scene, rng, filler)
     kind = rng.random()
     system = SYSTEM if rng.random() < 0.3 else ""
     if kind < 0.15:
         return Document("", context, pooled, (("", scene_text.caption(scene)),), plain=True)
-    turns = [(question.text, question.answer) for question in scene_text.questions(scene, rng, 8)]
+    asked = scene_text.questions(scene, rng, 8)
+    turns = [(question.text, question.answer) for question in asked if not _kept_back(question.text)]
     if kind < 0.25:
         turns.insert(0, ("Describe the image in detail.", scene_text.detail(scene)))
         turns = turns[:4]
@@ -123,6 +124,11 @@ def document(rng: np.random.Generator, *, filler: int, recall: float = 0.0) -> D
     if recall and rng.random() < recall:
         return recall_document(rng, filler=filler)
     return told_document(rng, filler=filler)
+
+
+def _kept_back(question: str) -> bool:
+    """Whether a question names a pair that is kept back: "no" would be the only answer that is ever heard about it."""
+    return any(f"{color} {shape}" in question for shape, color in NEVER_SEEN)
 
 
 def _context(scene: Scene, rng: np.random.Generator, filler: int) -> tuple[tuple[str, ...], bool]:

@@ -7,7 +7,7 @@ Does not know: pictures. The model is a plain Llama and saw text only.
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,19 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from workbench.data import scene_text
 from workbench.data.scenes import NEVER_SEEN, sample_scene
+from workbench.model.tiny import fast
 from workbench.model.tiny.corpus import GLYPHS, NOUNS, SYSTEM, Document, document
-from workbench.model.tiny.muon import Muon
 from workbench.progress import progress
 
+GROUP = 6
+"""Batches of documents that are sorted by length together: little padding."""
+STEP = 32
+"""Batches are padded to a multiple of so many tokens: few shapes, as each is compiled once."""
 Encoded = tuple[list[int], list[float], list[tuple[int, list[int]]]]
 SPECIAL = ("<unk>", "<s>", "<pad>", "</s>", "<image>")
 """In the order of their ids. `</s>` must not be 2: transformers' CLIP would then pool at the largest id instead."""
@@ -90,7 +95,7 @@ class Encoder:
         self._memory: dict[str, list[int]] = {}
 
     def ids(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
 
     def remembered(self, text: str) -> list[int]:
         found = self._memory.get(text)
@@ -122,7 +127,8 @@ class Encoder:
         return ids, weights, pooled
 
     def batch(self, encoded: list[Encoded]) -> Batch:
-        width = max(len(ids) for ids, _, _ in encoded)
+        longest = max(len(ids) for ids, _, _ in encoded)
+        width = -(-longest // STEP) * STEP
         ids = torch.full((len(encoded), width), self.tokenizer.pad_token_id)
         weights = torch.zeros(len(encoded), width)
         rows: list[tuple[int, int, int, float]] = []
@@ -156,7 +162,7 @@ def embed(model: LlamaForCausalLM, batch: Batch, *, noise: float, generator: tor
 def build_language(
     tokenizer: PreTrainedTokenizerFast, settings: dict[str, Any], out: Path, log: Path
 ) -> LlamaForCausalLM:
-    """Train the starting language model; writes it, its tokenizer and one line of figures every 100 steps."""
+    """Train the starting language model; writes it, its tokenizer and one line of figures every 250 steps."""
     torch.manual_seed(settings["seed"])
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -170,86 +176,67 @@ def build_language(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=False,
+        attn_implementation="eager",  # on a CPU its backward pass is faster than that of sdpa
     )
-    model = LlamaForCausalLM(config)
-    encoder = Encoder(tokenizer)
-    for phase, _ in enumerate(settings["phases"]):
-        train_phase(model, encoder, settings, phase, log)
-        save_language(model, tokenizer, out)
+    model, encoder = LlamaForCausalLM(config), Encoder(tokenizer)
+    body = fast.compiled(model.model, settings)
+    optimizers = fast.optimizers(model, model.model.layers, settings)
+    generator = torch.Generator().manual_seed(settings["seed"])
+    batches = iter(DataLoader(Documents(encoder, settings), batch_size=None, num_workers=1, prefetch_factor=8))
+    with progress("language model", total=settings["steps"], unit="step") as bar:
+        for step in range(settings["steps"]):
+            fast.set_rates(optimizers, fast.flat_then_linear(step, settings["steps"], settings["decay"]))
+            with fast.autocast(settings):
+                loss = language_loss(model, body, next(batches), noise=settings["noise"], generator=generator)
+            fast.update(model.parameters(), optimizers, loss)
+            bar.advance(1, note=f"loss {loss.item():.3f}")
+            if (step + 1) % 250 == 0 or step + 1 == settings["steps"]:
+                line = {"step": step + 1, "loss": round(loss.item(), 4)}
+                line["accuracy"] = text_accuracy(model, encoder, filler=_part(settings["fillers"], step, settings))
+                with log.open("a") as handle:
+                    handle.write(json.dumps(line) + "\n")
+                save_language(model, tokenizer, out)
     return model
 
 
-def train_phase(model: LlamaForCausalLM, encoder: Encoder, settings: dict[str, Any], phase: int, log: Path) -> None:
-    """One phase, with an optimiser and a learning rate schedule of its own.
+class Documents(IterableDataset[Batch]):
+    """Endless batches of documents, made in a process beside the training one.
 
-    The first teaches look-ups on short texts. In the second the filler words grow in steps to as many as an image has
-    patches.
+    Look-ups are learned on short texts; filler words grow in steps to as many as an image has patches.
     """
-    steps, most_fillers = settings["phases"][phase]["steps"], settings["phases"][phase]["fillers"]
-    rng = np.random.default_rng([settings["seed"], phase])
-    generator = torch.Generator().manual_seed(settings["seed"] + phase)
-    optimizers = _optimizers(model, settings["phases"][phase])
-    waiting: list[Batch] = []
-    with progress(f"language model, phase {phase + 1}", total=steps, unit="step") as bar:
-        for step in range(steps):
-            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-                group["lr"] = group["peak"] * _schedule(step, settings["phases"][phase])
-            most = most_fillers[step * len(most_fillers) // steps]
-            if not waiting:
-                waiting = _similar_lengths(encoder, rng, settings["phases"][phase], most=most, size=settings["batch"])
-            loss = language_loss(model, waiting.pop(), noise=settings["noise"], generator=generator)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in optimizers:
-                optimizer.step()
-            model.zero_grad(set_to_none=True)
-            bar.advance(1, note=f"loss {loss.item():.3f}")
-            if (step + 1) % 200 == 0 or step + 1 == steps:
-                line = {"phase": phase + 1, "step": step + 1, "loss": round(loss.item(), 4)}
-                line["accuracy"] = text_accuracy(model, encoder, filler=most)
-                with log.open("a") as handle:
-                    handle.write(json.dumps(line) + "\n")
+
+    def __init__(self, encoder: Encoder, settings: dict[str, Any]) -> None:
+        self.encoder, self.settings = encoder, settings
+
+    def __iter__(self) -> Iterator[Batch]:
+        rng, step, size = np.random.default_rng([self.settings["seed"], 1]), 0, self.settings["batch"]
+        while True:
+            most, recall = (_part(self.settings[name], step, self.settings) for name in ("fillers", "recall"))
+            docs = [document(rng, filler=int(rng.integers(most + 1)), recall=recall) for _ in range(GROUP * size)]
+            lines = sorted((self.encoder.encode(doc) for doc in docs), key=lambda line: len(line[0]))
+            for index in rng.permutation(GROUP):
+                step += 1
+                yield self.encoder.batch(lines[int(index) * size : (int(index) + 1) * size])
 
 
-def _optimizers(model: LlamaForCausalLM, phase: dict[str, Any]) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or, with `muon`, Muon for the matrices of the layers and AdamW for the rest."""
-    inner = [p for name, p in model.named_parameters() if phase["muon"] and ".layers." in name and p.ndim == 2]
-    rest = [p for p in model.parameters() if not any(p is matrix for matrix in inner)]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(rest, lr=phase["lr"], betas=(0.9, 0.98), weight_decay=0.02)
-    ]
-    if inner:
-        optimizers.append(Muon(inner, lr=phase["muon"]))
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["peak"] = group["lr"]
-    return optimizers
-
-
-def _similar_lengths(
-    encoder: Encoder, rng: np.random.Generator, phase: dict[str, Any], *, most: int, size: int
-) -> list[Batch]:
-    """Six batches of documents of similar length, in random order: little padding."""
-    docs = [document(rng, filler=int(rng.integers(0, most + 1)), recall=phase["recall"]) for _ in range(6 * size)]
-    encoded = sorted((encoder.encode(doc) for doc in docs), key=lambda line: len(line[0]))
-    batches = [encoder.batch(encoded[start : start + size]) for start in range(0, len(encoded), size)]
-    return [batches[int(index)] for index in rng.permutation(len(batches))]
-
-
-def _schedule(step: int, phase: dict[str, Any]) -> float:
-    """100 steps of warm-up; then flat, or a cosine down to a fiftieth in a phase with `decay`."""
-    warm = min(1.0, (step + 1) / 100)
-    return warm * (0.02 + 0.49 * (1 + math.cos(math.pi * step / phase["steps"]))) if phase["decay"] else warm
+def _part(values: Sequence[Any], step: int, settings: dict[str, Any]) -> Any:
+    """The value for `step`, where each of `values` holds for an equal part of the run."""
+    return values[min(len(values) - 1, step * len(values) // settings["steps"])]
 
 
 def language_loss(
-    model: LlamaForCausalLM, batch: Batch, *, noise: float, generator: torch.Generator | None
+    model: LlamaForCausalLM,
+    body: Callable[..., Any],
+    batch: Batch,
+    *,
+    noise: float,
+    generator: torch.Generator | None,
 ) -> torch.Tensor:
-    """Weighted mean cross-entropy; the head is computed on rows with a weight only."""
-    hidden = model.model(inputs_embeds=embed(model, batch, noise=noise, generator=generator), use_cache=False)[0]
+    """Weighted mean cross-entropy; the head is computed on rows with a weight only. `body`: the model without head."""
+    hidden = body(inputs_embeds=embed(model, batch, noise=noise, generator=generator), use_cache=False)[0]
     weights = batch.weights[:, 1:]
     used = weights > 0
-    logits = model.lm_head(hidden[:, :-1][used])
+    logits = model.lm_head(hidden[:, :-1][used]).float()
     losses = functional.cross_entropy(logits, batch.labels[:, 1:][used], reduction="none")
     return (losses * weights[used]).sum() / weights[used].sum()
 
