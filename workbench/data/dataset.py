@@ -22,6 +22,7 @@ from workbench.conversation import Conversation, Image, Video, new_id
 from workbench.data import tables
 from workbench.data.folder import CARD, Folder, now, resolve_inside
 from workbench.errors import DataError
+from workbench.resources import state_folder
 
 
 class Dataset:
@@ -61,8 +62,13 @@ class Dataset:
 
     @staticmethod
     def open(path: str | Path) -> Dataset:
-        """An existing dataset. Raises `DataError` where the folder is missing, half written or damaged."""
-        dataset = Dataset(path)
+        """An existing dataset: a folder, or the name of one in the state folder, such as the quickstart's `scenes`.
+
+        Raises `DataError` where the folder is missing, half written or damaged.
+        """
+        path = Path(path)
+        named = state_folder() / "datasets" / path
+        dataset = Dataset(named if not path.exists() and len(path.parts) == 1 and named.exists() else path)
         dataset._folder.card()
         for table in tables.COLUMNS:
             for file in dataset._folder.files(table):

@@ -56,13 +56,15 @@ def import_folder(
     workers: int | None = None,
     text_column: str | None = None,
     card: Mapping[str, Any] | None = None,
+    annotate: Callable[[pl.DataFrame], pl.DataFrame] = lambda rows: rows,
 ) -> Dataset:
     """Make the dataset `out` of the images in `folder`, which stay where they are, and print what came of it.
 
     A captions file beats sidecar texts, which beat class folders. `text_column` names the column of captions where it
-    is none of caption, text, captions. Broken images are rows with status quarantined and a reason; captions without
-    a file and files of other kinds are listed, in full in `out/import.json`. Raises `DataError` where there is no
-    image, the captions file cannot be read, or `out` is a dataset already.
+    is none of caption, text, captions. `annotate` adds to the rows what the caller knows. Broken images are rows with
+    status quarantined and a reason; captions without a file and files of other kinds are listed, in full in
+    `out/import.json`. Raises `DataError` where there is no image, the captions file cannot be read, or `out` is a
+    dataset already.
     """
     folder, out = Path(folder), Path(out)
     refuse_existing(out)
@@ -78,7 +80,7 @@ def import_folder(
     write_atomic(out / REPORT, json.dumps(report, indent=1, ensure_ascii=False))
     name = name or folder.resolve().name
     made = {"made": f"imported from the folder {folder.name}", **(card or {}), "import": numbers(report)}
-    dataset = Dataset.create(out, name=name, roots={ROOT: root_for(folder, out)}, card=made, images=frame)
+    dataset = Dataset.create(out, name=name, roots={ROOT: root_for(folder, out)}, card=made, images=annotate(frame))
     print(summary(f"{name}: {frame.height} images in {out}", report))
     return dataset
 

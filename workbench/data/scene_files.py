@@ -19,13 +19,17 @@ from PIL import ImageEnhance
 
 from workbench.data.batches import map_batches
 from workbench.data.dataset import Dataset
+from workbench.data.folder import CARD
 from workbench.data.formats import import_folder
 from workbench.data.scene_text import caption
-from workbench.data.scenes import draw_scene, sample_scene
+from workbench.data.scenes import Scene, draw_scene, sample_scene
+from workbench.errors import DataError
 from workbench.resources import atomic_folder, write_atomic
 
 SEED = 2026
-"""Seed of the shipped and the quickstart's scenes; the tiny starting parts were made from other seeds."""
+"""Seed of the quickstart's scenes; the tiny starting parts were made from other seeds."""
+VERSION = 2
+"""Goes up whenever the same seed draws other pictures or tells other annotations."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +41,32 @@ class Planted:
     broken: int = 12
 
 
-def make(out: Path | str, *, count: int = 2000, seed: int = SEED, planted: Planted = Planted()) -> Dataset:  # noqa: B008
+def make(
+    out: Path | str,
+    *,
+    count: int = 2000,
+    seed: int = SEED,
+    planted: Planted = Planted(),  # noqa: B008
+    replace: bool = False,
+) -> Dataset:
     """Write `count` scenes and the planted faults to the folder `out` and import it as a dataset named `scenes`.
 
-    `out` holds `pictures/` (PNG, and JPEG for near copies), `planted.json` and the dataset's own files. A folder that
-    was completed before with the same arguments is opened, not made again; anything else in the way raises DataError.
+    `out` holds `pictures/` (PNG, and JPEG for near copies), `planted.json` and the dataset's own files. The card is
+    written last, so that a folder with one is complete. One made with the same arguments by the same version is opened;
+    another dataset in the way raises DataError, or, with `replace`, makes room.
     """
     out = Path(out)
-    made = {"count": count, "seed": seed, "planted": [planted.exact, planted.near, planted.broken]}
-    if (out / "card.yaml").exists():
+    faults = [planted.exact, planted.near, planted.broken]
+    made = {"count": count, "seed": seed, "planted": faults, "version": VERSION}
+    if (out / CARD).exists():
         dataset = Dataset.open(out)
         if dataset.card.get("made") == made:
             return dataset
+        if not replace:
+            fix = "choose another folder, or remove this one"
+            raise DataError(str(out), found="another dataset", expected=f"scenes made as {made}", fix=fix)
+        (out / CARD).unlink()
+        shutil.rmtree(out)
     pictures = out / "pictures"
     if pictures.exists():
         shutil.rmtree(pictures)
@@ -56,8 +74,9 @@ def make(out: Path | str, *, count: int = 2000, seed: int = SEED, planted: Plant
         annotations = _draw_all(building, count, seed)
         truth = _plant(building, sorted(annotations), planted, seed)
     write_atomic(out / "planted.json", json.dumps(truth, indent=1))
-    dataset = import_folder(pictures, out, name="scenes", card={"made": made, **_CARD})
-    return _annotate(dataset, annotations | _inherited(truth, annotations))
+    told = annotations | _inherited(truth, annotations)
+    card = {"made": made, **_CARD}
+    return import_folder(pictures, out, name="scenes", card=card, annotate=lambda rows: _annotate(rows, told))
 
 
 _CARD = {
@@ -134,18 +153,11 @@ def _inherited(truth: dict[str, dict[str, str]], annotations: dict[str, str]) ->
     return {copy: annotations[original] for copy, original in truth["exact"].items()}
 
 
-def _annotate(dataset: Dataset, annotations: dict[str, str]) -> Dataset:
-    """Add the exact annotations and a caption to the rows of the imported folder."""
-    from workbench.data.scenes import Scene
-
-    names = list(annotations)
-    told = pl.DataFrame(
-        {
-            "path": names,
-            "objects": [annotations[name] for name in names],
-            "captions": [[caption(Scene.from_json(annotations[name]))] for name in names],
-        }
+def _annotate(rows: pl.DataFrame, annotations: dict[str, str]) -> pl.DataFrame:
+    """The imported rows with the exact annotations and a caption where one is known."""
+    captions = {name: [caption(Scene.from_json(text))] for name, text in annotations.items()}
+    paths = rows["path"].to_list()
+    return rows.with_columns(
+        pl.Series("objects", [annotations.get(path) for path in paths], dtype=pl.String),
+        pl.Series("captions", [captions.get(path, []) for path in paths], dtype=pl.List(pl.String)),
     )
-    rows = dataset.images.drop("objects", "captions").join(told, on="path", how="inner")
-    dataset.update_images(rows.select("id", "objects", "captions"), operation={"name": "annotate", "count": len(rows)})
-    return dataset
