@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
+from PIL import Image
 
 from workbench.conversation import check_conversation
 from workbench.data.dataset import Dataset
@@ -74,6 +77,17 @@ def test_a_made_folder_is_opened_and_not_made_again(tmp_path: Path) -> None:
     before = (tmp_path / "s" / "pictures" / "scene-00000.png").stat().st_mtime_ns
     assert make(tmp_path / "s", count=3, planted=planted).images.equals(first.images)
     assert (tmp_path / "s" / "pictures" / "scene-00000.png").stat().st_mtime_ns == before
+    with pytest.raises(DataError, match="another dataset"):
+        make(tmp_path / "s", count=2, planted=planted)
+    assert Dataset.open(tmp_path / "s").images.equals(first.images), "a refusal changes nothing"
+    assert make(tmp_path / "s", count=2, planted=planted, replace=True).images.height == 2
+
+
+def test_a_folder_with_a_card_is_complete_whenever_the_making_was_killed(tmp_path: Path) -> None:
+    """The annotations used to follow the card: killed between the two, scenes stayed without any."""
+    (tmp_path / "s" / "pictures").mkdir(parents=True)  # killed after the pictures, before the card
+    dataset = make(tmp_path / "s", count=3, planted=Planted(exact=0, near=0, broken=0))
+    assert dataset.images["objects"].null_count() == 0 and all(len(texts) == 1 for texts in dataset.images["captions"])
 
 
 def test_class_folders_give_class_questions(tmp_path: Path, picture_bytes: bytes) -> None:
@@ -84,6 +98,47 @@ def test_class_folders_give_class_questions(tmp_path: Path, picture_bytes: bytes
     generate(dataset)
     answers = {one.reference for one in dataset.conversations(tasks=["conversation"])}
     assert answers == {"cat", "dog"}
+
+
+def test_held_out_class_questions_list_the_classes_and_images_get_splits(tmp_path: Path, picture_bytes: bytes) -> None:
+    for label in ("0", "1", "2"):
+        (tmp_path / "in" / label).mkdir(parents=True)
+        for number in range(8):
+            mosaic(int(label) * 8 + number).save(tmp_path / "in" / label / f"{number}.png")
+    dataset = import_folder(tmp_path / "in", tmp_path / "out")
+    generate(dataset, question="Which digit is this?")
+    asked = dataset.conversations("test", tasks=[QUESTION])
+    assert asked and {one.metadata["type"] for one in asked} == {"class"}
+    for one in asked:
+        text = one.prompt.messages[-1].text.strip()
+        assert text.startswith("Which digit is this? Choose from: ") and {"0", "1", "2"} <= set(
+            text[:-1].split(", ")
+        ) | {text.split(": ")[1].split(",")[0]}
+    assert {"train", "val", "test"} == set(dataset.images["split"])
+
+
+def test_captions_alone_give_a_question_that_can_be_scored(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    lines = ["file,caption"]
+    for number in range(20):
+        mosaic(number).save(tmp_path / "in" / f"{number}.png")
+        lines.append(f"{number}.png,picture number {number}")
+    (tmp_path / "in" / "captions.csv").write_text("\n".join(lines))
+    dataset = import_folder(tmp_path / "in", tmp_path / "out")
+    generate(dataset)
+    asked = dataset.conversations("test", tasks=[QUESTION])
+    assert asked and {one.metadata["type"] for one in asked} == {"caption"}
+    assert all(
+        one.reference in one.prompt.messages[-1].text and one.prompt.messages[-1].text.count(";") == 3 for one in asked
+    )
+    trained = dataset.conversations("train", tasks=["conversation"])
+    assert all(one.messages[0].text.strip().startswith("Which caption fits?") for one in trained)
+
+
+def mosaic(seed: int) -> Image.Image:
+    """A picture that is like no other."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((60, 60), Image.Resampling.NEAREST)
 
 
 def test_nothing_known_is_one_clear_error(tmp_path: Path, picture_bytes: bytes) -> None:
@@ -101,10 +156,6 @@ def test_an_unknown_task_names_the_known_ones(scenes: Dataset) -> None:
 
 @pytest.fixture
 def picture_bytes() -> bytes:
-    import io
-
-    from PIL import Image
-
     buffer = io.BytesIO()
     Image.new("RGB", (40, 30), (200, 30, 30)).save(buffer, "PNG")
     return buffer.getvalue()

@@ -15,11 +15,12 @@ import numpy as np
 import polars as pl
 
 from workbench.conversation import Conversation, Image, Message, check_conversation, new_id
+from workbench.curation.splits import split
 from workbench.data.dataset import Dataset
 from workbench.data.scene_text import QUESTIONS
 from workbench.data.scenes import Scene
 from workbench.errors import DataError
-from workbench.instruct.tasks import TASKS, WHAT, Material, Turns
+from workbench.instruct.tasks import TASKS, WHAT, Material, Turns, which_caption, write_classify
 from workbench.progress import track
 
 RULES_VERSION = 2
@@ -51,22 +52,27 @@ def generate(
     tasks: Sequence[str] | Mapping[str, int] | None = None,
     seed: int = 0,
     questions_per_image: int = 4,
+    question: str = WHAT,
 ) -> Generated:
     """Write conversations about every usable image of `dataset`, by the rule-based teacher.
 
     `tasks`: names, or names with how many conversations an image gets; default: what the annotations allow. Images of
-    the validation and test splits also get `questions_per_image` single questions of different types, which are
-    scored. A second run with the same arguments gives the same conversations under the same ids, so nothing is
-    doubled; everything is written at once at the end, so an interrupted run leaves the dataset as it was.
-    Raises DataError for an unknown teacher or task, and where no image gave a conversation.
+    the validation and test splits also get single questions, which are scored: `questions_per_image` of different
+    types about annotations, else `question` about the class, else which of four captions fits. Where no image has a
+    split, all get one first (`curation.splits`). A second run with the same arguments gives the same conversations
+    under the same ids, so nothing is doubled; everything is written at once at the end, so an interrupted run leaves
+    the conversations as they were. Raises DataError for an unknown teacher or task, and where no image gave one.
     """
     wanted = _wanted(teacher, tasks)
+    if dataset.images["split"].is_null().all():
+        split(dataset, seed=seed, stratify="label")
     rows = dataset.images.filter(pl.col("status") == "ok")
     classes = sorted(set(rows["label"].drop_nulls().to_list()))
+    captions = sorted({text for texts in rows["captions"].to_list() for text in texts or ()})
     made: dict[str, Conversation] = {}
     report = Generated()
     for row in track(list(rows.iter_rows(named=True)), "writing conversations", unit="image"):
-        material = _material(row, classes)
+        material = _material(row, classes, captions, question)
         written = [*_for_image(dataset, row, material, wanted, seed)]
         if row["split"] in ("val", "test"):
             written += _questions(dataset, row, material, questions_per_image, seed)
@@ -96,9 +102,9 @@ def _wanted(teacher: str, tasks: Sequence[str] | Mapping[str, int] | None) -> Ma
     return wanted
 
 
-def _material(row: Mapping[str, Any], classes: Sequence[str]) -> Material:
+def _material(row: Mapping[str, Any], classes: Sequence[str], captions: Sequence[str], question: str) -> Material:
     scene = Scene.from_json(row["objects"]) if row["objects"] and '"shape"' in row["objects"] else None
-    return Material(scene, row["captions"] or (), row["label"], classes)
+    return Material(scene, row["captions"] or (), row["label"], classes, captions, question)
 
 
 def _for_image(
@@ -114,11 +120,13 @@ def _for_image(
 def _questions(
     dataset: Dataset, row: Mapping[str, Any], material: Material, count: int, seed: int
 ) -> Iterator[Conversation]:
-    """Held-out single questions: of `count` different types for a scene, the class question for a class folder."""
+    """Held-out single questions: of `count` different types for a scene, else about the class, else the caption."""
     rng = _generator(seed, row["path"], QUESTION, 0)
     if material.scene is None:
-        if material.label:
-            yield _conversation(dataset, row, QUESTION, 0, seed, [(WHAT, material.label)], type="class")
+        kind = "class" if material.label else "caption"
+        turns = write_classify(material, rng) or (which_caption(material, rng) if material.captions else [])
+        if turns:
+            yield _conversation(dataset, row, QUESTION, 0, seed, turns, type=kind)
         return
     kinds = [list(QUESTIONS)[int(index)] for index in rng.permutation(len(QUESTIONS))]
     asked = [question for kind in kinds if (question := QUESTIONS[kind](material.scene, rng)) is not None]

@@ -20,17 +20,29 @@ Turns = list[tuple[str, str]]
 BRIEF = "Describe the image briefly."
 DETAIL = "Describe the image in detail."
 WHAT = "What is this?"
+WHICH = "Which caption fits?"
 TURNS_PER_CONVERSATION = 5
+MOST_LISTED = 20
+"""More classes than this are not listed in a question."""
+CAPTIONS_LISTED = 4
 
 
 @dataclass(frozen=True)
 class Material:
-    """What is known about one image: exact annotations, captions of a person, a class, and the classes there are."""
+    """What is known about one image, and about the dataset it is in."""
 
     scene: Scene | None = None
+    """Exact annotations."""
     captions: Sequence[str] = ()
+    """What a person wrote about it."""
     label: str | None = None
+    """Its class."""
     classes: Sequence[str] = ()
+    """Every class of the dataset."""
+    all_captions: Sequence[str] = ()
+    """Every caption of the dataset, each once."""
+    question: str = WHAT
+    """How a class is asked for."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +71,10 @@ def write_conversation(material: Material, rng: np.random.Generator) -> Turns:
         return [(question.text, question.answer) for question in asked]
     turns: Turns = []
     if material.label:
-        turns.append((choose_question(material, rng), material.label))
+        listed = rng.random() < 0.5
+        turns.append((class_question(material, rng) if listed else material.question, material.label))
     if material.captions:
+        turns += which_caption(material, rng)
         turns.append((BRIEF, str(material.captions[int(rng.integers(len(material.captions)))])))
     return turns
 
@@ -78,16 +92,27 @@ def write_reasoning(material: Material, rng: np.random.Generator) -> Turns:
 
 
 def write_classify(material: Material, rng: np.random.Generator) -> Turns:
-    """Which of the classes the image shows; with few classes they are listed in the question."""
-    return [(WHAT, material.label)] if material.label else []
+    """Which of the classes the image shows; where they are few they are listed in the question."""
+    return [(class_question(material, rng), material.label)] if material.label else []
 
 
-def choose_question(material: Material, rng: np.random.Generator) -> str:
+def class_question(material: Material, rng: np.random.Generator) -> str:
     """ "What is this?", with the classes in random order where there are at most 20."""
-    if not 2 <= len(material.classes) <= 20 or rng.random() < 0.5:
-        return WHAT
+    if not 2 <= len(material.classes) <= MOST_LISTED:
+        return material.question
     names = [material.classes[int(index)] for index in rng.permutation(len(material.classes))]
-    return f"{WHAT} Choose from: {', '.join(names)}."
+    return f"{material.question} Choose from: {', '.join(names)}."
+
+
+def which_caption(material: Material, rng: np.random.Generator) -> Turns:
+    """The image's caption among those of other images, in random order; none where there is no other."""
+    truth = str(material.captions[int(rng.integers(len(material.captions)))])
+    others = [text for text in material.all_captions if text not in material.captions]
+    if not others:
+        return []
+    chosen = [others[int(index)] for index in rng.permutation(len(others))[: CAPTIONS_LISTED - 1]]
+    listed = [[truth, *chosen][int(index)] for index in rng.permutation(len(chosen) + 1)]
+    return [(f"{WHICH} Choose from: {'; '.join(listed)}", truth)]
 
 
 TASKS: dict[str, Task] = {
