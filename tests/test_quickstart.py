@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +58,44 @@ def test_pictures_in_class_folders_do(tmp_path: Path, home: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads((out / "report.json").read_text())
     assert list(report["by_type"]["after"]) == ["class"]
+
+
+def test_pictures_with_captions_do(tmp_path: Path, home: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    rng = np.random.default_rng(0)
+    lines = ["file,caption"]
+    for number in range(60):
+        coarse = np.clip((40, 130, 220)[number % 3] + rng.normal(0, 30, (6, 6, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(coarse).resize((60, 60)).save(tmp_path / "mine" / f"{number}.png")
+        lines.append(f"{number}.png,a {('dark', 'grey', 'bright')[number % 3]} picture")
+    (tmp_path / "mine" / "captions.csv").write_text("\n".join(lines))
+    out = tmp_path / "quick"
+    done = run_command("quickstart", "--images", str(tmp_path / "mine"), "--out", str(out), *FEW, home=home)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert list(json.loads((out / "report.json").read_text())["by_type"]["after"]) == ["caption"]
+
+
+def test_ctrl_c_in_a_stage_ends_the_quickstart_and_resume_goes_on(tmp_path: Path, home: Path) -> None:
+    out = tmp_path / "quick"
+    command = [sys.executable, "-m", "workbench.cli", "quickstart", "--count", "80", "--out", str(out)]
+    command += ["--set", "train.max_steps=3", "--set-align", "train.max_steps=400"]
+    environment = {**os.environ, "WORKBENCH_HOME": str(home)}
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
+    metrics, waited = out / "align" / "metrics.jsonl", time.monotonic()
+    while not (metrics.is_file() and metrics.stat().st_size) and time.monotonic() - waited < 200:
+        time.sleep(0.2)
+    started.send_signal(signal.SIGINT)
+    _, errors = started.communicate(timeout=100)
+    assert started.returncode == 130 and "stopped by Ctrl-C" in errors and "Traceback" not in errors
+    assert not (out / "finetune").exists() and Run.open(out).status == "failed"
+    made = len(metrics.read_text().splitlines())
+    settings = ["--set", "train.max_steps=3", "--set-align", "train.max_steps=400"]
+    Run.open(out / "align").send(None)
+    again = run_command("quickstart", "--count", "80", "--out", str(out), *settings, "--resume", home=home)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "goes on after step" in again.stderr and Run.open(out).status == "finished"
+    steps = [row["step"] for row in Run.open(out / "align").metrics() if "loss" in row]
+    assert steps == list(range(1, 401)) and made < 400
 
 
 @pytest.mark.parametrize("count", [0, 5])

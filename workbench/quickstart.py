@@ -6,7 +6,6 @@ Does not know: how any step is done; each is a call of its room.
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.conversation import Conversation, Image
+from workbench.data.batches import usable_processors
+from workbench.data.dataset import Dataset
+from workbench.data.folder import CARD
 from workbench.errors import DataError
 from workbench.quickstart_report import summary, write_results
 from workbench.recipe import Recipe
@@ -25,11 +27,12 @@ from workbench.run import Run
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-    from workbench.data.dataset import Dataset
     from workbench.evaluation.task import Results
     from workbench.model.llava import Llava
 
 SEED = 0
+COUNT = 2000
+"""Scenes."""
 MOST_QUESTIONS = 400
 """Held-out questions that are scored; each is asked four times (before, after, two blind baselines)."""
 FEWEST_IMAGES = 20
@@ -54,37 +57,40 @@ def quickstart(
     out: Path | str = "runs/quickstart",
     *,
     images: Path | str | None = None,
+    question: str | None = None,
     resume: bool = False,
-    count: int = 2000,
+    count: int = COUNT,
     overrides: Sequence[str] = (),
     align_overrides: Sequence[str] = (),
 ) -> Run:
     """Make a LLaVA from scratch: on drawn scenes, or on the pictures in the folder `images`.
 
-    `count`: how many scenes. `overrides` such as `train.epochs=1` go to the recipe of stage 2, `align_overrides` to
-    that of stage 1. Writes to the run folder `out`: `report.json`, `report.html`, both stages' runs, the tuned
-    checkpoint and `answers-*.jsonl`. An unfinished run in `out` goes on with `resume`. Raises RunError where `out` is
-    in the way, DataError for unusable pictures.
+    `question`: how the class of a picture is asked for, "What is this?" by default. `count`: how many scenes.
+    `overrides` such as `train.epochs=1` go to the recipe of stage 2, `align_overrides` to that of stage 1. Writes to
+    the run folder `out`: `report.json`, `report.html`, both stages' runs, the tuned checkpoint and `answers-*.jsonl`.
+    Ctrl-C, or `stop` sent to a stage's run, ends it after the step at hand; an unfinished run goes on with `resume`.
+    Raises RunError where `out` is in the way, DataError for unusable pictures.
     """
     import torch
 
     source = str(Path(images).absolute()) if images else None
     settings = {
         "images": source,
+        "question": question,
         "count": count,
         "overrides": list(overrides),
         "align_overrides": list(align_overrides),
     }
     run = Run.create(out, settings, kind="quickstart", resume=resume)
     clock, started = Clock(), time.monotonic()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(usable_processors())
     with run:
         with clock.step("images"):
             dataset = _images(images, count)
         with clock.step("FiftyOne: look, clean, split"):
             funnel = _curate(dataset)
         with clock.step("conversations"):
-            _generate(dataset)
+            _generate(dataset, question)
         held_out = held_out_questions(dataset, seed=SEED)
         align, finetune = _recipes(dataset, run, overrides, align_overrides, own=images is not None)
         with clock.step("before: starting parts, fresh projector"):
@@ -97,7 +103,8 @@ def quickstart(
             after, blind, grey = _after(tuned_run, dataset, held_out)
         _keep_checkpoint(tuned_run, run)
         scores = {"before": before, "after": after, "blind": blind, "grey": grey}
-        report = write_results(run, dataset, funnel, scores, clock.times, time.monotonic() - started)
+        seconds = run.info["seconds"] + time.monotonic() - started  # those before an interruption count as well
+        report = write_results(run, dataset, funnel, scores, clock.times, seconds)
     print(summary(run, report))
     return run
 
@@ -106,20 +113,25 @@ def quickstart(
 
 
 def _images(images: Path | str | None, count: int) -> Dataset:
-    """The scenes, or a folder of pictures, as a dataset in the state folder."""
+    """The scenes, or a folder of pictures, as a dataset in the state folder; what is there already is used again."""
     home = state_folder() / "datasets"
     if images is None:
         from workbench.data.scene_files import make
 
-        return make(home / f"scenes-{count}", count=count)
-    from workbench.conversation import new_id
+        return make(home / ("scenes" if count == COUNT else f"scenes-{count}"), count=count, replace=True)
     from workbench.data.formats import import_folder
 
     folder = Path(images).absolute()
-    out = home / f"{folder.name}-{new_id(folder)[:8]}"
-    if out.exists():
-        shutil.rmtree(out)  # the pictures are the truth here; the dataset only refers to them
-    return import_folder(folder, out, name=folder.name)
+    out = home / f"{folder.name}-{_listing(folder)}"  # other pictures make another dataset: no edit is ever lost
+    return Dataset.open(out) if (out / CARD).exists() else import_folder(folder, out, name=folder.name)
+
+
+def _listing(folder: Path) -> str:
+    """A short text that changes whenever a file in the folder comes, goes or changes."""
+    from workbench.conversation import new_id
+
+    files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return new_id(folder, *((path, held.st_size, held.st_mtime_ns) for path, held in files))[:8]
 
 
 def _curate(dataset: Dataset) -> list[dict[str, Any]]:
@@ -146,22 +158,30 @@ def _curate(dataset: Dataset) -> list[dict[str, Any]]:
     return funnel.table.to_dicts()
 
 
-def _generate(dataset: Dataset) -> None:
+def _generate(dataset: Dataset, question: str | None) -> None:
     """Conversations from the annotations, and beside their images in FiftyOne."""
     from workbench.curation.table import to_fiftyone
     from workbench.instruct.generator import generate
+    from workbench.instruct.tasks import WHAT
 
-    print(generate(dataset, seed=SEED))
+    print(generate(dataset, seed=SEED, question=question or WHAT))
     to_fiftyone(dataset)
 
 
 def held_out_questions(dataset: Dataset, *, seed: int) -> list[Conversation]:
-    """The single questions of the test split, at most `MOST_QUESTIONS`, the same ones for the same dataset."""
+    """The single questions of the test split, at most `MOST_QUESTIONS`, the same ones for the same dataset.
+
+    Raises DataError before anything is trained where they are about fewer than two images.
+    """
     import numpy as np
 
     from workbench.instruct.generator import QUESTION
 
     asked = sorted(dataset.conversations("test", tasks=[QUESTION]), key=lambda one: one.id)
+    if len({one.images[0] for one in asked}) < 2:
+        found = f"{len(asked)} held-out questions, about fewer than two images"
+        fix = "put images in sub-folders named by class, or different captions in a captions.csv beside them"
+        raise DataError(str(dataset.path), found=found, expected="questions to score the model with", fix=fix)
     order = np.random.default_rng(seed).permutation(len(asked))[:MOST_QUESTIONS]
     return [asked[int(index)] for index in sorted(order)]
 
@@ -178,12 +198,18 @@ def _recipes(
 
 
 def _stage(recipe: Recipe, out: Path) -> Run:
-    """Train one stage; a finished one is taken as it is, an unfinished one goes on."""
+    """Train one stage; a finished one is taken as it is, an unfinished one goes on.
+
+    Raises KeyboardInterrupt where it was asked to stop: half a stage is no ground for the next.
+    """
     from workbench.training.trainer import train
 
     if (out / "run.json").exists() and Run.open(out).status == "finished":
         return Run.open(out)
-    return train(recipe, out=out, resume=(out / "run.json").exists())
+    run = train(recipe, out=out, resume=(out / "run.json").exists())
+    if run.status != "finished":
+        raise KeyboardInterrupt
+    return run
 
 
 def _fresh(recipe: Recipe) -> Llava:

@@ -1,4 +1,4 @@
-"""What is said about a name on the Hub before a download starts, against a real server on loopback that stands for it."""
+"""What is said about a name on the Hub before a download starts, against a real server on loopback that plays it."""
 
 from __future__ import annotations
 
