@@ -260,10 +260,19 @@ def tower_accuracy(model: CLIPModel, head: nn.Linear, held_out: Pictures) -> dic
 
 
 def save_tower(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """A CLIP folder as transformers keeps it, in fp16, with image processor and tokenizer."""
+    """A CLIP folder as transformers keeps it, in fp16, with image processor and a tokenizer that adds BOS and EOS.
+
+    CLIP reads a text where its EOS stands, so a plain `CLIPProcessor` has to add it. The language model's tokenizer,
+    which adds nothing, stays as it is.
+    """
     import copy
+
+    from tokenizers.processors import TemplateProcessing
 
     copy.deepcopy(model).half().save_pretrained(out)
     size = {"height": SIZE, "width": SIZE}
     CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=size).save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    telling, bos, eos = copy.deepcopy(tokenizer), tokenizer.bos_token, tokenizer.eos_token
+    ends = [(bos, tokenizer.bos_token_id), (eos, tokenizer.eos_token_id)]
+    telling.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos} $A {eos}", special_tokens=ends)
+    telling.save_pretrained(out)
