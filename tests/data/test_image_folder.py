@@ -54,6 +54,16 @@ def test_split_folders_around_classes_are_splits(tmp_path: Path) -> None:
     assert sorted(columns(dataset, "split", "label")) == [("test", "cat"), ("train", "cat"), ("val", "dog")]
 
 
+def test_a_loose_image_beside_split_folders_does_not_turn_them_into_classes(tmp_path: Path) -> None:
+    for name in ("train/cat/1.png", "test/cat/3.png", "loose.png"):
+        draw(tmp_path / "pets" / name)
+    dataset = import_folder(tmp_path / "pets", tmp_path / "out")
+    assert sorted(columns(dataset, "path", "split", "label")) == [
+        ("loose.png", None, None), ("test/cat/3.png", "test", "cat"), ("train/cat/1.png", "train", "cat"),
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "out" / "import.json").read_text())["in no split folder"] == ["loose.png"]
+
+
 def test_just_images(folder: Path, tmp_path: Path) -> None:
     dataset = import_folder(folder, tmp_path / "out", name="mine")
     assert columns(dataset, "path", "label", "split", "captions") == [

@@ -71,6 +71,10 @@ def test_a_blind_baseline_needs_two_images() -> None:
         ("", "red", False),
         ("a", "A", True),
         ("the", "a", False),
+        ("C", "C++", False),
+        ("C#.", "c#", True),
+        ("-5", "5", False),
+        ("- red", "red", True),
     ],
 )
 def test_normalised_forgives_form_not_content(answer: str, reference: str, same: bool) -> None:

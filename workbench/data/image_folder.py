@@ -77,6 +77,8 @@ def import_folder(
         pl.Series("captions", [captions.get(path, []) for path in found.images], dtype=pl.List(pl.String)),
     )
     report = _report(frame, found, report)
+    if splits:
+        report["in no split folder"] = [path for path in found.images if path not in splits]
     write_atomic(out / REPORT, json.dumps(report, indent=1, ensure_ascii=False))
     name = name or folder.resolve().name
     made = {"made": f"imported from the folder {folder.name}", **(card or {}), "import": numbers(report)}
@@ -167,9 +169,9 @@ def _kind(inside: str, name: str) -> str:
 def _folders(paths: list[str], *, with_labels: bool) -> tuple[dict[str, str], dict[str, str]]:
     """Label and split of each path from its folders: `split/label/...`, `label/...`, or neither."""
     parts = {path: PurePosixPath(path).parts[:-1] for path in paths}
-    tops = {folders[0].lower() if folders else "" for folders in parts.values()}
+    tops = {folders[0].lower() for folders in parts.values() if folders}
     has_splits = "train" in tops and tops <= set(_SPLITS)
-    splits = {path: _SPLITS[folders[0].lower()] for path, folders in parts.items()} if has_splits else {}
+    splits = {path: _SPLITS[folders[0].lower()] for path, folders in parts.items() if folders and has_splits}
     below = {path: folders[1:] if has_splits else folders for path, folders in parts.items()}
     return {path: folders[0] for path, folders in below.items() if folders and with_labels}, splits
 

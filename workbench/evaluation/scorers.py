@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 Scorer = Callable[[str, str], bool]
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_OUTSIDE = re.compile(r"[^\w\s]", re.UNICODE)
+_OUTSIDE = re.compile(r"(?!-\d|(?<=[\w+])[+#])[^\w\s]", re.UNICODE)
+"""Punctuation; the sign of a number and what makes C++ or C# of C are none."""
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {word: str(value) for value, word in enumerate(_WORDS)}
 
