@@ -62,7 +62,8 @@ def test_a_mapping_is_a_recipe_too_but_not_of_training(tmp_path: Path) -> None:
 
 
 def test_an_error_inside_is_kept_and_the_run_can_go_on(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), Run.create(tmp_path / "a", RECIPE, kind="train"):
+    with pytest.raises(ZeroDivisionError), Run.create(tmp_path / "a", RECIPE, kind="train") as run:
+        run.log({"step": 1})
         _ = 1 / 0
     run = Run.open(tmp_path / "a")
     assert run.status == "failed" and run.info["error"] == "ZeroDivisionError: division by zero"
@@ -163,6 +164,29 @@ def test_an_unfinished_run_goes_on_only_when_asked(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"found an unfinished run \(failed\); add --resume"):
         Run.create(tmp_path / "a", RECIPE, kind="train")
     Run.create(tmp_path / "a", RECIPE, kind="train", resume=True).close()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_failed_before_its_first_step_makes_room_for_a_corrected_recipe(
+    tmp_path: Path, resume: bool
+) -> None:
+    """It once said `add --resume`, and with --resume `another recipe`."""
+    with pytest.raises(ValueError), Run.create(tmp_path / "a", RECIPE, kind="train") as run:
+        run.rewind(0)
+        run.send("stop")
+        raise ValueError("a bad recipe")
+    corrected = RECIPE.with_overrides("train.lr=0.5")
+    with Run.create(tmp_path / "a", corrected, kind="train", resume=resume) as again:
+        assert again.recipe == corrected and again.control is None
+        assert again.info["resumed"] == 0 and "error" not in again.info
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints/last/file", "align/run.json", "notes.txt"])
+def test_a_failed_run_that_left_anything_makes_no_room(tmp_path: Path, name: str) -> None:
+    Run.create(tmp_path / "a", RECIPE, kind="train").fail(ValueError("no"))
+    write_atomic(tmp_path / "a" / name, "x")
+    with pytest.raises(RunError, match=r"an unfinished run \(failed\); add --resume"):
+        Run.create(tmp_path / "a", RECIPE.with_overrides("train.lr=0.5"), kind="train")
 
 
 def test_resuming_with_another_recipe_names_what_differs(tmp_path: Path) -> None:

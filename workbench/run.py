@@ -30,6 +30,7 @@ from workbench.recipe import Recipe
 from workbench.recipe_yaml import read_yaml, to_yaml
 
 COMMANDS = ("stop", "save", "pause")
+FILES = (".lock", "recipe.yaml", "run.json", "control.json", "metrics.jsonl", "checkpoints")
 Rows = list[dict[str, Any]]
 """One mapping per line of metrics or per compared run."""
 
@@ -53,7 +54,7 @@ class Run:
     ) -> Run:
         """Start a run in a new or empty folder, or go on with an unfinished one when `resume` is set.
 
-        Raises `RunError`: the folder holds a finished run, an unfinished one without `resume`, one of another recipe
+        A run that ended before it left anything to go on with makes room for a new one, whatever its recipe. Raises `RunError`: the folder holds a finished run, an unfinished one without `resume`, one of another recipe
         or kind, one that is being written, or files that are no run.
         """
         run = cls(path)
@@ -222,12 +223,21 @@ class Run:
             raise RunError(where, found="a finished run", expected="a new folder", fix=fix)
         if status == "running":
             return True  # the lock tells who is writing
+        if self._left_nothing():
+            return False
         if not resume:
             found = f"an unfinished run ({status})"
             raise RunError(where, found=found, fix="add --resume to go on with it, or choose another --out")
         return True
 
+    def _left_nothing(self) -> bool:
+        """Whether the run ended before its first step: a mistake in its recipe must not block the corrected one."""
+        held = {entry.name for entry in self.path.iterdir()}
+        kept = sum(resources.size_of(self._file(name)) for name in ("metrics.jsonl", "checkpoints"))
+        return held <= set(FILES) and not kept
+
     def _start(self, recipe: dict[str, Any], kind: str) -> None:
+        self._file("control.json").unlink(missing_ok=True)  # asked of a run that is no more
         resources.write_atomic(self._file("recipe.yaml"), to_yaml(recipe))
         info = {
             "kind": kind, "name": recipe.get("name", self.path.name), "status": "running",
