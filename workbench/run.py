@@ -54,7 +54,8 @@ class Run:
     ) -> Run:
         """Start a run in a new or empty folder, or go on with an unfinished one when `resume` is set.
 
-        A run that ended before it left anything to go on with makes room for a new one, whatever its recipe. Raises `RunError`: the folder holds a finished run, an unfinished one without `resume`, one of another recipe
+        A run that ended before it left anything to go on with makes room for a new one, whatever its recipe.
+        Raises `RunError`: the folder holds a finished run, an unfinished one without `resume`, one of another recipe
         or kind, one that is being written, or files that are no run.
         """
         run = cls(path)
