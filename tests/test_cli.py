@@ -107,6 +107,28 @@ def test_a_persons_error_is_one_line_and_status_1(
 
 
 @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["import", "pictures", "--out", "file"], "error: file: found something of that name; expected a new or empty"),
+        (["import", "pictures", "--out", "file/x"], "error: file/x: found a file where a folder has to be"),
+        (["train", "tiny-align", "--out", "file"], "error: file: found a file; expected a folder"),
+        (["train", "tiny-align", "--out", "file/x"], "error: file/x: found a file where a folder has to be"),
+        (["evaluate", "nowhere", "nowhere", "--out", "pictures"], "error: pictures: found a folder; expected a file"),
+    ],
+)
+def test_an_out_that_cannot_be_written_is_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paint_folders(tmp_path / "pictures", 1)
+    Path("file").write_text("x")
+    assert cli.main(words) == 1
+    err = capsys.readouterr().err.splitlines()
+    assert message.replace("/", os.sep) in err[-1] and not any("Traceback" in line for line in err)
+    assert sorted(os.listdir(tmp_path)) == ["file", "pictures"]
+
+
+@pytest.mark.parametrize(
     ("raised", "status", "message"),
     [
         (WorkbenchError("a", found="two\nlines"), 1, "error: a: found two lines"),

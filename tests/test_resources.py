@@ -96,6 +96,20 @@ def test_a_folder_without_permission_is_one_clear_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
 
 
+def test_a_file_or_a_folder_in_the_way_is_one_clear_error_that_names_it(tmp_path: Path) -> None:
+    """`import --out FILE`, `train --out FILE/x` and `evaluate --out DIR` once ended in a traceback."""
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    for place, message in (
+        (tmp_path / "file" / "below", f"{tmp_path / 'file'}: found something of that name; expected a new or empty"),
+        (tmp_path / "file" / "far" / "below", "file.far: found a file where a folder has to be; expected a folder"),
+        (tmp_path / "folder", f"{tmp_path / 'folder'}: found a folder; expected a file; .*choose another"),
+    ):
+        with pytest.raises(DiskError, match=message):
+            write_atomic(place, "y")
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
 def test_another_os_error_is_left_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), disk_errors(tmp_path):
         (tmp_path / "missing").read_text()
@@ -104,7 +118,7 @@ def test_another_os_error_is_left_as_it_is(tmp_path: Path) -> None:
 def test_an_error_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     write_atomic(tmp_path / "file", "old")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError):
+    with pytest.raises(DiskError):
         write_atomic(tmp_path / "folder", "a file cannot take a folder's name")
     assert (tmp_path / "file").read_text() == "old"
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]

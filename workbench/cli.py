@@ -106,6 +106,9 @@ def _train(given: argparse.Namespace) -> None:
 
 
 def _evaluate(given: argparse.Namespace) -> None:
+    if given.out and Path(given.out).is_dir():  # told before the questions are asked, not after
+        fix = f"--out {Path(given.out, 'answers.jsonl')}"
+        raise WorkbenchError(given.out, found="a folder", expected="a file to write", fix=fix)
     results = _asked(given.model, given.dataset, given.split, given.tasks, given.scorer, given.limit)
     if given.out:
         results.save(given.out)

@@ -30,6 +30,9 @@ DISK_ERRORS = {
     errno.EDQUOT: ("a used-up disk quota", "free space"),
     errno.EROFS: ("a read-only file system", "a folder that can be written"),
     errno.EACCES: ("no permission to write", "a folder that can be written"),
+    errno.EEXIST: ("something of that name", "a new or empty folder"),
+    errno.ENOTDIR: ("a file where a folder has to be", "a folder"),
+    errno.EISDIR: ("a folder", "a file"),
 }
 
 
@@ -71,15 +74,21 @@ def _shipped(name: str) -> Path:
 
 @contextmanager
 def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn a full, read-only or forbidden disk into one `DiskError` that names `path`."""
+    """Turn a full, read-only or forbidden disk, or a file or folder in the way, into one `DiskError`.
+
+    It names what the system names, else `path`.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
         found, expected = DISK_ERRORS[error.errno]
-        fix = "what was written before is intact: make room (`workbench clean` lists sizes) or choose another folder"
-        raise DiskError(str(path), found=found, expected=expected, fix=fix) from error
+        named = str(error.filename2 or error.filename or path)
+        where = str(path) if ".tmp" in named else named  # a temporary name of ours means nothing to a person
+        room = "make room (`workbench clean` lists sizes) or " if expected == "free space" else ""
+        fix = f"what was written before is intact: {room}choose another folder"
+        raise DiskError(where, found=found, expected=expected, fix=fix) from error
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
