@@ -183,6 +183,10 @@ def test_runs_lists_and_compares(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert cli.main(["runs", str(tmp_path), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["settings"] for row in rows] == [{"train.lr": 0.001}, {"train.lr": 0.5}]
+    write_atomic(tmp_path / "a" / "run.json", "{")
+    assert cli.main(["runs", str(tmp_path)]) == 0
+    first, error, second = capsys.readouterr().out.splitlines()
+    assert "damaged" in first and "expected a readable run.json" in error and "finished" in second
 
 
 def test_clean_shows_sizes_and_removes_only_when_told(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

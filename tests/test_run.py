@@ -300,6 +300,28 @@ def test_compare_shows_the_settings_that_differ_and_the_last_metrics(tmp_path: P
     json.dumps([first, second])
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "status"),
+    [("run.json", "{", "damaged"), ("run.json", "[]", "damaged"), ("recipe.yaml", "a: [", "finished")],
+)
+def test_a_damaged_run_is_a_row_with_its_error_among_the_others(
+    tmp_path: Path, file: str, text: str, status: str
+) -> None:
+    """One of them once hid all the others from `workbench runs`."""
+    for name in ("a", "b"):
+        make(tmp_path / name)
+    (make(tmp_path / "bad").path / file).write_text(text)
+    rows = {Path(row["path"]).name: row for row in compare(Run.list(tmp_path))}
+    assert set(rows) == {"a", "b", "bad"}
+    assert file in rows["bad"]["error"] and rows["bad"]["status"] == status and rows["bad"]["settings"] == {}
+    assert rows["a"]["error"] is None and rows["a"]["settings"] == {}, "a damaged recipe differs in no setting"
+    assert runs.clean(tmp_path) == 0
+    if status == "damaged":
+        for resume in (False, True):
+            with pytest.raises(RunError, match=r"run\.json: found .*expected a readable run\.json"):
+                Run.create(tmp_path / "bad", RECIPE, kind="train", resume=resume)
+
+
 def test_clean_keeps_the_best_checkpoint_and_unfinished_runs(tmp_path: Path) -> None:
     for path, finish in ((tmp_path / "a", True), (tmp_path / "b", False)):
         make(path, finish=finish)

@@ -183,8 +183,10 @@ def _runs(given: argparse.Namespace) -> None:
 def _run_lines(row: Mapping[str, Any], settings: bool) -> list[str]:
     loss = row["metrics"].get("val_loss", row["metrics"].get("loss"))
     shown = f"{loss:.4f}" if isinstance(loss, float) else "-"
-    line = f"{row['path']:<32} {row['kind']:<11} {row['status']:<9} {row['seconds'] or 0:>8.0f} s  loss {shown}"
-    return [line, *(f"    {key}: {value}" for key, value in row["settings"].items() if settings)]
+    kind, seconds = row["kind"] or "-", row["seconds"] or 0
+    line = f"{row['path']:<32} {kind:<11} {row['status']:<9} {seconds:>8.0f} s  loss {shown}"
+    error = [f"    {' '.join(row['error'].split())}"] if row["error"] else []
+    return [line, *error, *(f"    {key}: {value}" for key, value in row["settings"].items() if settings)]
 
 
 def _clean(given: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from workbench import resources
-from workbench.errors import DiskError, RecipeError, RunError
+from workbench.errors import DiskError, RecipeError, RunError, WorkbenchError
 from workbench.origin import origin
 from workbench.recipe import Recipe
 from workbench.recipe_yaml import read_yaml, to_yaml
@@ -81,10 +81,10 @@ class Run:
 
     @staticmethod
     def list(root: str | os.PathLike[str] = "runs") -> list[Run]:
-        """Every run folder at or below `root` (three levels), oldest first."""
+        """Every run folder at or below `root` (three levels), oldest first, damaged ones before them."""
         root = Path(root)
         found = {file.parent for depth in range(4) for file in root.glob("*/" * depth + "run.json")}
-        return sorted((Run(path) for path in found), key=lambda run: (run.info.get("started") or "", str(run.path)))
+        return sorted((Run(path) for path in found), key=lambda run: (run._started, str(run.path)))
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -108,14 +108,20 @@ class Run:
     def info(self) -> dict[str, Any]:
         """run.json: kind, status, versions, commit, platform, started, finished, seconds."""
         try:
-            return json.loads(self._file("run.json").read_text(encoding="utf-8"))
+            info = json.loads(self._file("run.json").read_text(encoding="utf-8"))
+            if not isinstance(info, dict):
+                raise ValueError(f"a JSON {type(info).__name__}")
+            return info
         except (OSError, ValueError) as error:
             raise RunError(str(self._file("run.json")), found=str(error), expected="a readable run.json") from None
 
     @property
     def status(self) -> str:
-        """created, running, finished or failed; `stopped` for a run that was killed while it ran."""
-        status = self.info.get("status", "created")
+        """created, running, finished or failed; `stopped` if it was killed while it ran, `damaged` without run.json."""
+        try:
+            status = self.info.get("status", "created")
+        except RunError:
+            return "damaged"
         return "stopped" if status == "running" and not self._lock.held() else status
 
     def metrics(self) -> Rows:
@@ -205,6 +211,10 @@ class Run:
     def _file(self, name: str) -> Path:
         return self.path / name
 
+    @property
+    def _started(self) -> str:
+        return "" if self.status == "damaged" else str(self.info.get("started") or "")
+
     def _check_folder(self, resume: bool) -> bool:
         """Whether the folder holds a run to go on with; everything else but an empty folder is refused."""
         where = str(self.path)
@@ -226,7 +236,7 @@ class Run:
             return True  # the lock tells who is writing
         if self._left_nothing():
             return False
-        if not resume:
+        if not resume and status != "damaged":  # which is said when it is read
             found = f"an unfinished run ({status})"
             raise RunError(where, found=found, fix="add --resume to go on with it, or choose another --out")
         return True
@@ -283,20 +293,32 @@ class Run:
 
 
 def compare(runs: Iterable[Run]) -> Rows:
-    """A row per run: path, name, kind, status, seconds, its last metrics, and the settings in which the runs differ."""
-    runs = list(runs)
-    flat = [_flatten(run.settings) for run in runs]
+    """A row per run: path, name, kind, status, error, seconds, its last metrics, and the settings that differ.
+
+    A damaged folder gets a row too, with what is wrong in it as its error.
+    """
+    read = [(run, *_read(run)) for run in runs]
+    flat = [settings for _, _, settings in read if settings is not None]
     keys = [key for key in dict.fromkeys(key for one in flat for key in one) if key != "name"]
     differing = [key for key in keys if len({json.dumps(one.get(key), default=str) for one in flat}) > 1]
     rows = []
-    for run, settings in zip(runs, flat, strict=True):
-        info = run.info
-        row = {"path": str(run.path), **{key: info.get(key) for key in ("name", "kind", "started", "seconds")}}
+    for run, info, settings in read:
+        row = {"path": str(run.path), **{key: info.get(key) for key in ("name", "kind", "error", "started", "seconds")}}
         row["status"] = run.status
         row["metrics"] = _last_values(run.metrics())
-        row["settings"] = {key: settings.get(key) for key in differing}
+        row["settings"] = {key: settings.get(key) for key in differing} if settings is not None else {}
         rows.append(row)
     return rows
+
+
+def _read(run: Run) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """run.json and the flat recipe.yaml, as far as they can be read; what cannot is told as the run's error."""
+    info: dict[str, Any] = {"name": run.path.name}
+    try:
+        info |= run.info
+        return info, _flatten(run.settings)
+    except WorkbenchError as error:
+        return {**info, "error": str(error)}, None
 
 
 def clean(root: str | os.PathLike[str], *, dry_run: bool = False) -> int:
