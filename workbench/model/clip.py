@@ -48,6 +48,8 @@ class Clip:
         self._tokenizer = _tokenizer(folder, config.text_config.vocab_size)
         self.longest = config.text_config.max_position_embeddings
         """Tokens of a text that are read, BOS and EOS included."""
+        self.width = config.projection_dim
+        """D, the numbers of a vector."""
         settings = image_settings(folder, config.vision_config)
         self._mode = ImageMode(mode_of(settings), settings)
         self._model = _load(folder).to(pick_device(device))
@@ -81,7 +83,7 @@ class Clip:
     @torch.inference_mode()
     def _embed(self, items: Sequence[Any], features: Callable[[Sequence[Any]], torch.Tensor]) -> np.ndarray:
         """(B, D) unit vectors, `BATCH` items at a time."""
-        made = [torch.zeros(0, self._model.config.projection_dim)]
+        made = [torch.zeros(0, self.width)]
         for start in range(0, len(items), BATCH):
             made.append(functional.normalize(features(items[start : start + BATCH]), dim=-1).cpu())
         return torch.cat(made).numpy()
