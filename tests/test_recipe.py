@@ -150,6 +150,13 @@ def test_a_checkpoint_is_one_changed_line() -> None:
     assert back == base()
 
 
+def test_a_checkpoint_brings_its_own_projector_unless_another_is_asked_for() -> None:
+    """The file's `projector_from: runs/align` once stayed, and did not fit."""
+    change = "model.checkpoint=llava-hf/llava-1.5-7b-hf"
+    assert Recipe.load("tiny-finetune-qlora", [change]).model.projector_from is None
+    assert Recipe.load("tiny-finetune-qlora", ["model.projector_from=mine", change]).model.projector_from == "mine"
+
+
 @pytest.mark.parametrize("text", ["train.lr", "=3", "train..lr=3"])
 def test_an_override_without_key_and_value_is_refused(text: str) -> None:
     assert "expected for example train.lr=2e-4" in problem(text)

@@ -82,10 +82,11 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> list[str]
 
 
 def _settle_model(model: Any, changed: list[str]) -> None:
-    """An override of the checkpoint takes the place of the file's parts, and the other way round."""
+    """An override of the checkpoint takes the place of the file's parts and projector, and the other way round."""
     if not isinstance(model, dict):
         return
-    rivals = {"checkpoint": ("vision", "language"), "vision": ("checkpoint",), "language": ("checkpoint",)}
+    parts = ("vision", "language", "projector_from")  # a checkpoint brings its own projector
+    rivals = {"checkpoint": parts, "vision": ("checkpoint",), "language": ("checkpoint",)}
     for key, others in rivals.items():
         if f"model.{key}" in changed and model.get(key):
             for other in others:
