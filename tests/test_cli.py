@@ -267,14 +267,27 @@ def test_the_whole_way_by_verbs(
     assert len(Path("answers.jsonl").read_text().splitlines()) == 2
 
     monkeypatch.setattr("sys.stdin", io.StringIO("What is this?\n"))
-    assert cli.main(["chat", "runs/finetune", "--image", "pictures/test/red/0.png", "--max-tokens", "3"]) == 0
+    asked = ["chat", "runs/finetune", "--image", "pictures/test/red/0.png", "--max-tokens", "3"]
+    assert cli.main([*asked, "--load", "fp32", "--device", "cpu"]) == 0
     assert capsys.readouterr().out.strip()
+    assert cli.main([*asked, "--device", "gpu"]) == 1
+    assert "error: device: found 'gpu'" in capsys.readouterr().err
 
     assert cli.main(["export", "runs/finetune", "out", "--as", "hf", "--base", "original"]) == 0
     assert "2 questions" in capsys.readouterr().out
     assert {"config.json", "model.safetensors", "chat_template.jinja"} <= set(os.listdir("out"))
     assert cli.main(["export", "runs/finetune", "out"]) == 1
     assert "expected a new or empty folder" in capsys.readouterr().err
+
+
+def test_a_quickstarts_report_names_the_dataset_that_export_compares_on(tmp_path: Path) -> None:
+    """A quickstart has no training recipe: `export --base original` said `accuracy not compared`."""
+    with Run.create(tmp_path / "quick", {"images": None, "count": 3}, kind="quickstart"):
+        pass
+    with pytest.raises(WorkbenchError, match="no training recipe"):
+        cli._dataset_of(str(tmp_path / "quick"))
+    write_atomic(tmp_path / "quick" / "report.json", json.dumps({"dataset": "data/scenes"}))
+    assert cli._dataset_of(str(tmp_path / "quick")) == "data/scenes"
 
 
 def test_render_prints_an_object_per_conversation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,7 +109,8 @@ def _evaluate(given: argparse.Namespace) -> None:
     if given.out and Path(given.out).is_dir():  # told before the questions are asked, not after
         fix = f"--out {Path(given.out, 'answers.jsonl')}"
         raise WorkbenchError(given.out, found="a folder", expected="a file to write", fix=fix)
-    results = _asked(given.model, given.dataset, given.split, given.tasks, given.scorer, given.limit)
+    chosen = {"load": given.load, "device": given.device}
+    results = _asked(given.model, given.dataset, given.split, given.tasks, given.scorer, given.limit, **chosen)
     if given.out:
         results.save(given.out)
     _show(given, results, results.summary())
@@ -117,21 +118,22 @@ def _evaluate(given: argparse.Namespace) -> None:
 
 def _asked(
     model: str, dataset: str, split: str = "test", tasks: Sequence[str] = ("question",), scorer: str = "normalised",
-    limit: int | None = None,
+    limit: int | None = None, *, load: str | None = None, device: str = "auto",
 ) -> Results:  # fmt: skip
     """The held-out conversations of a dataset, asked of a model."""
     from workbench.data.dataset import Dataset
     from workbench.data.images import load_image
     from workbench.evaluation.task import evaluate
     from workbench.inference.engine import Engine
-    from workbench.model.llava import load
+    from workbench.model import llava
 
     data = Dataset.open(dataset)
     asked = data.conversations(split, tasks=tasks)[:limit]
     if not asked:
         found = f"no {' or '.join(tasks)} in split {split}"
         raise DataError(str(data.path), found=found, fix="`workbench generate` writes some; --split and --tasks choose")
-    engine = Engine(load(model), open_image=lambda image: load_image(data.resolve(image)), name=model)
+    loaded = llava.load(model, load=load, device=device)
+    engine = Engine(loaded, open_image=lambda image: load_image(data.resolve(image)), name=model)
     return evaluate(engine, asked, scorer=scorer)
 
 
@@ -140,7 +142,7 @@ def _chat(given: argparse.Namespace) -> None:
     from workbench.inference.chat import chat
 
     options = SamplingOptions(temperature=given.temperature, max_tokens=given.max_tokens, seed=given.seed)
-    chat(given.model, image=given.image, options=options)
+    chat(given.model, image=given.image, options=options, load=given.load, device=given.device)
 
 
 def _export(given: argparse.Namespace) -> None:
@@ -154,16 +156,27 @@ def _export(given: argparse.Namespace) -> None:
 
 def _say_change(given: argparse.Namespace) -> None:
     """Another base answers a little differently: ask both the same held-out questions."""
-    from workbench.run import Run
-
     try:
-        dataset = given.data or Run.open(given.run).recipe.data.dataset
+        dataset = given.data or _dataset_of(given.run)
         before, after = _asked(given.run, dataset), _asked(given.out, dataset)
     except WorkbenchError as error:
         print(f"accuracy not compared ({error}); --data DATASET names a dataset with questions")
         return
     change = after.accuracy - before.accuracy
     print(f"accuracy {before.accuracy:.3f} -> {after.accuracy:.3f} ({change:+.3f}), {len(after.rows)} questions")
+
+
+def _dataset_of(path: str) -> str:
+    """The dataset a run trained on: its recipe's, or the one that a quickstart's report names."""
+    from workbench.run import Run
+
+    run, report = Run.open(path), Path(path, "report.json")
+    try:
+        return run.recipe.data.dataset
+    except WorkbenchError:
+        if not report.is_file():
+            raise
+        return json.loads(report.read_text(encoding="utf-8"))["dataset"]
 
 
 def _render(given: argparse.Namespace) -> int:
@@ -327,6 +340,7 @@ def _add_training(verb: Callable[..., argparse.ArgumentParser]) -> None:
     add("--tasks", nargs="+", default=["question"], metavar="TASK", help="which conversations (default: question)")
     add("--scorer", default="normalised", help="how answers are compared (default: %(default)s)")
     add("--limit", type=_positive, metavar="N", help="the first N only")
+    _add_loading(add)
     add("--out", metavar="FILE", help="write every question and answer as JSON lines")
     _add_json(add)
 
@@ -336,12 +350,14 @@ def _add_training(verb: Callable[..., argparse.ArgumentParser]) -> None:
         "Talk with a model in the terminal; piped questions give answers and nothing else.",
         "chat runs/quickstart --image photo.jpg",
         "chat runs/quickstart --image photo.jpg < questions.txt",
+        "chat llava-hf/llava-1.5-7b-hf --load 4bit",
     ).add_argument
     _add_model(add)
     add("--image", metavar="FILE", help="show this picture with the first question")
     add("--temperature", type=float, default=0.0, metavar="T", help="0 is always the likeliest word (default: 0)")
     add("--max-tokens", type=_positive, default=512, metavar="N", help="longest answer (default: %(default)s)")
     add("--seed", type=int, help="with a temperature: the same seed gives the same answer")
+    _add_loading(add)
 
     add = verb(
         "export",
@@ -384,6 +400,12 @@ def _add_housekeeping(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_model(add: Callable[..., Any]) -> None:
     add("model", metavar="MODEL", help="run folder, checkpoint, LLaVA folder, or a name on the Hub")
+
+
+def _add_loading(add: Callable[..., Any]) -> None:
+    formats = ("4bit", "8bit", "bf16", "fp16", "fp32")
+    add("--load", choices=formats, help="number format of the weights (default: as saved)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps or xpu (default: %(default)s)")
 
 
 def _add_set(add: Callable[..., Any], example: str) -> None:
