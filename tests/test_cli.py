@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -255,7 +256,9 @@ def test_the_whole_way_by_verbs(
     assert cli.main(["generate", "data"]) == 0
     quick = ["--set", "data.dataset=data", "--set", "data.tasks=null", "--set", "train.max_steps=2"]
     quick += ["--set", "train.batch_size=4", "--set", "train.threads=1"]
-    assert cli.main(["train", "tiny-align", *quick, "--out", "runs/align"]) == 0
+    assert cli.main(["train", "tiny-align", *quick, "--out", "runs/align", "--json"]) == 0
+    trained = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert trained | {"val_loss": 0} == {"run": "runs/align", "status": "finished", "step": 2, "val_loss": 0}
     assert cli.main(["train", "tiny-finetune-qlora", *quick, "--out", "runs/finetune"]) == 0
     assert "next: workbench chat runs/finetune" in capsys.readouterr().out
     assert cli.main(["train", "tiny-finetune-qlora", *quick, "--out", "runs/finetune"]) == 1
@@ -273,8 +276,9 @@ def test_the_whole_way_by_verbs(
     assert cli.main([*asked, "--device", "gpu"]) == 1
     assert "error: device: found 'gpu'" in capsys.readouterr().err
 
-    assert cli.main(["export", "runs/finetune", "out", "--as", "hf", "--base", "original"]) == 0
-    assert "2 questions" in capsys.readouterr().out
+    assert cli.main(["export", "runs/finetune", "out", "--as", "hf", "--base", "original", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"written": "out"} and "2 questions" in err
     assert {"config.json", "model.safetensors", "chat_template.jinja"} <= set(os.listdir("out"))
     assert cli.main(["export", "runs/finetune", "out"]) == 1
     assert "expected a new or empty folder" in capsys.readouterr().err
@@ -288,6 +292,29 @@ def test_a_quickstarts_report_names_the_dataset_that_export_compares_on(tmp_path
         cli._dataset_of(str(tmp_path / "quick"))
     write_atomic(tmp_path / "quick" / "report.json", json.dumps({"dataset": "data/scenes"}))
     assert cli._dataset_of(str(tmp_path / "quick")) == "data/scenes"
+
+
+def test_train_says_by_its_status_that_a_run_was_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A script that goes on after status 0 once went on with half a model."""
+    monkeypatch.chdir(tmp_path)
+    paint_folders(tmp_path / "pictures", 3)
+    assert cli.main(["import", "pictures", "--out", "data"]) == 0 and cli.main(["generate", "data"]) == 0
+    words = ["train", "tiny-align", "--set", "data.dataset=data", "--set", "data.tasks=null", "--out", "run"]
+    words += ["--set", "train.threads=1", "--set", "train.batch_size=2", "--set", "train.max_steps=500"]
+
+    def stop() -> None:
+        while not Path("run", "metrics.jsonl").is_file():
+            time.sleep(0.01)
+        Run("run").send("stop")
+
+    asker = threading.Thread(target=stop, daemon=True)
+    asker.start()
+    capsys.readouterr()
+    assert cli.main([*words, "--json"]) == 130
+    told = json.loads(capsys.readouterr().out)
+    assert told["status"] == "stopped" and 1 <= told["step"] < 500
 
 
 def test_render_prints_an_object_per_conversation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

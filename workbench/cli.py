@@ -1,7 +1,7 @@
 """The command `workbench`: one verb per step, each a few lines that call the room that does the work.
 
 Knows: arguments, examples, and how a person's error becomes one line and an exit status: 1 for an error that can be put
-right, 2 for a command that cannot be understood, 130 for Ctrl-C.
+right, 2 for a command that cannot be understood, 130 for Ctrl-C and for a run that was stopped.
 Does not know: how anything is done; rooms are imported inside their verb, so that `--help` is quick.
 """
 
@@ -94,15 +94,21 @@ def _generate(given: argparse.Namespace) -> None:
     _show(given, made, {"counts": made.counts, "skipped": made.skipped})
 
 
-def _train(given: argparse.Namespace) -> None:
+def _train(given: argparse.Namespace) -> int:
     from workbench.recipe import Recipe
 
     recipe = Recipe.load(given.recipe, given.set)  # a mistake in it is told before torch is loaded
     from workbench.training.trainer import train
 
     run = train(recipe, out=given.out, resume=given.resume)
-    following = f"workbench chat {run.path}" if run.status == "finished" else "the same command with --resume"
-    print(f"{run.status}: {run.path}\nnext: {following}")
+    finished = run.status == "finished"
+    following = f"workbench chat {run.path}" if finished else "the same command with --resume"
+    rows = run.metrics()
+    losses = [row["val_loss"] for row in rows if row.get("val_loss") is not None]
+    step, best = (rows[-1]["step"] if rows else 0), min(losses, default=None)
+    told = {"run": str(run.path), "status": run.status, "step": step, "val_loss": best}
+    _show(given, f"{run.status}: {run.path}\nnext: {following}", told)
+    return 0 if finished else 130  # so that a script does not go on with half a model
 
 
 def _evaluate(given: argparse.Namespace) -> None:
@@ -149,7 +155,7 @@ def _export(given: argparse.Namespace) -> None:
     from workbench.model.export import export_hf
 
     written = export_hf(given.run, given.out, base=given.base)
-    print(f"written: {written}")
+    _show(given, f"written: {written}", {"written": str(written)})
     if given.base == "original":
         _say_change(given)
 
@@ -326,6 +332,7 @@ def _add_training(verb: Callable[..., argparse.ArgumentParser]) -> None:
     _add_set(add, "train.lr=2e-4")
     add("--out", required=True, metavar="DIR", help="run folder")
     add("--resume", action="store_true", help="go on with an unfinished run in --out")
+    _add_json(add)
 
     add = verb(
         "evaluate",
@@ -372,6 +379,7 @@ def _add_training(verb: Callable[..., argparse.ArgumentParser]) -> None:
     bases = "merge onto the 4-bit weights it was trained on (default), or onto the original ones, and say what changes"
     add("--data", metavar="DATASET", help="with --base original: questions from here (default: the run's own dataset)")
     add("--base", default="nf4", choices=("nf4", "original"), help=bases)
+    _add_json(add)
 
 
 def _add_housekeeping(verb: Callable[..., argparse.ArgumentParser]) -> None:
