@@ -153,14 +153,17 @@ def chat(
     *,
     image: str | Path | None = None,
     options: SamplingOptions = LONG,
+    load: str | None = None,
+    device: str = "auto",
 ) -> None:
     """Chat on standard input and output until it ends. run: a run folder, a checkpoint, a Hub name, or a model.
 
-    Raises what loading the model or the first image raises; later mistakes are one line on standard error.
+    `load` is the number format of the weights that are loaded, `device` where: as in `workbench.load`. Raises what
+    loading the model or the first image raises; later mistakes are one line on standard error.
     """
     out, notes = Console(highlight=False), Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     say = lambda piece: out.out(piece, end="", highlight=False)  # noqa: E731
-    model = _loaded(run) if isinstance(run, (str, Path)) else run
+    model = _loaded(run, load, device) if isinstance(run, (str, Path)) else run
     session = Chat(model, options=options, say=say, note=lambda line: notes.print(line, style="dim"))
     if image is not None:
         session.image(str(image))
@@ -172,11 +175,11 @@ def chat(
             break
 
 
-def _loaded(run: str | Path) -> ChatModel:
+def _loaded(run: str | Path, load: str | None, device: str) -> ChatModel:
     from workbench.inference.engine import Engine  # torch and transformers: only where a model is really loaded
-    from workbench.model.llava import load
+    from workbench.model import llava
 
-    return Engine(load(run), name=Path(run).name)
+    return Engine(llava.load(run, load=load, device=device), name=Path(run).name)
 
 
 def _typed() -> Iterator[str]:

@@ -26,9 +26,16 @@ LANGUAGE = "model.language_model."
 
 
 def pick_device(device: str = "auto") -> torch.device:
-    """`auto` is the current CUDA device if there is one, else another accelerator, else the CPU."""
+    """`auto` is the current CUDA device if there is one, else another accelerator, else the CPU.
+
+    Raises `ModelError` for a device that this machine, or this torch, does not have.
+    """
     if device != "auto":
-        return torch.device(device)
+        try:
+            return torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch says it in each of these ways
+            told = f"{device!r} ({str(error).splitlines()[0]})"
+            raise ModelError("device", found=told, expected="a device of this machine", fix="use auto or cpu") from None
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
