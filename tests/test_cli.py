@@ -17,13 +17,17 @@ from pathlib import Path
 import pytest
 from PIL import Image as PILImage
 
+import workbench
 from workbench import cli, resources
 from workbench.errors import WorkbenchError
+from workbench.model.render_file import render_file
 from workbench.recipe import Recipe
 from workbench.resources import write_atomic
-from workbench.run import Run
+from workbench.run import Run, clean
 
-VERBS = ("quickstart", "import", "generate", "render", "train", "evaluate", "chat", "export", "runs", "clean", "doctor")
+VERBS = (
+    "quickstart", "import", "generate", "render", "train", "evaluate", "chat", "export", "runs", "clean", "doctor",
+)  # fmt: skip
 
 
 def paint_folders(folder: Path, count: int) -> None:
@@ -46,6 +50,12 @@ def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFi
     assert left.value.code == 0
     out = capsys.readouterr().out
     assert "examples:" in out and f"  workbench {verb}" in out
+
+
+def test_every_verb_is_a_python_call_of_the_same_name() -> None:
+    other = {"import": "import_folder", "runs": "compare"}  # `import` is a word of Python's own
+    assert all(callable(getattr(workbench, other.get(verb, verb))) for verb in VERBS)
+    assert workbench.clean is clean and workbench.render is render_file
 
 
 @pytest.mark.parametrize("verb", VERBS)

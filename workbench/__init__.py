@@ -10,12 +10,17 @@ Does not know: anything else.
 
 from __future__ import annotations
 
+import logging
 import sys
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# bitsandbytes regrets, when it is imported, a download that would make 4-bit products faster on some CPUs and that we
+# never want. Whoever imports it first, this package has been imported before.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit_forward" not in str(record.msg))
 
 _HOMES = {
     "Conversation": "conversation",
@@ -26,6 +31,7 @@ _HOMES = {
     "Recipe": "recipe",
     "Run": "run",
     "compare": "run",
+    "clean": "run",
     "SamplingOptions": "chat_model",
     "ScriptedModel": "chat_model",
     "Dataset": "data.dataset",
@@ -34,6 +40,7 @@ _HOMES = {
     "export_llava": "data.formats",
     "Renderer": "model.renderer",
     "load_template": "model.templates",
+    "render": "model.render_file:render_file",
     "build": "model.llava",
     "load": "model.llava",
     "export": "model.export:export_hf",
@@ -61,11 +68,12 @@ if TYPE_CHECKING:
     from workbench.instruct.generator import generate
     from workbench.model.export import export_hf as export
     from workbench.model.llava import build, load
+    from workbench.model.render_file import render_file as render
     from workbench.model.renderer import Renderer
     from workbench.model.templates import load_template
     from workbench.quickstart import quickstart
     from workbench.recipe import Recipe
-    from workbench.run import Run, compare
+    from workbench.run import Run, clean, compare
     from workbench.training.trainer import train
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 
 import pytest
@@ -279,3 +280,12 @@ def test_a_hugging_face_llava_is_a_base_like_any_other(tuned, make, finetune, tm
     change = again.model.get_submodule(name).get_delta_weight("default").detach()
     merge_into(again, base="original")
     torch.testing.assert_close(again.model.get_submodule(name).weight, source.model.get_submodule(name).weight + change)
+
+
+def test_bitsandbytes_is_silent_about_a_download_nobody_wants_and_about_nothing_else():
+    """Every 4-bit command began with `Failed to load CPU gemm_4bit_forward from kernels-community`."""
+    from bitsandbytes.backends.cpu.ops import logger
+
+    heard = ["Failed to load CPU gemm_4bit_forward from kernels-community: %s.", "something else"]
+    kept = [text for text in heard if logger.filter(logging.makeLogRecord({"msg": text}))]
+    assert kept == heard[1:]
