@@ -202,17 +202,19 @@ class Loop:
     @torch.no_grad()
     def validate(self) -> None:
         """Log the loss per supervised token of the validation part, in all and by task; keep the best model."""
-        began, device = time.perf_counter(), self.llava.device
+        began = time.perf_counter()
         self.llava.model.eval()
         names = sorted(set(self.tasks.values()))
-        sums = torch.zeros(len(names), 2, dtype=torch.float64, device=device)  # (task, (loss, tokens))
+        sums = torch.zeros(len(names), 2, dtype=torch.float64)  # (task, (loss, tokens)); not every device has float64
         for packs in self.val[self.accelerator.process_index :: self.accelerator.num_processes]:
             piece = self.feed.piece(packs)
-            losses = token_losses(self.llava, piece.batch, piece.images).double()
-            tasks = torch.tensor([names.index(self.tasks[id]) for id in piece.batch.ids], device=device)
-            sums.index_add_(0, tasks[piece.batch.conversations], torch.stack([losses, torch.ones_like(losses)], 1))
+            losses = token_losses(self.llava, piece.batch, piece.images).cpu().double()
+            tasks = torch.tensor([names.index(self.tasks[id]) for id in piece.batch.ids])
+            owners = tasks[piece.batch.conversations.cpu()]
+            sums.index_add_(0, owners, torch.stack([losses, torch.ones_like(losses)], 1))
         self._train_mode()
-        sums = self.accelerator.reduce(sums).cpu()
+        if self.accelerator.num_processes > 1:  # which talk through their devices
+            sums = self.accelerator.reduce(sums.to(self.llava.device)).cpu()
         loss = (sums[:, 0].sum() / sums[:, 1].sum()).item()
         by_task = dict(zip(names, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
         seconds, step = round(time.perf_counter() - began, 4), self.position.step
