@@ -6,10 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.conversation import Conversation, Image, Message
+from workbench.errors import TrainingError
+from workbench.training.describe import describe
 from workbench.training.examples import hold_out, read_source, to_example
 
 Made = Callable[..., Any]
@@ -48,6 +51,27 @@ def test_a_part_of_the_conversations_is_chosen_by_the_seed(make_dataset: Made, m
     spec = make_recipe(dataset, "data.max_conversations=7", "data.val_fraction=0").data
     first, again, other = (read_source(spec, seed=seed, dataset=dataset).train for seed in (1, 1, 2))
     assert len(first) == 7 and first == again and first != other
+
+
+def test_conversations_left_out_for_their_status_are_counted(make_dataset: Made, make_recipe: Made) -> None:
+    """Three about a removed image and one that was rejected were once left out in silence."""
+    dataset = make_dataset()
+    assert read_source(make_recipe(dataset).data, seed=0).left_out == 0
+    dataset.edit({"table": "images", "id": "i1", "set": {"status": "quarantined"}})
+    dataset.edit({"table": "conversations", "id": "c2.0", "set": {"status": "removed"}})
+    source = read_source(make_recipe(dataset, "data.tasks=[conversation]").data, seed=0)
+    assert source.left_out == 4 and len(source.train) + len(source.val) == 15
+    for row in dataset.conversation_rows["id"]:
+        dataset.edit({"table": "conversations", "id": row, "set": {"status": "removed"}})
+    with pytest.raises(TrainingError, match="no conversation to train on, 19 that are not ok"):
+        read_source(make_recipe(dataset).data, seed=0)
+
+
+def test_what_is_left_out_is_said(make_recipe: Made, make_llava: Made) -> None:
+    example = to_example(about("a", None), make_llava(make_recipe()))
+    spec = make_recipe().train
+    assert "\n1,234 conversations left out: " in describe([example], [], spec, image_tokens=9, steps=1, left_out=1234)
+    assert "left out" not in describe([example], [], spec, image_tokens=9, steps=1)
 
 
 def test_an_example_is_what_the_renderer_writes(make_recipe: Made, make_llava: Made) -> None:

@@ -12,9 +12,18 @@ from workbench.training.packing import Example, group, pack
 
 
 def describe(
-    examples: Sequence[Example], val: Sequence[Example], train: TrainSpec, *, image_tokens: int, steps: int
+    examples: Sequence[Example],
+    val: Sequence[Example],
+    train: TrainSpec,
+    *,
+    image_tokens: int,
+    steps: int,
+    left_out: int = 0,
 ) -> str:
-    """Conversations, images, tokens of an epoch with and without sharing, and steps. `image_tokens`: of one image."""
+    """Conversations, images, tokens of an epoch with and without sharing, and steps. `image_tokens`: of one image.
+
+    `left_out`: conversations that the data has but that are not used because of their or their image's status.
+    """
     packs = pack(group(examples, share=train.share), max_share=train.max_share, max_tokens=train.max_tokens)
     apart, shared = sum(example.tokens for example in examples), sum(row.tokens for row in packs)
     of_images = image_tokens * sum(len(row.images) for row in packs)
@@ -22,8 +31,9 @@ def describe(
     images = {key for example in examples for key in example.images}
     longest = max(examples, key=lambda example: example.tokens)
     epochs = steps * train.batch_size / len(examples)
+    lost = f"{left_out:,} conversations left out: they, or an image of theirs, are not ok\n" if left_out else ""
     return (
-        f"{len(examples):,} conversations about {len(images):,} images to train on, {len(val):,} to validate on\n"
+        f"{len(examples):,} conversations about {len(images):,} images to train on, {len(val):,} to validate on\n{lost}"
         f"{shared:,} tokens per epoch, {of_images:,} of them of images; {apart / shared:.2f}x as many without sharing\n"
         f"{supervised:,} supervised tokens per epoch; longest conversation: {longest.tokens:,} tokens ({longest.id})\n"
         f"{steps:,} steps of {train.batch_size} conversations: {epochs:.2f} epochs"

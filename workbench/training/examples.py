@@ -7,7 +7,7 @@ Does not know: packs, batches, the loop. It never cuts a conversation and never 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,8 @@ class Source:
     val: list[Conversation]
     resolve: Callable[[Image], Path]
     """Where an image's file lies. Raises `DataError`."""
+    left_out: int = 0
+    """So many conversations of these tasks are not `ok`, or show an image that is not, in whatever split."""
 
 
 def read_source(spec: DataSpec, *, seed: int, dataset: Dataset | None = None) -> Source:
@@ -41,27 +43,31 @@ def read_source(spec: DataSpec, *, seed: int, dataset: Dataset | None = None) ->
 
     Without a validation split in the data, `val_fraction` of the conversations is taken by whole images, by the seed.
     """
+    left_out = 0
     if dataset is None and Path(spec.dataset).suffix in (".json", ".jsonl"):
         rest, train, val, resolve = _read_file(spec), [], [], _file_root(spec)
     else:
         dataset = dataset or Dataset.open(spec.dataset)
         train, val, test = (dataset.conversations(split) for split in ("train", "val", "test"))
         known = {conversation.id for conversation in (*train, *val, *test)}
-        rest, resolve = [c for c in dataset.conversations() if c.id not in known], _cached(dataset.resolve)
+        usable = dataset.conversations()
+        rest, resolve = [c for c in usable if c.id not in known], _cached(dataset.resolve)
+        left_out = _count(spec.tasks, dataset.conversation_rows["task"]) - _count(spec.tasks, (c.task for c in usable))
     where = str(dataset.path if dataset else spec.dataset)
     train = train + rest
     _check_tasks(where, spec.tasks, train)
     train, val = ([c for c in held if spec.tasks is None or c.task in spec.tasks] for held in (train, val))
     if not train:
         fix = "generate conversations first, or choose other tasks or another split"
-        raise TrainingError(where, found="no conversation to train on", expected="at least one", fix=fix)
+        found = "no conversation to train on" + (f", {left_out:,} that are not ok" if left_out else "")
+        raise TrainingError(where, found=found, expected="at least one", fix=fix)
     rng = np.random.default_rng(seed)
     if not val:
         train, val = hold_out(train, spec.val_fraction, rng)
     if spec.max_conversations is not None and spec.max_conversations < len(train):
         chosen = np.sort(rng.choice(len(train), spec.max_conversations, replace=False))
         train = [train[index] for index in chosen]
-    return Source(train, val, resolve)
+    return Source(train, val, resolve, left_out)
 
 
 def hold_out(
@@ -198,6 +204,10 @@ def _cached(resolve: Callable[[Image], Path]) -> Callable[[Image], Path]:
         return held[key]
 
     return look_up
+
+
+def _count(wanted: Sequence[str] | None, tasks: Iterable[str | None]) -> int:
+    return sum(wanted is None or task in wanted for task in tasks)
 
 
 def _check_tasks(where: str, tasks: Sequence[str] | None, found: Sequence[Conversation]) -> None:

@@ -115,7 +115,8 @@ class Loop:
         )
         self.steps_per_epoch = plan.steps_per_epoch
         self.steps = spec.max_steps or max(1, round(spec.epochs * plan.steps_per_epoch))
-        self._say(describe(examples, val, spec, image_tokens=self.llava.image_tokens, steps=self.steps))
+        sizes = {"image_tokens": self.llava.image_tokens, "steps": self.steps, "left_out": source.left_out}
+        self._say(describe(examples, val, spec, **sizes))
         store = self._open_images([*examples, *val], files)
         rank, world = accelerator.process_index, accelerator.num_processes
         self.feed = Feed(plan, store, self.llava, rows=spec.micro_batch, rank=rank, world=world)
