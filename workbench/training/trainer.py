@@ -98,6 +98,8 @@ class Loop:
         self.llava = llava or build(
             recipe.model, template=recipe.template, image_mode=recipe.image_mode, seed=spec.seed
         )
+        if spec.share:
+            _check_attention(self.llava)
         examples, val = (
             render_examples(part, self.llava, max_tokens=spec.max_tokens) for part in (source.train, source.val)
         )
@@ -287,6 +289,16 @@ class Loop:
     def _say(self, text: str) -> None:
         if self.show:
             print(text, file=sys.stderr, flush=True)
+
+
+def _check_attention(llava: Llava) -> None:
+    """Conversations that share an image see each other unless the attention obeys a boolean mask: only sdpa does."""
+    kind = llava.model.model.language_model.config._attn_implementation
+    if kind != "sdpa":
+        fix = 'call llava.model.set_attn_implementation("sdpa"), or set train.share: false'
+        raise TrainingError(
+            "the language model", found=f"{kind} attention", expected="sdpa where images are shared", fix=fix
+        )
 
 
 def _due(step: int, every: int | None) -> bool:
