@@ -26,7 +26,7 @@ def tokenizer():
 def test_a_few_megabytes_of_fp16_and_no_pickles() -> None:
     weights = list(tiny_folder().rglob("*.safetensors"))
     assert {file.parent.name for file in weights} == {"vision", "language"}
-    assert sum(file.stat().st_size for file in weights) < 8e6
+    assert sum(file.stat().st_size for file in weights) < 10e6
     assert not [file for kind in ("*.bin", "*.pt", "*.pkl") for file in tiny_folder().rglob(kind)]
 
 
@@ -39,7 +39,7 @@ def test_the_language_model_looks_things_up_in_text(tokenizer) -> None:
     """On scenes told in words that hold a pair it never met; from text alone, no projector."""
     model = LlamaForCausalLM.from_pretrained(tiny_folder() / "language", dtype=torch.float32)
     found = language.text_accuracy(model, language.Encoder(tokenizer), filler=12, count=40)
-    assert np.mean(list(found.values())) > 0.75, found
+    assert np.mean(list(found.values())) > 0.88, found
 
 
 def test_the_text_head_matches_pictures_with_their_captions() -> None:
