@@ -59,6 +59,7 @@ def _quickstart(given: argparse.Namespace) -> None:
     quickstart(
         given.out,
         images=given.images,
+        question=given.question,
         resume=given.resume,
         count=given.count,
         overrides=given.set,
@@ -89,8 +90,10 @@ def _import(given: argparse.Namespace) -> None:
 def _generate(given: argparse.Namespace) -> None:
     from workbench.data.dataset import Dataset
     from workbench.instruct.generator import generate
+    from workbench.instruct.tasks import WHAT
 
-    made = generate(Dataset.open(given.dataset), teacher=given.teacher, tasks=given.tasks, seed=given.seed)
+    wanted = {"teacher": given.teacher, "tasks": given.tasks, "seed": given.seed, "question": given.question or WHAT}
+    made = generate(Dataset.open(given.dataset), **wanted)
     _show(given, made, {"counts": made.counts, "skipped": made.skipped})
 
 
@@ -275,6 +278,7 @@ def _add_making(verb: Callable[..., argparse.ArgumentParser]) -> None:
         "quickstart --images holiday/ --out runs/holiday",
     ).add_argument
     add("--images", metavar="FOLDER", help="your pictures: sub-folders as classes, or a captions file beside them")
+    add("--question", metavar="TEXT", help="how the class of a picture is asked for (default: What is this?)")
     add("--out", default="runs/quickstart", metavar="DIR", help="run folder (default: %(default)s)")
     add("--count", type=_positive, default=2000, metavar="N", help="how many scenes to draw (default: %(default)s)")
     add("--resume", action="store_true", help="go on with an unfinished quickstart in --out")
@@ -303,6 +307,7 @@ def _add_making(verb: Callable[..., argparse.ArgumentParser]) -> None:
     add("dataset", metavar="DATASET", help="dataset folder")
     add("--teacher", default="rules", help="who writes; rules needs no network (default: %(default)s)")
     add("--tasks", nargs="+", metavar="TASK", help="caption, conversation, detail, reasoning (default: what fits)")
+    add("--question", metavar="TEXT", help="how the class of a picture is asked for (default: What is this?)")
     add("--seed", type=int, default=0, help="another seed words other conversations (default: %(default)s)")
     _add_json(add)
 

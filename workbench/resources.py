@@ -52,7 +52,7 @@ def datasets_folder() -> Path:
 
 
 def tiny_folder() -> Path:
-    """The tiny LLaVA's starting parts: `vision/`, `language/` (with its tokenizer) and `text/`."""
+    """The tiny LLaVA's starting parts: `vision/` (a CLIP with its text head) and `language/`."""
     return PACKAGE / "model" / "tiny"
 
 

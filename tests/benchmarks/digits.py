@@ -2,7 +2,8 @@
 
     python tests/benchmarks/digits.py [OUT]
 
-Prints the held-out accuracy of "What is this?" (one of ten classes) before, after and blind, and the seconds it took.
+Prints the held-out accuracy of "Which digit is this?", with the ten to choose from listed in random order, before, after
+and blind, and the seconds it took.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def main(out: str | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "digits"
         export_digits(folder)
-        run = quickstart(out or Path(temporary) / "run", images=folder)
+        run = quickstart(out or Path(temporary) / "run", images=folder, question="Which digit is this?")
         report = json.loads((run.path / "report.json").read_text())
     keys = ("accuracy_before", "accuracy_after", "accuracy_blind", "accuracy_grey", "questions", "seconds", "machine")
     print(json.dumps({key: report[key] for key in keys}, indent=1))
