@@ -2,8 +2,8 @@
 
     python tests/benchmarks/digits.py [OUT]
 
-Prints the held-out accuracy of "Which digit is this?", with the ten to choose from listed in random order, before, after
-and blind, and the seconds it took.
+Prints the held-out accuracy of "Which digit is this?", with the ten to choose from listed in random order, before,
+after and blind, and the seconds it took.
 """
 
 from __future__ import annotations
