@@ -70,7 +70,7 @@ def test_vectors_do_not_depend_on_the_batch(told) -> None:
     clip = Clip("tiny", device="cpu")
     for embed, items in ((clip.embed_images, pictures), (clip.embed_texts, captions)):
         many = embed(items * 4)
-        assert many.shape == (96, 128) and many.dtype == np.float32 and embed([]).shape == (0, 128)
+        assert many.shape == (96, 160) and many.dtype == np.float32 and embed([]).shape == (0, 160)
         np.testing.assert_allclose(np.linalg.norm(many, axis=1), 1, atol=1e-5)
         np.testing.assert_allclose(many[72:], np.concatenate([embed([item]) for item in items]), atol=1e-5)
 
