@@ -78,7 +78,7 @@ def test_pictures_with_captions_do(tmp_path: Path, home: Path) -> None:
 def test_ctrl_c_in_a_stage_ends_the_quickstart_and_resume_goes_on(tmp_path: Path, home: Path) -> None:
     out = tmp_path / "quick"
     command = [sys.executable, "-m", "workbench.cli", "quickstart", "--count", "80", "--out", str(out)]
-    command += ["--set", "train.max_steps=3", "--set-align", "train.max_steps=400"]
+    command += ["--set", "train.max_steps=3", "--set-align", "train.max_steps=120"]
     environment = {**os.environ, "WORKBENCH_HOME": str(home)}
     started = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
     metrics, waited = out / "align" / "metrics.jsonl", time.monotonic()
@@ -89,13 +89,13 @@ def test_ctrl_c_in_a_stage_ends_the_quickstart_and_resume_goes_on(tmp_path: Path
     assert started.returncode == 130 and "stopped by Ctrl-C" in errors and "Traceback" not in errors
     assert not (out / "finetune").exists() and Run.open(out).status == "failed"
     made = len(metrics.read_text().splitlines())
-    settings = ["--set", "train.max_steps=3", "--set-align", "train.max_steps=400"]
+    settings = ["--set", "train.max_steps=3", "--set-align", "train.max_steps=120"]
     Run.open(out / "align").send(None)
     again = run_command("quickstart", "--count", "80", "--out", str(out), *settings, "--resume", home=home)
     assert again.returncode == 0, again.stderr[-3000:]
     assert "goes on after step" in again.stderr and Run.open(out).status == "finished"
     steps = [row["step"] for row in Run.open(out / "align").metrics() if "loss" in row]
-    assert steps == list(range(1, 401)) and made < 400
+    assert steps == list(range(1, 121)) and made < 120
 
 
 @pytest.mark.parametrize("count", [0, 5])
