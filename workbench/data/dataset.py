@@ -67,8 +67,9 @@ class Dataset:
         Raises `DataError` where the folder is missing, half written or damaged.
         """
         path = Path(path)
-        named = state_folder() / "datasets" / path
-        dataset = Dataset(named if not path.exists() and len(path.parts) == 1 and named.exists() else path)
+        if len(path.parts) == 1 and not path.exists() and (state_folder() / "datasets" / path).exists():
+            path = state_folder() / "datasets" / path
+        dataset = Dataset(path)
         dataset._folder.card()
         for table in tables.COLUMNS:
             for file in dataset._folder.files(table):

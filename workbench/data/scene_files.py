@@ -65,7 +65,7 @@ def make(
         if not replace:
             fix = "choose another folder, or remove this one"
             raise DataError(str(out), found="another dataset", expected=f"scenes made as {made}", fix=fix)
-        (out / CARD).unlink()
+        (out / CARD).unlink()  # first: killed in between, what is left is no dataset
         shutil.rmtree(out)
     pictures = out / "pictures"
     if pictures.exists():
