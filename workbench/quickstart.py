@@ -191,9 +191,9 @@ def _recipes(
 ) -> tuple[Recipe, Recipe]:
     """The shipped recipes of both stages, pointed at this dataset and this run."""
     data = f"data.dataset={dataset.path}"
-    align = Recipe.load("tiny-align", [data, *align_overrides])
-    projector = f"model.projector_from={run.path / 'align'}"
-    finetune = Recipe.load("tiny-finetune-images" if own else "tiny-finetune-qlora", [data, projector, *overrides])
+    names = ("tiny-align-images", "tiny-finetune-images") if own else ("tiny-align", "tiny-finetune-qlora")
+    align = Recipe.load(names[0], [data, *align_overrides])
+    finetune = Recipe.load(names[1], [data, f"model.projector_from={run.path / 'align'}", *overrides])
     return align, finetune
 
 
