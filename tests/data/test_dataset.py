@@ -19,7 +19,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.conversation import Conversation, Image, Message, Video
+from workbench.conversation import Conversation, Image, Message, Video, to_chat
 from workbench.data import tables
 from workbench.data.dataset import Dataset
 from workbench.data.folder import resolve_inside
@@ -256,6 +256,35 @@ def test_two_writers_at_once_lose_nothing(dataset: Dataset) -> None:
     edits = [json.loads(line) for line in (dataset.path / "edits.jsonl").read_text().splitlines()]
     assert [edit["number"] for edit in edits] == list(range(1, 25))
     assert {edit["set"]["label"] for edit in edits} == {f"{writer}-{turn}" for writer in range(3) for turn in range(8)}
+
+
+def test_a_conversation_remembers_who_changed_it_when_and_what_it_said_before(dataset: Dataset) -> None:
+    def said() -> dict[str, Conversation]:
+        return {one.id: one for one in dataset.conversations()}
+
+    first = said()["4"]
+    for text in ("Two.", "Three."):
+        messages = [*to_chat(first)[:-1], {"role": "assistant", "content": [{"type": "text", "text": text}]}]
+        dataset.edit({"table": "conversations", "id": "4", "set": {"messages": messages}, "who": "Ada"})
+    for _ in range(2):
+        edits = said()["4"].source["edits"]
+        assert [edit["who"] for edit in edits] == ["Ada", "Ada"] and all(edit["time"] for edit in edits)
+        assert edits[0]["before"]["messages"] == to_chat(first)
+        assert edits[1]["before"]["messages"][-1]["content"][0]["text"] == "Two."
+        assert said()["4"].reference == "Three."
+        dataset.snapshot()  # which compacts the log of edits
+
+
+def test_rejected_conversations_are_kept_with_the_reason_and_can_become_good(dataset: Dataset) -> None:
+    one = replace(dataset.conversations()[0], id="new")
+    dataset.add_conversations([one], rejected={"new": "check empty: no words"})
+    assert "new" not in {kept.id for kept in dataset.conversations()}
+    row = dataset.conversation_rows.filter(pl.col("id") == "new")
+    assert row.select("status", "reason").row(0) == ("removed", "check empty: no words")
+    dataset.add_conversations([one])
+    assert "new" not in {kept.id for kept in dataset.conversations()}, "a rejection outlives a second run"
+    dataset.add_conversations([one], rejected={})
+    assert "new" in {kept.id for kept in dataset.conversations()}
 
 
 def test_later_writes_win_over_earlier_edits_and_a_cut_log_loses_no_new_edit(dataset: Dataset) -> None:

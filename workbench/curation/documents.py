@@ -63,10 +63,10 @@ def conversation_labels(dataset: Dataset) -> dict[tuple[str, str], list[Document
     """Every conversation as a label, under root and path of its first image; those without an image are left out."""
     rows = dataset.conversation_rows
     found: dict[tuple[str, str], list[Document]] = {}
-    for conversation, status in zip(frame_to_conversations(rows), rows["status"], strict=True):
+    for conversation, status, reason in zip(frame_to_conversations(rows), rows["status"], rows["reason"], strict=True):
         if conversation.images:
             image = conversation.images[0]
-            found.setdefault((image.root, image.path), []).append(_conversation(conversation, status))
+            found.setdefault((image.root, image.path), []).append(_conversation(conversation, status, reason))
     return found
 
 
@@ -124,7 +124,7 @@ def _attributes(thing: Mapping[str, Any]) -> Document:
     return {f"object_{key}" if key in _TAKEN else key: value for key, value in named.items() if value is not None}
 
 
-def _conversation(conversation: Conversation, status: str) -> Document:
+def _conversation(conversation: Conversation, status: str, reason: str | None) -> Document:
     return _label(
         "Classification",
         label=conversation.task or "conversation",
@@ -133,6 +133,7 @@ def _conversation(conversation: Conversation, status: str) -> Document:
         text=readable(conversation),
         split=conversation.split,
         status=status,
+        reason=reason,
         verdict=conversation.metadata.get("verdict"),
     )
 

@@ -12,7 +12,7 @@ Does not know: why an image was left out (`filters.py`), or how to write the tru
     objects          Detections; whatever else an annotation says (color, size, ...) as attributes
     captions         list of texts
     conversations    Classifications, one per conversation: label is its task; attributes conversation_id, messages
-                     (JSON, the Hugging Face chat shape), text (the same to read), split, status, verdict
+                     (JSON, the Hugging Face chat shape), text (the same to read), split, status, reason, verdict
     status, reason, phash    as in the dataset
 
 Saved views: `ok`, `broken`, `removed`. The FiftyOne dataset is a view of the truth: `to_fiftyone` builds it anew.
@@ -166,7 +166,7 @@ def _declare_fields(fo: ModuleType, made: fo.Dataset, attributes: Mapping[str, t
 
     Done by adding and deleting one full example, as one call for each field takes ten times as long.
     """
-    said = {key: "" for key in ("conversation_id", "messages", "text", "split", "status", "verdict")}
+    said = {key: "" for key in ("conversation_id", "messages", "text", "split", "status", "reason", "verdict")}
     thing = fo.Detection(label="", bounding_box=[0, 0, 1, 1], **{key: kind() for key, kind in attributes.items()})
     example = fo.Sample(
         "example.png",

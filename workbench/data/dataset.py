@@ -190,16 +190,26 @@ class Dataset:
             self._folder.commit("conversations", frame, operation or {"name": "write"})
 
     def add_conversations(
-        self, conversations: Iterable[Conversation], *, operation: Mapping[str, Any] | None = None
+        self,
+        conversations: Iterable[Conversation],
+        *,
+        rejected: Mapping[str, str] | None = None,
+        operation: Mapping[str, Any] | None = None,
     ) -> None:
         """Append conversations; one whose id is there already takes its place and keeps its status: rejected stays so.
 
-        Raises as `write_conversations` does.
+        `rejected`: ids of those that are kept but not used, with the reason; all others are then ok, whatever they
+        were before. Raises as `write_conversations` does.
         """
         new = tables.conversations_to_frame(conversations)
+        if rejected:
+            reason = pl.col("id").replace_strict(dict(rejected), default=None, return_dtype=pl.String)
+            status = pl.when(reason.is_null()).then(pl.lit("ok")).otherwise(pl.lit("removed"))
+            new = new.with_columns(status=status, reason=reason)
         with self._folder.lock():
             old = self.conversation_rows
-            known = new.filter(pl.col("id").is_in(old["id"].implode())).drop("status", "reason")
+            known = new.filter(pl.col("id").is_in(old["id"].implode()))
+            known = known if rejected is not None else known.drop("status", "reason")
             rows = pl.concat([tables.overlay(old, known), new.join(known, on="id", how="anti", maintain_order="left")])
             self._folder.commit("conversations", rows, operation or {"name": "add", "count": new.height})
 
@@ -207,15 +217,17 @@ class Dataset:
         """Append one change by a person: `{"table": "images", "id": ..., "set": {"status": "removed", ...}}`.
 
         `table` is `images` or `conversations`; `messages` of a conversation are in the chat shape. The change is on
-        the disk when this returns. Further keys (who, why) are kept. Raises `DataError` for what cannot be applied.
+        the disk when this returns. Further keys (who, why) are kept. A conversation remembers its edits itself, each
+        with who, time and what it said before, in `source["edits"]`. Raises `DataError` for what cannot be applied.
         """
         with self._folder.lock():
             table = record.get("table")
             if table not in tables.COLUMNS:
                 where = f"edit of {record.get('id')!r}"
                 raise DataError(where, found=f"table {table!r}", expected=" or ".join(tables.COLUMNS))
-            tables.check_edit(self._folder.table(table), record)
-            self._folder.append_edit(record)
+            frame = self._folder.table(table)
+            tables.check_edit(frame, record)
+            self._folder.append_edit(tables.with_history(frame, record, now()) if table == "conversations" else record)
 
     # --- versions -----------------------------------------------------------------------------------------------
 

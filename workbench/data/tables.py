@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import polars as pl
 
-from workbench.conversation import SPLITS, Conversation, check_conversation, from_record, to_record
+from workbench.conversation import SPLITS, Conversation, check_conversation, from_record, to_chat, to_record
 from workbench.errors import DataError
 
 STATUSES = ("ok", "quarantined", "removed")
@@ -183,6 +183,19 @@ def check_edit(frame: pl.DataFrame, record: Mapping[str, Any]) -> None:
     edited = check_table(apply_edits(row, [record], table), table)
     if table == "conversations":
         check_conversation(next(frame_to_conversations(edited)))
+
+
+def with_history(frame: pl.DataFrame, record: Mapping[str, Any], time: str) -> dict[str, Any]:
+    """The edit of a conversation, with what it said before added to `source["edits"]`: it travels with the row."""
+    row = frame.filter(pl.col("id") == record["id"])
+    old = {column: row[column][0] for column in record["set"] if column != "messages"}
+    if "messages" in record["set"]:
+        old["messages"] = to_chat(next(frame_to_conversations(row)))
+    given = record["set"].get("source", row["source"][0])
+    source = dict(given if isinstance(given, Mapping) else json.loads(given))
+    edit = {"who": record.get("who", record.get("by")), "why": record.get("why"), "time": time, "before": old}
+    source["edits"] = [*source.get("edits", []), {key: value for key, value in edit.items() if value is not None}]
+    return {**record, "set": {**record["set"], "source": source}}
 
 
 def content_hash(frame: pl.DataFrame) -> str:
