@@ -1,0 +1,308 @@
+"""What English sentences about things in a picture say, and of which of them they say it.
+
+Knows: what a color, a place, a number or a relation is said of, what is denied, what a pronoun stands for. A shallow
+reader: what it does not understand it leaves out.
+Does not know: what is in the picture, or whether what is said is true (`claims.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from workbench.instruct.phrases import Item, Part, Phrase, items_of
+from workbench.instruct.words import BREAKS, Lexicon, Span, Token
+
+
+@dataclass(frozen=True)
+class Said:
+    """A part said of one of several phrases (which one is not clear where there is more than one)."""
+
+    about: tuple[Phrase, ...]
+    part: Part
+    denied: bool = False
+    each: bool = True
+    """Said of all that the phrase counts; else of one at least."""
+
+
+@dataclass
+class Reading:
+    phrases: list[Phrase] = field(default_factory=list)
+    said: list[Said] = field(default_factory=list)
+    loose: list[Part] = field(default_factory=list)
+    """Colors, sizes, places, numbers said of nothing that was named."""
+    first: list[Phrase] = field(default_factory=list)
+    """What the first clause is about."""
+
+
+class Reader:
+    """Reads with the nouns it was given, as `Lexicon` takes them."""
+
+    def __init__(self, nouns: Mapping[str, Any], *, compounds: bool = True) -> None:
+        self._lexicon = Lexicon(nouns, compounds=compounds)
+
+    def read(self, text: str, about: Sequence[Phrase] = ()) -> Reading:
+        """What `text` says. `about`: what its first pronoun stands for."""
+        reading = Reading()
+        before = list(about)
+        for number, clause in enumerate(self._clauses(text)):
+            if any(_hedges(token, after) for token, after in zip(clause, [*clause[1:], None], strict=True)):
+                continue
+            known = len(reading.phrases)
+            walk = _Clause(reading, before)
+            walk.run(items_of(clause))
+            if number == 0:
+                reading.first = walk.subjects
+            before = [phrase for phrase in reading.phrases[known:] if not phrase.repeats] or walk.subjects or before
+        return reading
+
+    def first_end(self, text: str) -> int:
+        """Where the first noun phrase of `text` ends, with a second that is joined to it by "and"."""
+        items = [item for clause in self._clauses(text) for item in items_of(clause)]
+        ends = [index for index, item in enumerate(items) if item.kind == "phrase"]
+        if not ends:
+            return 0
+        first = ends[0]
+        joined = first + 2 in ends and items[first + 1].kind == "and"
+        return items[first + 2 if joined else first].span[1]
+
+    def _clauses(self, text: str) -> Iterator[list[Token]]:
+        clause: list[Token] = []
+        for token in self._lexicon.tokens(text):
+            if token.text in ".;:!?\n—–" or token.text in BREAKS:
+                if clause:
+                    yield clause
+                clause = []
+            else:
+                clause.append(token)
+        if clause:
+            yield clause
+
+
+def _hedges(token: Token, after: Token | None) -> bool:
+    """ "might be", but not "I would say" or "if you look"."""
+    return token.kind == "hedge" and (after is None or after.text not in ("say", "call", "describe", "you", "we"))
+
+
+_PAINTED = ("in", "with", "painted", "filled", "rendered", "drawn", "shaded")
+_ASPECTS = ("color", "colour", "hue", "shade", "tone", "size", "answer")
+_THERE = ("visible", "present", "shown", "seen", "found", "here", "there", "pictured", "depicted")
+
+
+class _Clause:
+    """One pass over the items of a clause, remembering what it is about."""
+
+    def __init__(self, reading: Reading, before: list[Phrase]) -> None:
+        self.reading, self.before = reading, before
+        self.subjects: list[Phrase] = []
+        self.last: Phrase | None = None
+        self.be = self.denies = self.joined = self.after_object = self.lost = False
+        self.denied_span: Span = (0, 0)
+        self.waiting: list[Part] = []
+        self.relations: list[tuple[str, Span, list[Phrase], bool]] = []
+        self.front: list[tuple[str, Span, Phrase | None]] = []
+
+    def run(self, items: list[Item]) -> None:
+        vague = any(item.kind == "vague" for item in items)
+        for index, item in enumerate(items):
+            self.items, self.index = items, index
+            if item.kind == "phrase":
+                self._phrase(item.value, vague)
+            elif item.kind == "place":
+                self._place(Part("place", item.value, item.span), vague)
+            elif item.kind in ("color", "size") and not vague:
+                self._bare(Part(item.kind, item.value, item.span))
+            elif item.kind == "relation":
+                self._relation(item)
+            elif item.kind == "be":
+                self._be()
+            elif item.kind == "det":
+                self._unknown_noun()
+            elif item.kind == "not":
+                self.denies, self.denied_span = True, item.span
+            elif item.kind == "number" and self.last is None:
+                self.reading.loose.append(Part("number", item.value, item.span))
+            elif item.kind == ",":
+                self.denies = False
+            elif item.kind == "frame":  # "compared with the canvas" relates to nothing that is annotated
+                self.front, self.relations = [entry for entry in self.front if entry[2] is not None], []
+            if self.denies and self.be and self.subjects and (item.text in _THERE or item.kind == "frame"):
+                for phrase in self.subjects:
+                    phrase.denied, phrase.denied_span = True, self.denied_span
+        if self.last is None and not self.lost:
+            self.reading.loose += self.waiting
+
+    def _unknown_noun(self) -> None:
+        """ "and its outline is black": what follows is said of something that has no annotation."""
+        before, after = self._around(-1), self._around(1)
+        if after is not None and after.text in _ASPECTS:
+            return
+        first = before is None and after is not None and after.kind in ("frame", "word")
+        if first or (before is not None and before.kind in ("and", ",")):
+            self.subjects, self.last, self.be, self.lost = [], None, False, True
+
+    def _bare(self, part: Part) -> None:
+        """A color or size without a noun: "is red", "has a red hue", "painted red", "in red", "call it red"."""
+        before, after = self._around(-1), self._around(1)
+        aspect = after is not None and after.text in _ASPECTS
+        of_pronoun = before is not None and before.kind == "phrase" and before.value.repeats
+        if (self.be or aspect or of_pronoun) and self.subjects:
+            self.be = True
+            self._predicate(part)
+        elif self.last is None:
+            if self.lost:
+                return
+            opens = before is not None and before.text in _PAINTED and after is not None and after.kind == ","
+            (self.waiting if opens else self.reading.loose).append(part)
+        elif part.kind == "color" and before is not None and before.text in _PAINTED:
+            self.reading.said.append(Said((self.last,), part, self.denies))
+
+    def _around(self, step: int) -> Item | None:
+        index = self.index + step
+        return self.items[index] if 0 <= index < len(self.items) else None
+
+    def _be(self) -> None:
+        before = self._around(-1)
+        if before is not None and (before.kind == "which" or before.text == "that") and self.last is not None:
+            self.subjects = [self.last]
+        self.be = True
+
+    def _phrase(self, phrase: Phrase, vague: bool) -> None:
+        before = self._around(-1)
+        joined = before is not None and not self.relations and (before.kind == "and" or self._in_list(before))
+        phrase.denied = phrase.denied or (self.denies and not phrase.definite and not (self.be and self.subjects))
+        if phrase.denied and phrase.denied_span == (0, 0):
+            phrase.denied_span = self.denied_span
+        if before is not None and before.text in ("or", "nor") and self.last is not None and self.last.denied:
+            phrase.denied, phrase.denied_span = True, self.last.denied_span
+        if phrase.number == 1 and not phrase.partial and self.last is None and self.index > 0:
+            phrase.exact = True  # "there is one star", not "one star is red"
+        if phrase.denied and not self._whole_image():
+            phrase.parts.append(Part("unknown", None, phrase.span))
+        named = self._resolve(phrase)
+        self.reading.phrases.append(phrase)
+        if self.relations:
+            self._close_relations(phrase, named)
+            return
+        waiting = [entry for entry in self.front if entry[2] is None]
+        if waiting and not self.subjects:  # "Below the ring" has no subject yet: it follows
+            self.front = [(value, span, other or phrase) for value, span, other in self.front]
+            self.last = phrase
+            return
+        if self.be and self.subjects and not joined and not self.denies:
+            self._identify(phrase)
+        phrase.parts += [
+            Part("relation", (value, other), span) for value, span, other in self.front if other is not phrase
+        ]
+        self.front = []
+        phrase.parts += self.waiting
+        self.waiting = []
+        self.subjects = [*self.subjects, *named] if joined and self.joined and not self.be else named
+        self.joined, self.be, self.after_object, self.last = True, False, False, named[-1]
+
+    def _in_list(self, before: Item) -> bool:
+        """ "A, B and C are large", not "Next to A, B is large"."""
+        after = self._around(1)
+        return before.kind == "," and after is not None and after.kind in ("and", ",")
+
+    def _whole_image(self) -> bool:
+        """Whether something is denied of the whole image, not only of a thing in it, of an action or of a place."""
+        before, after = self.items[: self.index], self.items[self.index + 1 :]
+        opens = not before or any(item.kind == "frame" or item.text in ("there", "i", "we", "you") for item in before)
+        return opens and not any(item.kind == "word" for item in after)
+
+    def _resolve(self, phrase: Phrase) -> list[Phrase]:
+        """A pronoun repeats what it stands for; where that is not clear, nothing is known of it."""
+        if not phrase.repeats:
+            return [phrase]
+        near = [self.last] if self.last is not None else self.before
+        busy = [one for _, _, about, _ in self.relations for one in about]
+        known = [one for one in self.reading.phrases if one not in busy][-1:] or self.before if busy else near
+        if phrase.plural:
+            return list(known) or [phrase]
+        if len(known) == 1:
+            phrase.parts = [part for part in known[0].parts]
+            return [phrase]
+        phrase.parts = [Part("unknown", None, phrase.span)]
+        return [phrase]
+
+    def _identify(self, phrase: Phrase) -> None:
+        """ "The object at the top left is a star": what was said of the object is said of the star."""
+        one = len(self.subjects) == 1 and not self.subjects[0].plural
+        if one and (self.subjects[0].bare or (phrase.bare and not phrase.repeats)):
+            first = self.subjects[0]
+            inherited = [part for part in first.parts if part.kind not in {own.kind for own in phrase.parts}]
+            said = [said.part for said in self.reading.said if said.about == (first,) and not said.denied]
+            phrase.parts = [*inherited, *said, *phrase.parts]
+
+    def _place(self, part: Part, vague: bool) -> None:
+        following = self._around(1)
+        if vague or (following is not None and following.kind == "vague"):
+            return
+        target = self.subjects if self.be and self.subjects else [self.last] if self.last is not None else []
+        placed = [own for phrase in target for own in self._places(phrase)]
+        if not target or any(_conflict(own.value, part.value) for own in placed):
+            if self._comes("phrase"):
+                self.waiting.append(part)
+            elif target and target[0].plural:
+                self.reading.said.append(Said(tuple(target[:1]), part, self.denies, each=False))
+            elif not target:
+                self.waiting.append(part)
+            return
+        if self.be:
+            self._predicate(part, each=not self._several_places())
+        elif self.after_object and self.subjects and self.last is not None:
+            self.reading.said.append(Said((self.last, *self.subjects), part))
+        elif self._several_places():
+            self.reading.said.append(Said((target[0],), part, each=False))
+        else:
+            target[0].parts.append(part)
+
+    def _places(self, phrase: Phrase) -> list[Part]:
+        said = [said.part for said in self.reading.said if phrase in said.about and said.part.kind == "place"]
+        return [part for part in phrase.parts if part.kind == "place"] + said
+
+    def _several_places(self) -> bool:
+        return any(item.kind == "place" for item in self.items[self.index + 1 : self.index + 4]) and not self._comes(
+            "phrase"
+        )
+
+    def _comes(self, kind: str) -> bool:
+        return any(item.kind == kind for item in self.items[self.index + 1 :])
+
+    def _predicate(self, part: Part, *, each: bool = True) -> None:
+        if self.subjects and self.subjects[0].denied:
+            self.subjects[0].parts.append(part)
+        elif self.be and self.subjects:
+            self.reading.said += [Said((phrase,), part, self.denies, each) for phrase in self.subjects]
+
+    def _relation(self, item: Item) -> None:
+        value, _, it = item.value.partition(":")
+        about = self.subjects if self.be and self.subjects else [self.last] if self.last is not None else []
+        if not it:
+            if about:
+                self.relations.append((value, item.span, about, self.be))
+            else:
+                self.front.append((value, item.span, None))
+            return
+        others = [phrase for phrase in self.reading.phrases if phrase not in about] or self.before
+        if not about or self._comes("phrase") and self.be:
+            self.front.append((value, item.span, next(iter(self.subjects or self.before), None)))
+        elif others:
+            self.reading.said += [Said((phrase,), Part("relation", (value, others[-1]), item.span)) for phrase in about]
+
+    def _close_relations(self, phrase: Phrase, named: list[Phrase]) -> None:
+        for value, span, about, predicate in self.relations:
+            part = Part("relation", (value, named[-1]), span)
+            denied = predicate and self.denies
+            if about[0].denied:
+                about[0].parts.append(part)
+                continue
+            self.reading.said += [Said((one,), part, denied) for one in about]
+        self.relations = []
+        self.last, self.be, self.after_object = phrase, False, True
+
+
+def _conflict(one: tuple[str | None, str | None], other: tuple[str | None, str | None]) -> bool:
+    return any(a is not None and b is not None for a, b in zip(one, other, strict=True))
