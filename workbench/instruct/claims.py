@@ -221,7 +221,7 @@ def _of_phrase(phrase: Phrase, text: str) -> list[Claim]:
     made = [
         Claim(part.kind, text[slice(*part.span)], part.span, (parts[:index],), part)
         for index, part in enumerate(parts)
-        if not (part.kind == "relation" and part.value[0] == "near")
+        if part.kind != "unknown" and not (part.kind == "relation" and part.value[0] == "near")
     ]
     if phrase.number is not None and phrase.exact and not phrase.partial:
         span = phrase.number_span

@@ -138,6 +138,10 @@ class _Clause:
         before, after = self._around(-1), self._around(1)
         if after is not None and after.text in _ASPECTS:
             return
+        if before is not None and before.text in ("has", "have"):
+            following = [item.text for item in self.items[self.index + 1 : self.index + 5]]
+            if not any(text in _ASPECTS for text in following):
+                self.subjects, self.last, self.be, self.lost = [], None, False, True
         first = before is None and after is not None and after.kind in ("frame", "word")
         if first or (before is not None and before.kind in ("and", ",")):
             self.subjects, self.last, self.be, self.lost = [], None, False, True
@@ -190,7 +194,8 @@ class _Clause:
             self.front = [(value, span, other or phrase) for value, span, other in self.front]
             self.last = phrase
             return
-        if self.be and self.subjects and not joined and not self.denies:
+        names = before is not None and (before.kind == "be" or before.text.endswith("ly"))
+        if self.be and self.subjects and names and not self.denies:
             self._identify(phrase)
         phrase.parts += [
             Part("relation", (value, other), span) for value, span, other in self.front if other is not phrase
@@ -275,6 +280,7 @@ class _Clause:
         if self.subjects and self.subjects[0].denied:
             self.subjects[0].parts.append(part)
         elif self.be and self.subjects:
+            _count_with(self.subjects)
             self.reading.said += [Said((phrase,), part, self.denies, each) for phrase in self.subjects]
 
     def _relation(self, item: Item) -> None:
@@ -299,9 +305,17 @@ class _Clause:
             if about[0].denied:
                 about[0].parts.append(part)
                 continue
+            if predicate:
+                _count_with(about)
             self.reading.said += [Said((one,), part, denied) for one in about]
         self.relations = []
         self.last, self.be, self.after_object = phrase, False, True
+
+
+def _count_with(subjects: Sequence[Phrase]) -> None:
+    """ "Two objects are in the top row" counts those in the top row, not all."""
+    for phrase in subjects:
+        phrase.partial = phrase.partial or (phrase.number is not None and not phrase.definite)
 
 
 def _conflict(one: tuple[str | None, str | None], other: tuple[str | None, str | None]) -> bool:

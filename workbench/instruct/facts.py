@@ -117,7 +117,7 @@ def fit(fact: Fact, part: Part, ground: Ground) -> bool | None:
         return None if label in ground.mentioned else False
     if part.kind in ("color", "size"):
         have = fact.color if part.kind == "color" else fact.size
-        return None if have is None else have == part.value
+        return None if have is None else have in part.value if isinstance(part.value, tuple) else have == part.value
     if part.kind == "place":
         return _placed(fact, *part.value)
     if part.kind == "relation":

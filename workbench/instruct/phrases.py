@@ -117,6 +117,8 @@ def _determine(phrase: Phrase, tokens: list[Token], index: int) -> None:
         phrase.exact = True
         if token.text in ("only", "single") and phrase.number is None:
             phrase.number, phrase.number_span = 1, token.span
+    if token.text in ("other", "another"):
+        phrase.parts.insert(0, Part("unknown", None, token.span))  # than those spoken of
     phrase.every = phrase.every or token.text in ("all", "every", "each")
     if token.text == "both":
         phrase.number, phrase.number_span = 2, token.span
@@ -131,7 +133,7 @@ def _describes(tokens: list[Token], index: int, opened: bool) -> bool:
         return opened
     after = tokens[index + 1].kind if index + 1 < len(tokens) else ""
     before = tokens[index - 1].kind if index else ""
-    return token.kind in ("and", ",") and before in _ADJECTIVES and after in _ADJECTIVES
+    return (token.kind in ("and", ",") or token.text == "or") and before in _ADJECTIVES and after in _ADJECTIVES
 
 
 def _headed(phrase: Phrase, tokens: list[Token], first: int, head: int) -> tuple[int, Phrase]:
@@ -149,9 +151,22 @@ def _headed(phrase: Phrase, tokens: list[Token], first: int, head: int) -> tuple
     if len(places) > 1:  # "the top left star" is there; "the left star" is only further left than another
         spot = _spot([(token.kind, token.value) for token in places])
         phrase.parts.append(Part("place", spot, (places[0].span[0], places[-1].span[1])))
+    if any(token.text == "or" for token in between):
+        phrase.parts = _alternatives(phrase.parts)
     phrase.plural = noun.plural or tokens[end - 1].plural
+    if not phrase.plural and (phrase.number or 0) > 1:
+        phrase.number = None  # "both the ring and the star"
     phrase.span = (phrase.span[0], tokens[end - 1].span[1])
     return end, phrase
+
+
+def _alternatives(parts: list[Part]) -> list[Part]:
+    """ "green or yellow shapes": one color of several."""
+    colors = [part for part in parts if part.kind == "color"]
+    if len(colors) < 2:
+        return parts
+    span = colors[0].span[0], colors[-1].span[1]
+    return [part for part in parts if part.kind != "color"] + [Part("color", tuple(one.value for one in colors), span)]
 
 
 def _headless(phrase: Phrase, tokens: list[Token], start: int, index: int) -> tuple[int, Phrase | None]:
