@@ -90,7 +90,7 @@ def _import(given: argparse.Namespace) -> None:
 def _generate(given: argparse.Namespace) -> None:
     from workbench.data.dataset import Dataset
     from workbench.instruct.generator import generate
-    from workbench.instruct.tasks import WHAT
+    from workbench.instruct.material import WHAT
 
     wanted = {"teacher": given.teacher, "tasks": given.tasks, "seed": given.seed, "question": given.question or WHAT}
     made = generate(Dataset.open(given.dataset), **wanted)

@@ -162,7 +162,7 @@ def _generate(dataset: Dataset, question: str | None) -> None:
     """Conversations from the annotations, and beside their images in FiftyOne."""
     from workbench.curation.table import to_fiftyone
     from workbench.instruct.generator import generate
-    from workbench.instruct.tasks import WHAT
+    from workbench.instruct.material import WHAT
 
     print(generate(dataset, seed=SEED, question=question or WHAT))
     to_fiftyone(dataset)

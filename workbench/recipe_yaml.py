@@ -108,7 +108,8 @@ def explain(error: ValidationError, model: type[BaseModel], where: str, changed:
 
     `model` knows the keys there are; `changed` holds the dotted keys that an override set.
     """
-    problems = error.errors(include_url=False)
+    # What is missing last: an unknown key, which is often why, says more.
+    problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] == "missing")
     first = problems[0]
     key = _dotted(first["loc"])
     place = f"override {key}" if key in changed else f"{where}, {key}"

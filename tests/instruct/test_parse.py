@@ -16,6 +16,7 @@ from workbench.instruct.parse import ReplyError
 
 NOTHING = Material()
 PAIRS = [("What is it?", "A dog."), ("Where is it?", "On a sofa.")]
+CHAT, GPT = ("user", "assistant"), ("human", "gpt")
 JSON = json.dumps({"turns": [{"question": q, "answer": a} for q, a in PAIRS]})
 SEED = """Question:
 What is it?
@@ -43,8 +44,8 @@ def rng() -> np.random.Generator:
         f"Sure! Here is the conversation:\n\n{JSON}\n\nI hope this helps.",
         json.dumps([{"question": q, "answer": a} for q, a in PAIRS]),
         json.dumps([{"Q": q, "A": a} for q, a in PAIRS]),
-        json.dumps([turn for q, a in PAIRS for turn in ({"role": "user", "content": q}, {"role": "assistant", "content": a})]),
-        json.dumps({"conversations": [t for q, a in PAIRS for t in ({"from": "human", "value": q}, {"from": "gpt", "value": a})]}),
+        json.dumps([{"role": who, "content": said} for pair in PAIRS for who, said in zip(CHAT, pair, strict=True)]),
+        json.dumps({"talk": [{"from": w, "value": t} for pair in PAIRS for w, t in zip(GPT, pair, strict=True)]}),
         SEED,
         SEED.replace("===", "====="),
         SEED.replace("\n===", ""),
@@ -52,7 +53,7 @@ def rng() -> np.random.Generator:
         "**Question 1:** What is it?\n**Answer 1:** A dog.\n\n**Question 2:** Where is it?\n**Answer 2:** On a sofa.",
         "USER: What is it?\nASSISTANT: A dog.\nUSER: Where is it?\nASSISTANT: On a sofa.",
     ],
-    ids=["json", "fence", "chatter", "list", "short keys", "chat", "llava", "seed", "long bars", "no bars", "q and a", "bold", "roles"],
+    ids="json fence chatter list letters chat llava seed long-bars no-bars q-and-a bold roles".split(),
 )  # fmt: skip
 def test_questions_and_answers_are_found_in_whatever_shape_they_come(text: str) -> None:
     assert parse.turns(text, NOTHING, rng()) == PAIRS

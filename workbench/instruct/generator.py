@@ -1,26 +1,39 @@
-"""The loop that turns a dataset's images and annotations into conversations.
+"""From a dataset's images to conversations about them: asked, checked, kept.
 
-Knows: which tasks each split gets, ids that are the same in every run, and writing finished work only.
-Does not know: how a task words its answers (`tasks.py`).
+Knows: which tasks are wanted, what becomes of every reply, and that nothing a person changed is overwritten.
+Does not know: how a task is worded (`tasks.py`), how teachers are asked (`loop.py`), or what is wrong with an answer
+(`checks.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
-from workbench.conversation import Conversation, Image, Message, check_conversation, new_id
+from workbench.chat_model import ChatModel
+from workbench.conversation import Conversation
 from workbench.curation.splits import split
 from workbench.data.dataset import Dataset
 from workbench.data.scene_text import QUESTIONS
-from workbench.data.scenes import Scene
-from workbench.errors import DataError
-from workbench.instruct.tasks import TASKS, WHAT, Material, Turns, which_caption, write_classify
+from workbench.errors import ConversationError, DataError
+from workbench.instruct.checks import CHECKS, Check, Context, check
+from workbench.instruct.generated import Generated
+from workbench.instruct.limits import Budget
+from workbench.instruct.loop import Request, run
+from workbench.instruct.material import WHAT, Material, Turns
+from workbench.instruct.parse import ReplyError
+from workbench.instruct.plan import Ground, Job, Row, about, generator, job_id, jobs, parameters
+from workbench.instruct.replies import Reply, ReplyStore
+from workbench.instruct.rules import which_caption, write_classify
+from workbench.instruct.tasks import Task, find_task
+from workbench.instruct.teacher import RULES, Teacher, TeacherSpec, find_teacher
 from workbench.progress import track
 
 RULES_VERSION = 2
@@ -29,53 +42,81 @@ RULES_VERSION = 2
 PER_IMAGE: Mapping[str, int] = {"caption": 1, "conversation": 3, "detail": 1, "reasoning": 1}
 QUESTION = "question"
 """The task of held-out single questions; `metadata["type"]` is the type they are scored under."""
-
-
-@dataclass
-class Generated:
-    """What was made: conversations per task, and images nothing could be made of, with the reason."""
-
-    counts: dict[str, int] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        lines = [f"{task}: {count:,} conversations" for task, count in self.counts.items()]
-        if self.skipped:
-            lines.append(f"{len(self.skipped)} images gave none, for example {next(iter(self.skipped.items()))}")
-        return "\n".join(lines)
+REPLIES = "replies.sqlite"
+"""Every reply a teacher ever gave about the dataset, in its folder: a second run asks for nothing twice."""
+REJECTED = "check "
+"""What the reason of a conversation begins with that a check rejected; a person's reasons do not."""
 
 
 def generate(
     dataset: Dataset,
     *,
-    teacher: str = "rules",
-    tasks: Sequence[str] | Mapping[str, int] | None = None,
+    teacher: str | Path | TeacherSpec | ChatModel = RULES,
+    tasks: Sequence[str | Task] | Mapping[str, int] | None = None,
     seed: int = 0,
     questions_per_image: int = 4,
     question: str = WHAT,
+    checks: Sequence[Check] | None = None,
+    budget: Budget | None = None,
+    prices: str | Path | None = None,
+    limit: int | None = None,
+    again: bool = False,
 ) -> Generated:
-    """Write conversations about every usable image of `dataset`, by the rule-based teacher.
+    """Write conversations about every usable image of `dataset`.
 
-    `tasks`: names, or names with how many conversations an image gets; default: what the annotations allow. Images of
-    the validation and test splits also get single questions, which are scored: `questions_per_image` of different
-    types about annotations, else `question` about the class, else which of four captions fits. Where no image has a
-    split, all get one first (`curation.splits`). A second run with the same arguments gives the same conversations
-    under the same ids, so nothing is doubled; everything is written at once at the end, so an interrupted run leaves
-    the conversations as they were. Raises DataError for an unknown teacher or task, and where no image gave one.
+    `teacher`: `rules` (exact, from annotations, captions or classes), `MODEL@URL` for an OpenAI-compatible endpoint,
+    `local:MODEL`, a teacher file, or any `ChatModel`. `tasks`: names, prompt files or `Task`s, or names with how many
+    conversations an image gets; by default what is known about the images allows.
+
+    Rules: images of the validation and test splits also get single questions, which are scored: `questions_per_image`
+    of different types about annotations, else `question` about the class, else which of four captions fits. Everything
+    is written at once at the end.
+
+    Other teachers: every reply is on the disk before the next step, so that a run that was ended in any way goes on
+    where it was and never pays twice; `budget` and Ctrl-C end it cleanly. `checks` (default `CHECKS`) reject replies;
+    the rejected are kept in the dataset with status removed and the reason, and `again` asks for those anew. `limit`:
+    the first so many images. What a person edited or rejected stays as it is.
+
+    Where no image has a split, all get one first (`curation.splits`). A second run with the same arguments gives the
+    same conversations under the same ids, so nothing is doubled. Raises DataError for an unknown teacher or task, and
+    where no image gave a conversation; RecipeError for a teacher file that is wrong.
     """
-    wanted = _wanted(teacher, tasks)
+    wanted = _wanted(tasks)
     if dataset.images["split"].is_null().all():
         split(dataset, seed=seed, stratify="label")
-    rows = dataset.images.filter(pl.col("status") == "ok")
-    classes = sorted(set(rows["label"].drop_nulls().to_list()))
-    captions = sorted({text for texts in rows["captions"].to_list() for text in texts or ()})
+    ground = Ground(dataset, question, limit=limit)
+    if teacher == RULES:
+        return _by_rules(dataset, ground, wanted, seed, questions_per_image)
+    found = find_teacher(teacher, dataset, prices=prices)
+    return _by_teacher(
+        dataset, ground, wanted, seed, found, list(CHECKS.values() if checks is None else checks), budget, again
+    )
+
+
+def _wanted(tasks: Sequence[str | Task] | Mapping[str, int] | None) -> dict[Task, int]:
+    counts = PER_IMAGE if tasks is None else tasks if isinstance(tasks, Mapping) else dict.fromkeys(tasks, 1)
+    return {find_task(task): count for task, count in counts.items()}
+
+
+# --- rules ----------------------------------------------------------------------------------------------------
+
+
+def _by_rules(
+    dataset: Dataset, ground: Ground, wanted: Mapping[Task, int], seed: int, questions_per_image: int
+) -> Generated:
+    untold = [task.name for task in wanted if task.write is None]
+    if untold:
+        fix = "choose another teacher for it"
+        raise DataError(
+            "generate", found=f"task {untold[0]!r} with teacher rules", expected="a task with rules", fix=fix
+        )
     made: dict[str, Conversation] = {}
     report = Generated()
-    for row in track(list(rows.iter_rows(named=True)), "writing conversations", unit="image"):
-        material = _material(row, classes, captions, question)
-        written = [*_for_image(dataset, row, material, wanted, seed)]
+    for row in track(ground.rows, "writing conversations", unit="image"):
+        material = ground.material(row)
+        written = [*_rules_for(ground, row, material, wanted, seed)]
         if row["split"] in ("val", "test"):
-            written += _questions(dataset, row, material, questions_per_image, seed)
+            written += _questions(ground, row, material, questions_per_image, seed)
         if not written:
             report.skipped[row["path"]] = "no annotation, caption or class"
         made |= {conversation.id: conversation for conversation in written}
@@ -85,69 +126,168 @@ def generate(
             found="no image with annotations, a caption or a class",
             fix="put images in sub-folders named by class, or a captions.csv beside them, and import again",
         )
-    dataset.add_conversations(made.values(), operation={"name": "generate", "teacher": teacher, "seed": seed})
-    for conversation in made.values():
-        task = conversation.task or ""
-        report.counts[task] = report.counts.get(task, 0) + 1
+    own = _touched(dataset)
+    dataset.add_conversations(
+        [one for one in made.values() if one.id not in own],
+        operation={"name": "generate", "teacher": RULES, "seed": seed},
+    )
+    report.count(made.values())
     return report
 
 
-def _wanted(teacher: str, tasks: Sequence[str] | Mapping[str, int] | None) -> Mapping[str, int]:
-    if teacher != "rules":
-        raise DataError("generate", found=f"teacher {teacher!r}", expected="rules")
-    wanted = PER_IMAGE if tasks is None else tasks if isinstance(tasks, Mapping) else dict.fromkeys(tasks, 1)
-    for task in wanted:
-        if task not in TASKS:
-            raise DataError("generate", found=f"task {task!r}", expected=f"one of {', '.join(TASKS)}")
-    return wanted
-
-
-def _material(row: Mapping[str, Any], classes: Sequence[str], captions: Sequence[str], question: str) -> Material:
-    scene = Scene.from_json(row["objects"]) if row["objects"] and '"shape"' in row["objects"] else None
-    return Material(scene, row["captions"] or (), row["label"], classes, captions, question)
-
-
-def _for_image(
-    dataset: Dataset, row: Mapping[str, Any], material: Material, wanted: Mapping[str, int], seed: int
+def _rules_for(
+    ground: Ground, row: Row, material: Material, wanted: Mapping[Task, int], seed: int
 ) -> Iterator[Conversation]:
     for task, count in wanted.items():
         for number in range(count):
-            turns = TASKS[task].write(material, _generator(seed, row["path"], task, number))
+            turns = task.write(material, generator(seed, row["path"], task.name, number)) if task.write else []
             if turns:
-                yield _conversation(dataset, row, task, number, seed, turns)
+                source = _rules_source(ground, task.name, seed)
+                yield about(row, job_id(ground.name, row, task.name, number), task.name, turns, source)
 
 
-def _questions(
-    dataset: Dataset, row: Mapping[str, Any], material: Material, count: int, seed: int
-) -> Iterator[Conversation]:
+def _questions(ground: Ground, row: Row, material: Material, count: int, seed: int) -> Iterator[Conversation]:
     """Held-out single questions: of `count` different types for a scene, else about the class, else the caption."""
-    rng = _generator(seed, row["path"], QUESTION, 0)
+    rng = generator(seed, row["path"], QUESTION, 0)
+    asked: list[tuple[Turns, str]] = []
     if material.scene is None:
-        kind = "class" if material.label else "caption"
         turns = write_classify(material, rng) or (which_caption(material, rng) if material.captions else [])
-        if turns:
-            yield _conversation(dataset, row, QUESTION, 0, seed, turns, type=kind)
-        return
-    kinds = [list(QUESTIONS)[int(index)] for index in rng.permutation(len(QUESTIONS))]
-    asked = [question for kind in kinds if (question := QUESTIONS[kind](material.scene, rng)) is not None]
-    for number, question in enumerate(asked[:count]):
-        turns = [(question.text, question.answer)]
-        yield _conversation(dataset, row, QUESTION, number, seed, turns, type=question.type)
+        asked = [(turns, "class" if material.label else "caption")] if turns else []
+    else:
+        kinds = [list(QUESTIONS)[int(index)] for index in rng.permutation(len(QUESTIONS))]
+        found = [question for kind in kinds if (question := QUESTIONS[kind](material.scene, rng)) is not None]
+        asked = [([(question.text, question.answer)], question.type) for question in found[:count]]
+    for number, (turns, kind) in enumerate(asked):
+        source = _rules_source(ground, QUESTION, seed)
+        yield about(row, job_id(ground.name, row, QUESTION, number), QUESTION, turns, source, type=kind)
 
 
-def _conversation(
-    dataset: Dataset, row: Mapping[str, Any], task: str, number: int, seed: int, turns: Turns, **metadata: Any
-) -> Conversation:
-    image = Image(row["path"], row["root"], row["width"], row["height"], row["hash"])
-    messages = []
-    for index, (question, answer) in enumerate(turns):
-        messages += [Message("user", (image, question) if index == 0 else (question,)), Message("assistant", (answer,))]
-    source = {"dataset": dataset.name, "teacher": "rules", "version": RULES_VERSION, "seed": seed}
-    name = new_id(dataset.name, row["id"], task, number)
-    return check_conversation(Conversation(name, tuple(messages), row["split"], task, source, metadata))
+def _rules_source(ground: Ground, task: str, seed: int) -> dict[str, Any]:
+    return {"dataset": ground.name, "teacher": RULES, "task": task, "version": RULES_VERSION, "seed": seed}
 
 
-def _generator(seed: int, *parts: object) -> np.random.Generator:
-    """A generator of its own for each image and task: the order of the work never changes the text."""
-    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
-    return np.random.default_rng([seed, int.from_bytes(digest, "big")])
+# --- other teachers -------------------------------------------------------------------------------------------
+
+
+def _by_teacher(
+    dataset: Dataset,
+    ground: Ground,
+    wanted: Mapping[Task, int],
+    seed: int,
+    teacher: Teacher,
+    checks: Sequence[Check],
+    budget: Budget | None,
+    again: bool,
+) -> Generated:
+    untold = [task.name for task in wanted if not task.prompt]
+    if untold:
+        raise DataError("generate", found=f"task {untold[0]!r}, which has no prompt", expected="a task with one")
+    attempts = _attempts(dataset, again=again)
+    planned = list(jobs(ground, wanted, teacher=teacher.name, sees=teacher.sees, attempts=attempts))
+    if not planned:
+        needs = ", ".join(sorted({need for task in wanted for need in task.needs}))
+        raise DataError(str(dataset.path), found="no image with what the tasks need", expected=f"one of {needs}")
+    with ReplyStore(dataset.path / REPLIES) as store:
+        asked = (teacher.request(job) for job in planned)
+        outcome = run(
+            asked, teacher.endpoints, store, budget=budget, total=len(planned), description=f"asking {teacher.name}"
+        )
+        report = Generated(outcome=outcome, failed=dict(outcome.failed))
+        kept, rejected = _read_replies(planned, teacher, store, seed, checks, report)
+    operation = {"name": "generate", "teacher": teacher.name, "model": teacher.model, "seed": seed}
+    own = _touched(dataset)
+    dataset.add_conversations([one for one in kept if one.id not in own], rejected=rejected, operation=operation)
+    report.count(one for one in kept if one.id not in rejected)
+    return report
+
+
+def _read_replies(
+    planned: Sequence[Job],
+    teacher: Teacher,
+    store: ReplyStore,
+    seed: int,
+    checks: Sequence[Check],
+    report: Generated,
+) -> tuple[list[Conversation], dict[str, str]]:
+    """Every conversation there is a reply for, and why some of them are rejected, by id."""
+    kept: list[Conversation] = []
+    rejected: dict[str, str] = {}
+    for _, group in groupby(planned, key=lambda job: job.row["id"]):
+        others: list[Conversation] = []
+        asked = [(job, teacher.request(job)) for job in group]
+        replies = store.get_many([one.key for _, one in asked])
+        for job, one in asked:
+            reply = replies.get(one.key)
+            report.asked(job)
+            if reply is None:
+                continue
+            conversation, problems = _read(job, one, reply, teacher, seed, checks, Context(others=others))
+            report.answered(job, [name for name, _ in problems])
+            kept.append(conversation)
+            if problems:
+                rejected[conversation.id] = REJECTED + "; ".join(f"{name}: {found}" for name, found in problems)
+            else:
+                others.append(conversation)
+    return kept, rejected
+
+
+def _read(
+    job: Job,
+    asked: Request,
+    reply: Reply,
+    teacher: Teacher,
+    seed: int,
+    checks: Sequence[Check],
+    context: Context,
+) -> tuple[Conversation, list[tuple[str, str]]]:
+    """The conversation in a reply, with what is wrong with it."""
+    source = _source(job, asked, reply, teacher, seed)
+    try:
+        turns = job.task.parse(reply.text, job.material, job.generator(seed))
+        conversation = job.conversation(turns, source)
+    except (ReplyError, ConversationError) as problem:
+        problems = [("format", problem.found or str(problem))]
+        turns = [(f"({job.task.name})", reply.text if reply.text.strip() else "(an empty reply)")]
+        conversation = job.conversation(turns, source)
+    else:
+        found = check(conversation, job.material, context, checks=checks)
+        problems = [(rejection.name, rejection.found) for rejection in found]
+    passed = [one.name for one in checks if one.name not in dict(problems)]
+    noted = [{"check": name, "found": found} for name, found in problems]
+    source |= {"checks": passed, **({"rejected": noted} if noted else {})}
+    return replace(conversation, source=source), problems
+
+
+def _source(job: Job, asked: Request, reply: Reply, teacher: Teacher, seed: int) -> dict[str, Any]:
+    """Provenance, as `explain` prints it."""
+    return {
+        "teacher": teacher.name,
+        "model": reply.model,
+        "task": job.task.name,
+        "prompt_version": job.task.version,
+        "prompt_hash": job.task.prompt_hash,
+        "parameters": parameters(asked.options),
+        "reply": hashlib.sha256((reply.raw or reply.text).encode()).hexdigest(),
+        "key": asked.key,
+        "attempt": job.attempt,
+        "seed": seed,
+    }
+
+
+def _attempts(dataset: Dataset, *, again: bool) -> dict[str, int]:
+    """Which go every conversation is at, by id; one more for those that a check rejected, where `again` is wanted."""
+    rows = dataset.conversation_rows.select("id", "source", "reason").iter_rows()
+    found = {}
+    for name, source, reason in rows:
+        attempt = json.loads(source).get("attempt", 0) + (again and (reason or "").startswith(REJECTED))
+        if attempt:
+            found[name] = attempt
+    return found
+
+
+def _touched(dataset: Dataset) -> set[str]:
+    """Ids of the conversations that a person edited or rejected."""
+    rows = dataset.conversation_rows
+    edited = pl.col("source").str.contains('"edits"', literal=True)
+    rejected = (pl.col("status") != "ok") & ~pl.col("reason").fill_null("").str.starts_with(REJECTED)
+    return set(rows.filter(edited | rejected)["id"])

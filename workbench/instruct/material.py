@@ -78,7 +78,7 @@ def material_of(
     things = things_of(row["objects"])
     scene = Scene.from_json(row["objects"]) if things and all("shape" in thing.more for thing in things) else None
     image = Image(row["path"], row["root"], row["width"], row["height"], row["hash"])
-    known = {"classes": classes, "all_captions": all_captions, "question": question, "labels": labels}
+    known: dict[str, Any] = {"classes": classes, "all_captions": all_captions, "question": question, "labels": labels}
     return Material(scene, row["captions"] or (), row["label"], things=things, image=image, **known)
 
 

@@ -205,7 +205,7 @@ def _bare(option: str) -> str:
 
 def _number(item: Any, count: int) -> int:
     number = item.get("number") if isinstance(item, Mapping) else None
-    whole = int(number) if str(number).isdigit() else 0
+    whole = int(str(number)) if str(number).isdecimal() else 0
     if not 1 <= whole <= count:
         raise ReplyError("reply", found=f"box number {number}", expected=f"1 to {count}")
     return whole

@@ -197,9 +197,7 @@ def add_task(task: Task | str | Path | Write, *, name: str | None = None, needs:
     Raises `DataError` for a file that is missing or no prompt, and for an unknown need.
     """
     if callable(task):
-        made = Task(
-            name or getattr(task, "__name__", "task"), ("annotations", "captions", "boxes", "class", "pixels"), task
-        )
+        made = Task(name or str(getattr(task, "__name__", "task")), NEEDS, task)
     elif isinstance(task, Task):
         made = task
     else:
