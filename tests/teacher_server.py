@@ -66,6 +66,13 @@ class TeacherServer:
         self._server = await asyncio.start_server(self._connection, "127.0.0.1", port)
         return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
 
+    async def stop(self) -> None:
+        self._server.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
@@ -81,13 +88,16 @@ class TeacherServer:
 
     async def _request(self, path: str, headers: dict[str, str], body: bytes, writer: asyncio.StreamWriter) -> bool:
         if self.key is not None and headers.get("authorization") != f"Bearer {self.key}":
-            return await self._send(writer, 401, {"error": {"message": f"Incorrect API key provided: {headers.get('authorization')}"}})
+            told = f"Incorrect API key provided: {headers.get('authorization')}"
+            return await self._send(writer, 401, {"error": {"message": told}})
         if path.endswith("/models"):
             return await self._send(writer, 200, {"object": "list", "data": [{"id": "teacher", "object": "model"}]})
         asked = json.loads(body)
         self.requests.append(asked)
         for name in sorted(self.refuses & set(asked)):
-            return await self._send(writer, 400, {"error": {"message": f"Unsupported parameter: {name}", "param": name}})
+            return await self._send(
+                writer, 400, {"error": {"message": f"Unsupported parameter: {name}", "param": name}}
+            )
         prompt = json.dumps(asked["messages"], sort_keys=True)
         number = self._tries.get(prompt, 0)
         self._tries[prompt] = number + 1
@@ -104,7 +114,9 @@ class TeacherServer:
             self._log.write(json.dumps(call) + "\n")
         return open_still
 
-    async def _answer(self, fault: str | None, asked: dict[str, Any], prompt: str, writer: asyncio.StreamWriter) -> bool:
+    async def _answer(
+        self, fault: str | None, asked: dict[str, Any], prompt: str, writer: asyncio.StreamWriter
+    ) -> bool:
         if self.latency:
             await asyncio.sleep(self.latency)
         if fault == "429 after":
@@ -142,7 +154,9 @@ class TeacherServer:
         return True
 
     async def _part(self, writer: asyncio.StreamWriter, data: bytes, *, slow: bool) -> bool:
-        writer.write(f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode())
+        writer.write(
+            f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+        )
         for start in range(0, len(data) // 2, 10 if slow else len(data)):
             writer.write(data[start : start + 10])
             await writer.drain()
@@ -165,7 +179,14 @@ class TeacherServer:
 def completion(asked: dict[str, Any], text: str) -> dict[str, Any]:
     usage = {"prompt_tokens": 50, "completion_tokens": 20, "total_tokens": 70}
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-    return {"id": "c", "object": "chat.completion", "created": 0, "model": "teacher-1", "choices": [choice], "usage": usage}
+    return {
+        "id": "c",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "teacher-1",
+        "choices": [choice],
+        "usage": usage,
+    }
 
 
 @contextmanager
@@ -178,7 +199,7 @@ def serving(**settings: Any) -> Iterator[tuple[TeacherServer, str]]:
     try:
         yield server, url
     finally:
-        loop.call_soon_threadsafe(server._server.close)
+        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
 
 

@@ -215,6 +215,7 @@ def run(
     """
     stop = stop or threading.Event()
     found: list[Outcome | BaseException] = []
+    ended = threading.Event()
 
     def work() -> None:
         try:
@@ -224,12 +225,13 @@ def run(
                 )
         except BaseException as problem:  # raised again in the caller's thread
             found.append(problem)
+        finally:
+            ended.set()
 
-    thread = threading.Thread(target=work, name="teacher", daemon=True)
-    thread.start()
-    while thread.is_alive():
+    threading.Thread(target=work, name="teacher", daemon=True).start()
+    while not ended.is_set():  # not `join`: a thread whose join was interrupted counts as ended
         try:
-            thread.join(0.2)
+            ended.wait(0.2)
         except KeyboardInterrupt:
             stop.set()
     if isinstance(found[0], BaseException):
