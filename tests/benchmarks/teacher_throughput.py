@@ -1,4 +1,4 @@
-"""How near the loop comes to what a teacher gives: one that answers in 500 ms, 64 requests in flight, 128 a second ideal.
+"""How near the loop comes to what a teacher gives: answers in 500 ms, 64 in flight, so 128 a second at best.
 
     python tests/benchmarks/teacher_throughput.py [REQUESTS]
 

@@ -1,4 +1,4 @@
-"""The loop against a real server that misbehaves: nothing lost, nothing doubled, nothing paid twice, nothing overspent."""
+"""The loop against a real server that misbehaves: nothing lost, doubled, paid twice or overspent."""
 
 from __future__ import annotations
 
@@ -40,7 +40,12 @@ def requests(count: int, *, start: int = 0, tokens: int = 20) -> Iterator[Reques
 
 
 def right(number: int) -> str:
-    return answer_of(json.dumps([{"content": f"question {number}", "role": "user"}], sort_keys=True))
+    return answer_of(prompt(number))
+
+
+def prompt(number: int) -> str:
+    """The messages as the server sees them."""
+    return json.dumps([{"content": f"question {number}", "role": "user"}], sort_keys=True)
 
 
 def endpoint(url: str, *, timeout: float = 0.5, concurrency: int = 32, **more: Any) -> Endpoint:

@@ -24,6 +24,7 @@ from workbench.data.dataset import Dataset
 from workbench.data.scene_text import QUESTIONS
 from workbench.errors import ConversationError, DataError
 from workbench.instruct.checks import CHECKS, Check, Context, check
+from workbench.instruct.cost import Estimate, estimate_requests
 from workbench.instruct.generated import Generated
 from workbench.instruct.limits import Budget
 from workbench.instruct.loop import Request, run
@@ -91,6 +92,33 @@ def generate(
     return _by_teacher(
         dataset, ground, wanted, seed, found, list(CHECKS.values() if checks is None else checks), budget, again
     )
+
+
+def estimate(
+    dataset: Dataset,
+    *,
+    teacher: str | Path | TeacherSpec | ChatModel,
+    tasks: Sequence[str | Task] | Mapping[str, int] | None = None,
+    question: str = WHAT,
+    prices: str | Path | None = None,
+    limit: int | None = None,
+    again: bool = False,
+) -> Estimate:
+    """What `generate` with the same arguments would ask for, and about what it would cost; nothing is asked.
+
+    Three of the prompts are shown as they would be sent. Replies that are there already are counted apart.
+    """
+    found = find_teacher(teacher, dataset, prices=prices)
+    ground = Ground(dataset, question, limit=limit)
+    planned = _planned(dataset, ground, _wanted(tasks), found, again)
+    asked = [(job.task.name, found.request(job)) for job in planned]
+    path = dataset.path / REPLIES
+    known: set[str] = set()
+    if path.exists():
+        with ReplyStore(path) as store:
+            known = set(store.get_many([one.key for _, one in asked]))
+    waiting = [(task, one.conversation, one.options.max_tokens) for task, one in asked if one.key not in known]
+    return estimate_requests(waiting, found.price, model=found.model, stored=len(asked) - len(waiting))
 
 
 def _wanted(tasks: Sequence[str | Task] | Mapping[str, int] | None) -> dict[Task, int]:
@@ -179,14 +207,7 @@ def _by_teacher(
     budget: Budget | None,
     again: bool,
 ) -> Generated:
-    untold = [task.name for task in wanted if not task.prompt]
-    if untold:
-        raise DataError("generate", found=f"task {untold[0]!r}, which has no prompt", expected="a task with one")
-    attempts = _attempts(dataset, again=again)
-    planned = list(jobs(ground, wanted, teacher=teacher.name, sees=teacher.sees, attempts=attempts))
-    if not planned:
-        needs = ", ".join(sorted({need for task in wanted for need in task.needs}))
-        raise DataError(str(dataset.path), found="no image with what the tasks need", expected=f"one of {needs}")
+    planned = _planned(dataset, ground, wanted, teacher, again)
     with ReplyStore(dataset.path / REPLIES) as store:
         asked = (teacher.request(job) for job in planned)
         outcome = run(
@@ -199,6 +220,19 @@ def _by_teacher(
     dataset.add_conversations([one for one in kept if one.id not in own], rejected=rejected, operation=operation)
     report.count(one for one in kept if one.id not in rejected)
     return report
+
+
+def _planned(dataset: Dataset, ground: Ground, wanted: Mapping[Task, int], teacher: Teacher, again: bool) -> list[Job]:
+    """The jobs of a teacher. Raises `DataError` for a task that it cannot do, and where there is no job."""
+    untold = [task.name for task in wanted if not task.prompt]
+    if untold:
+        raise DataError("generate", found=f"task {untold[0]!r}, which has no prompt", expected="a task with one")
+    attempts = _attempts(dataset, again=again)
+    planned = list(jobs(ground, wanted, teacher=teacher.name, sees=teacher.sees, attempts=attempts))
+    if not planned:
+        needs = ", ".join(sorted({need for task in wanted for need in task.needs}))
+        raise DataError(str(dataset.path), found="no image with what the tasks need", expected=f"one of {needs}")
+    return planned
 
 
 def _read_replies(

@@ -74,13 +74,20 @@ class Task:
         return hashlib.sha256(self.prompt.encode()).hexdigest()[:16]
 
     def ask(
-        self, material: Material, *, id: str, number: int = 0, sees: bool = False, json: bool = False
+        self,
+        material: Material,
+        *,
+        id: str,
+        number: int = 0,
+        sees: bool = False,
+        json: bool = False,
+        more: Mapping[str, Any] | None = None,
     ) -> Conversation:
         """What a teacher is asked about one image; the picture stands before the last question if the teacher sees it.
 
-        Raises `DataError` for a prompt that cannot be filled in.
+        `more` are further values for the prompt. Raises `DataError` for a prompt that cannot be filled in.
         """
-        known = _known(material) | {"number": number, "sees": sees, "json": json}
+        known = _known(material) | {"number": number, "sees": sees, "json": json} | dict(more or {})
         messages = []
         for role, template in _sections(self):
             try:
@@ -143,7 +150,12 @@ _SEEN = ("annotations", "captions", "boxes", "pixels")
 
 
 def _task(name: str, needs: tuple[str, ...], write: Write | None, read: Parse, shape: Mapping[str, Any]) -> Task:
-    return Task(name, needs, write, (PROMPTS / f"{name}.jinja").read_text(encoding="utf-8"), read, shape)
+    return Task(name, needs, write, shipped_prompt(name), read, shape)
+
+
+def shipped_prompt(name: str) -> str:
+    """The text of a prompt file that ships."""
+    return (PROMPTS / f"{name}.jinja").read_text(encoding="utf-8")
 
 
 TASKS: dict[str, Task] = {
