@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image as PILImage
 
-from workbench.chat_model import SamplingOptions, Usage
+from workbench.chat_model import SamplingOptions
 from workbench.conversation import Conversation, Image, Message
 from workbench.remote import RemoteError, RemoteModel, retry_after
 

@@ -48,7 +48,15 @@ _HOMES = {
     "chat": "inference.chat",
     "search": "curation.search",
     "caption_similarity": "curation.search",
+    "RemoteModel": "remote",
     "generate": "instruct.generator",
+    "estimate": "instruct.generator",
+    "Budget": "instruct.limits",
+    "add_task": "instruct.tasks",
+    "add_check": "instruct.checks",
+    "explain": "instruct.explain",
+    "judge": "instruct.judge",
+    "describe_conversations": "instruct.diversity",
     "train": "training.trainer",
     "evaluate": "evaluation.task",
     "quickstart": "quickstart",
@@ -68,7 +76,13 @@ if TYPE_CHECKING:
     from workbench.evaluation.task import evaluate
     from workbench.inference.chat import chat
     from workbench.inference.engine import Engine
-    from workbench.instruct.generator import generate
+    from workbench.instruct.checks import add_check
+    from workbench.instruct.diversity import describe_conversations
+    from workbench.instruct.explain import explain
+    from workbench.instruct.generator import estimate, generate
+    from workbench.instruct.judge import judge
+    from workbench.instruct.limits import Budget
+    from workbench.instruct.tasks import add_task
     from workbench.model.export import export_hf as export
     from workbench.model.llava import build, load
     from workbench.model.render_file import render_file as render
@@ -76,6 +90,7 @@ if TYPE_CHECKING:
     from workbench.model.templates import load_template
     from workbench.quickstart import quickstart
     from workbench.recipe import Recipe
+    from workbench.remote import RemoteModel
     from workbench.run import Run, clean, compare
     from workbench.training.trainer import train
 

@@ -87,14 +87,38 @@ def _import(given: argparse.Namespace) -> None:
     _show(given, f"next: workbench generate {given.out}", {"dataset": str(dataset.path), "counts": card["counts"]})
 
 
-def _generate(given: argparse.Namespace) -> None:
+def _generate(given: argparse.Namespace) -> int:
     from workbench.data.dataset import Dataset
-    from workbench.instruct.generator import generate
+    from workbench.instruct.generator import estimate, generate
+    from workbench.instruct.limits import Budget
     from workbench.instruct.material import WHAT
 
-    wanted = {"teacher": given.teacher, "tasks": given.tasks, "seed": given.seed, "question": given.question or WHAT}
-    made = generate(Dataset.open(given.dataset), **wanted)
-    _show(given, made, {"counts": made.counts, "skipped": made.skipped})
+    tasks = _counted(given.tasks) if given.tasks else None
+    wanted = {"teacher": given.teacher, "tasks": tasks, "question": given.question or WHAT, "limit": given.limit}
+    asked = {**wanted, "prices": given.prices, "again": given.again}
+    dataset = Dataset.open(given.dataset)
+    if given.estimate:
+        told = estimate(dataset, **asked)
+        _show(given, told, told.summary())
+        return 0
+    budget = Budget(money=given.max_money, tokens=given.max_tokens, calls=given.max_calls, seconds=given.max_seconds)
+    made = generate(dataset, **asked, seed=given.seed, budget=budget)
+    _show(given, made, made.summary())
+    outcome = made.outcome
+    if outcome is None or outcome.stopped is None:
+        return 0
+    return 130 if outcome.stopped == "interrupted" else 0 if outcome.asked or outcome.stored else 1
+
+
+def _counted(tasks: Sequence[str]) -> dict[str, int]:
+    """`conversation=3` is three for each image, `detail` one."""
+    counts = {}
+    for text in tasks:
+        name, _, count = text.partition("=")
+        if count and not count.isdecimal():
+            raise DataError(f"task {text!r}", found=f"{count!r}", expected="a whole number, as in conversation=3")
+        counts[name] = int(count or 1)
+    return counts
 
 
 def _train(given: argparse.Namespace) -> int:
@@ -300,15 +324,29 @@ def _add_making(verb: Callable[..., argparse.ArgumentParser]) -> None:
     add = verb(
         "generate",
         _generate,
-        "Write conversations about a dataset's images from their annotations, captions or classes.",
+        "Write conversations about a dataset's images: by rules from what is known about them, or by any teacher.",
         "generate data/holiday",
-        "generate data/holiday --tasks caption conversation --json",
+        "generate data/holiday --teacher gpt-4o-mini@https://api.openai.com/v1 --tasks conversation=2 --estimate",
+        "generate data/holiday --teacher teacher.yaml --tasks reasoning --max-money 5",
+        "generate data/holiday --teacher local:models/qwen-vl --tasks own.jinja --limit 20",
     ).add_argument
     add("dataset", metavar="DATASET", help="dataset folder")
-    add("--teacher", default="rules", help="who writes; rules needs no network (default: %(default)s)")
-    add("--tasks", nargs="+", metavar="TASK", help="caption, conversation, detail, reasoning (default: what fits)")
+    teachers = "rules (no network), MODEL@URL, local:MODEL or a YAML file (default: %(default)s)"
+    add("--teacher", default="rules", help=teachers)
+    names = (
+        "caption, conversation, detail, reasoning, short_answer, multiple_choice, grounding, refusal, or a .jinja file"
+    )
+    add("--tasks", nargs="+", metavar="TASK", help=f"{names}; TASK=N for N of each image (default: what fits)")
     add("--question", metavar="TEXT", help="how the class of a picture is asked for (default: What is this?)")
     add("--seed", type=int, default=0, help="another seed words other conversations (default: %(default)s)")
+    add("--limit", type=_positive, metavar="N", help="the first N images only")
+    add("--estimate", action="store_true", help="say calls, tokens, cost and three prompts, and ask nothing")
+    add("--again", action="store_true", help="ask once more for what a check rejected")
+    add("--prices", metavar="FILE", help="prices of teachers, laid over the shipped ones")
+    add("--max-money", type=float, metavar="USD", help="stop before more is spent")
+    add("--max-tokens", type=_positive, metavar="N", help="stop before more tokens are used")
+    add("--max-calls", type=_positive, metavar="N", help="stop after so many calls")
+    add("--max-seconds", type=float, metavar="S", help="ask nothing new after so many seconds")
     _add_json(add)
 
     add = verb(

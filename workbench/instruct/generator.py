@@ -108,6 +108,8 @@ def estimate(
 
     Three of the prompts are shown as they would be sent. Replies that are there already are counted apart.
     """
+    if teacher == RULES:
+        raise DataError("estimate", found="teacher rules", expected="another: rules ask nobody and cost nothing")
     found = find_teacher(teacher, dataset, prices=prices)
     ground = Ground(dataset, question, limit=limit)
     planned = _planned(dataset, ground, _wanted(tasks), found, again)

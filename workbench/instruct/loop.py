@@ -35,8 +35,8 @@ TRIES = 8
 """Times one request is asked before it is given up."""
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds before a second try, at most; doubled with every further one."""
-GIVE_UP = 6
-"""Waits in a row after which an endpoint that cannot be reached is given up."""
+GIVE_UP, GIVE_UP_UNSEEN = 6, 2
+"""Waits in a row after which an endpoint that cannot be reached is given up: one that answered before, one that never."""
 _READ_AHEAD = 128
 _CLOSING = (401, 403, 404)
 
@@ -80,6 +80,7 @@ class Endpoint:
         self._tokens = Bucket(tokens_per_minute) if tokens_per_minute else None
         self._resumes = 0.0
         self._waits = 0
+        self._answered = False
         self.closed: str | None = None
         """Why it is asked no more."""
 
@@ -102,7 +103,7 @@ class Endpoint:
             await asyncio.sleep(wait)
 
     def succeeded(self) -> None:
-        self._waits = 0
+        self._waits, self._answered = 0, True
 
     def failed(self, error: RemoteError, wait: float) -> None:
         """Leave it alone where it says so, is overrun or cannot be reached; close it where that is for good."""
@@ -116,7 +117,7 @@ class Endpoint:
         elif error.status is None and now >= self._resumes and "connection" in str(error):
             self._waits += 1
             self._resumes = now + min(LONGEST_WAIT, FIRST_WAIT * 2**self._waits)
-            if self._waits > GIVE_UP:
+            if self._waits > (GIVE_UP if self._answered else GIVE_UP_UNSEEN):
                 self.closed = str(error)
 
 
@@ -126,7 +127,7 @@ class LocalEndpoint(Endpoint):
     def __init__(self, model: ChatModel, *, batch: int = 8) -> None:
         self.chat_model, self.name, self.concurrency, self.cost = model, model.name, batch, lambda prompt, reply: 0.0
         self._requests = self._tokens = None
-        self._resumes, self._waits, self.closed = 0.0, 0, None
+        self._resumes, self._waits, self._answered, self.closed = 0.0, 0, False, None
         self._waiting: list[tuple[Request, asyncio.Future[RemoteReply]]] = []
         self._busy = False
 
