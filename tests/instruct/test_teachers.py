@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +23,9 @@ from workbench.instruct.generator import generate
 from workbench.instruct.limits import Budget
 from workbench.instruct.tasks import TASKS, Task
 from workbench.instruct.teacher import TeacherSpec, find_teacher, read_teacher
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from teacher_server import serving  # noqa: E402
 
 
 @pytest.fixture
@@ -113,6 +120,26 @@ def test_a_budget_ends_cleanly_and_the_next_run_goes_on(scenes: Dataset) -> None
     second = teacher()
     generate(scenes, teacher=second, tasks=["conversation"])
     assert len(second.asked) == 7 and len(scenes.conversations()) == 12
+
+
+def test_the_command_killed_and_started_again_ends_like_one_that_was_not(tmp_path: Path, scenes: Dataset) -> None:
+    copy = Dataset(shutil.copytree(scenes.path, tmp_path / "copy" / "scenes"))
+    with serving(latency=0.1) as (server, url):
+        for dataset, kills in ((scenes, 4), (copy, 0)):
+            words = ["generate", str(dataset.path), "--teacher", f"m@{url}", "--tasks", "conversation=4"]
+            command = [sys.executable, "-m", "workbench.cli", *words]
+            for number in range(kills):
+                process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                wanted = len(server.calls) + 3 * number + 1
+                while len(server.calls) < wanted and process.poll() is None:
+                    time.sleep(0.01)
+                process.kill()
+                process.wait()
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            assert done.returncode == 0, done.stderr
+    undisturbed = {one.id: (one.messages, one.source) for one in copy.conversations()}
+    assert len(undisturbed) == 48
+    assert {one.id: (one.messages, one.source) for one in scenes.conversations()} == undisturbed
 
 
 def test_a_check_of_ones_own_is_one_function(scenes: Dataset) -> None:
