@@ -31,7 +31,15 @@ def asked(text: str, *images: Image) -> Conversation:
 
 @pytest.mark.parametrize(
     ("width", "height", "tokens"),
-    [(1024, 1024, 765), (2048, 4096, 1105), (128, 64, 255), (512, 512, 255), (513, 512, 425), (1536, 768, 1105)],
+    [
+        (1024, 1024, 765),
+        (2048, 4096, 1105),
+        (128, 64, 255),
+        (512, 512, 255),
+        (513, 512, 425),
+        (1536, 768, 1105),
+        (2200, 1100, 1105),
+    ],
 )
 def test_tiles_are_counted_as_the_documentation_does(width: int, height: int, tokens: int) -> None:
     assert TILES.count(width, height) == tokens
@@ -108,13 +116,15 @@ def test_the_shipped_prices_say_when_and_where_they_were_looked_up(home: Path) -
 
 def test_a_persons_prices_are_laid_over_the_shipped_ones(home: Path, tmp_path: Path) -> None:
     (home / "prices.yaml").write_text(
-        "as_of: 2026-11-25\nmodels:\n  gpt-4o: {input: 1, output: 2}\n  mine: {input: 3, output: 4}\n"
+        "as_of: 2026-11-25\nmodels:\n  gpt-4o: {input: 1, output: 2}\n  mine: {input: 3, output: 4, as_of: 2025}\n"
     )
     named = tmp_path / "team.yaml"
-    named.write_text("models:\n  mine: {input: 5, output: 6, image: {tokens: 64}}\n")
+    named.write_text("models:\n  theirs: {input: 5, output: 6, image: {tokens: 64}}\n  mine: {input: 7, output: 8}\n")
     prices = load_prices(named)
+    assert load_prices().keys() == prices.keys() - {"theirs"}
     assert (prices["gpt-4o"].input, prices["gpt-4o"].as_of) == (1, "2026-11-25")
-    assert (prices["mine"].input, prices["mine"].image.count(9, 9)) == (5, 64)
+    assert (prices["mine"].input, load_prices()["mine"].input, load_prices()["mine"].as_of) == (7, 3, "2025")
+    assert (prices["theirs"].input, prices["theirs"].image.count(9, 9)) == (5, 64)
     assert prices["gpt-4.1"] == load_prices()["gpt-4.1"]
 
 
