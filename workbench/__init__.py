@@ -51,6 +51,7 @@ _HOMES = {
     "RemoteModel": "remote",
     "generate": "instruct.generator",
     "estimate": "instruct.generator",
+    "show_prompt": "instruct.generator",
     "Budget": "instruct.limits",
     "add_task": "instruct.tasks",
     "add_check": "instruct.checks",
@@ -79,7 +80,7 @@ if TYPE_CHECKING:
     from workbench.instruct.checks import add_check
     from workbench.instruct.diversity import describe_conversations
     from workbench.instruct.explain import explain
-    from workbench.instruct.generator import estimate, generate
+    from workbench.instruct.generator import estimate, generate, show_prompt
     from workbench.instruct.judge import judge
     from workbench.instruct.limits import Budget
     from workbench.instruct.tasks import add_task

@@ -102,7 +102,7 @@ def _generate(given: argparse.Namespace) -> int:
         _show(given, told, told.summary())
         return 0
     budget = Budget(money=given.max_money, tokens=given.max_tokens, calls=given.max_calls, seconds=given.max_seconds)
-    made = generate(dataset, **asked, seed=given.seed, budget=budget)
+    made = generate(dataset, **asked, seed=given.seed, budget=budget, script=given.script)
     _show(given, made, made.summary())
     outcome = made.outcome
     if outcome is None or outcome.stopped is None:
@@ -342,6 +342,7 @@ def _add_making(verb: Callable[..., argparse.ArgumentParser]) -> None:
     add("--limit", type=_positive, metavar="N", help="the first N images only")
     add("--estimate", action="store_true", help="say calls, tokens, cost and three prompts, and ask nothing")
     add("--again", action="store_true", help="ask once more for what a check rejected")
+    add("--script", default="latin", help="what answers are to be written in: latin, cjk, cyrillic, ... (%(default)s)")
     add("--prices", metavar="FILE", help="prices of teachers, laid over the shipped ones")
     add("--max-money", type=float, metavar="USD", help="stop before more is spent")
     add("--max-tokens", type=_positive, metavar="N", help="stop before more tokens are used")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -57,6 +58,14 @@ def test_a_conversation_is_a_label_that_can_be_read_and_tagged_alone(shapes: Dat
     view.filter_labels("conversations", _field("label") == "detail").tag_labels("accept", "conversations")
     with pytest.raises(DataError, match="detail-shape-0.png: found tags accept and reject; expected one of them"):
         verdicts(view)
+
+
+def test_a_rejected_conversation_is_there_with_its_reason(shapes: Dataset) -> None:
+    bad = replace(shapes.conversations()[0], id="bad")
+    shapes.add_conversations([bad], rejected={"bad": "check empty: no words"})
+    labels = {label.conversation_id: label for label in to_fiftyone(shapes).first().conversations.classifications}
+    assert (labels["bad"].status, labels["bad"].reason) == ("removed", "check empty: no words")
+    assert labels["caption-shape-0.png"].status == "ok" and labels["caption-shape-0.png"].reason is None
 
 
 def test_documents_have_the_shape_that_fiftyone_writes(shapes: Dataset, fiftyone: ModuleType) -> None:

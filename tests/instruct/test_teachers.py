@@ -19,7 +19,7 @@ from workbench.data.dataset import Dataset
 from workbench.data.scene_files import Planted, make
 from workbench.errors import DataError, RecipeError
 from workbench.instruct.checks import Check
-from workbench.instruct.generator import generate
+from workbench.instruct.generator import generate, show_prompt
 from workbench.instruct.limits import Budget
 from workbench.instruct.tasks import TASKS, Task
 from workbench.instruct.teacher import TeacherSpec, find_teacher, read_teacher
@@ -57,6 +57,22 @@ def test_replies_become_conversations_that_say_where_they_come_from(scenes: Data
         assert "format" in source["checks"] and "rejected" not in source
     assert made.funnel["left"].to_list()[-1] == 12
     assert "12" in str(made)
+
+
+def test_the_card_says_what_the_conversations_are_like(scenes: Dataset) -> None:
+    generate(scenes, teacher=teacher(), tasks=["conversation"])
+    section = scenes.card["conversations"]
+    assert section["tasks"] == {"conversation": 12}
+
+
+def test_the_exact_prompt_for_one_image_can_be_printed(scenes: Dataset) -> None:
+    model, row = teacher(), scenes.images.row(3, named=True)
+    generate(scenes, teacher=model, tasks=["detail"])
+    text = show_prompt(scenes, "detail", image=row["path"], structured=False)
+    sent = next(one for one in model.asked if one.images[0].path == row["path"])
+    assert all(message.text in text for message in sent.messages) and "[user] [image]" in text
+    with pytest.raises(DataError, match="no image none.png"):
+        show_prompt(scenes, "detail", image="none.png")
 
 
 def test_a_second_run_asks_for_nothing_and_changes_nothing(scenes: Dataset) -> None:

@@ -86,6 +86,11 @@ class Dataset:
         """What `card.yaml` says, with the counts as they are now."""
         return {**self._folder.card(), "counts": self._folder.counts()}
 
+    def describe(self, **sections: Any) -> None:
+        """Write sections into the card: facts about the dataset, such as `conversations` by `generate`."""
+        with self._folder.lock():
+            self._folder.write_card({**self._folder.card(), **sections})
+
     @property
     def name(self) -> str:
         return str(self._folder.card()["name"])

@@ -235,7 +235,7 @@ def without_video(processor: Any) -> Any:
     if VIDEO not in names:
         return processor
     others = [name for name in names if name != VIDEO]
-    reduced = type(processor.__name__, (processor,), {"get_attributes": classmethod(lambda cls: others)})
+    reduced: Any = type(processor.__name__, (processor,), {"get_attributes": classmethod(lambda cls: others)})
 
     def arguments(cls: Any, *args: Any, **more: Any) -> list[Any]:
         found = reduced._get_arguments_from_pretrained(*args, **more)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -25,6 +25,7 @@ from workbench.data.scene_text import QUESTIONS
 from workbench.errors import ConversationError, DataError
 from workbench.instruct.checks import CHECKS, Check, Context, check
 from workbench.instruct.cost import Estimate, estimate_requests
+from workbench.instruct.diversity import describe_conversations
 from workbench.instruct.generated import Generated
 from workbench.instruct.limits import Budget
 from workbench.instruct.loop import Request, run
@@ -62,6 +63,7 @@ def generate(
     prices: str | Path | None = None,
     limit: int | None = None,
     again: bool = False,
+    script: str = "latin",
 ) -> Generated:
     """Write conversations about every usable image of `dataset`.
 
@@ -75,8 +77,9 @@ def generate(
 
     Other teachers: every reply is on the disk before the next step, so that a run that was ended in any way goes on
     where it was and never pays twice; `budget` and Ctrl-C end it cleanly. `checks` (default `CHECKS`) reject replies;
-    the rejected are kept in the dataset with status removed and the reason, and `again` asks for those anew. `limit`:
-    the first so many images. What a person edited or rejected stays as it is.
+    the rejected are kept in the dataset with status removed and the reason, and `again` asks for those anew. `script`:
+    what answers are to be written in (`checks.SCRIPTS`). `limit`: the first so many images. What a person edited or
+    rejected stays as it is. The dataset's card gets a section `conversations`: how many, how long, how varied.
 
     Where no image has a split, all get one first (`curation.splits`). A second run with the same arguments gives the
     same conversations under the same ids, so nothing is doubled. Raises DataError for an unknown teacher or task, and
@@ -89,9 +92,8 @@ def generate(
     if teacher == RULES:
         return _by_rules(dataset, ground, wanted, seed, questions_per_image)
     found = find_teacher(teacher, dataset, prices=prices)
-    return _by_teacher(
-        dataset, ground, wanted, seed, found, list(CHECKS.values() if checks is None else checks), budget, again
-    )
+    looks = _Checks(list(CHECKS.values() if checks is None else checks), script)
+    return _by_teacher(dataset, ground, wanted, seed, found, looks, budget, again)
 
 
 def estimate(
@@ -115,12 +117,49 @@ def estimate(
     planned = _planned(dataset, ground, _wanted(tasks), found, again)
     asked = [(job.task.name, found.request(job)) for job in planned]
     path = dataset.path / REPLIES
-    known: set[str] = set()
+    known: dict[str, Reply] = {}
     if path.exists():
         with ReplyStore(path) as store:
-            known = set(store.get_many([one.key for _, one in asked]))
+            known = store.get_many([one.key for _, one in asked])
     waiting = [(task, one.conversation, one.options.max_tokens) for task, one in asked if one.key not in known]
-    return estimate_requests(waiting, found.price, model=found.model, stored=len(asked) - len(waiting))
+    lengths: dict[str, list[int]] = {}
+    for task, one in asked:
+        if one.key in known:
+            lengths.setdefault(task, []).append(known[one.key].completion_tokens)
+    return estimate_requests(
+        waiting,
+        found.price,
+        model=found.model,
+        stored=len(known),
+        reply_tokens={task: sum(counts) / len(counts) for task, counts in lengths.items()},
+        requests_per_minute=_together(one.requests_per_minute for one in found.endpoints),
+        tokens_per_minute=_together(one.tokens_per_minute for one in found.endpoints),
+    )
+
+
+def _together(rates: Iterable[float | None]) -> float | None:
+    """The rate of all endpoints; None where one has no limit."""
+    known = list(rates)
+    return sum(rate for rate in known if rate) if all(known) else None
+
+
+def show_prompt(
+    dataset: Dataset, task: str | Task, *, image: str | None = None, sees: bool = True, structured: bool = True
+) -> str:
+    """The exact prompt of a task for one image: the first it can be asked of, or the one with this id or path.
+
+    Raises `DataError` where there is no such image, or too little is known about it.
+    """
+    found, ground = find_task(task), Ground(dataset)
+    if not found.prompt:
+        raise DataError("prompt", found=f"task {found.name!r}, which has none", expected="a task with a prompt")
+    for row in ground.rows:
+        material = ground.material(row)
+        if image in (None, row["id"], row["path"]) and found.fits(material, sees=sees):
+            asked = found.ask(material, id=row["id"], sees=sees, json=structured and found.schema is not None)
+            return "\n".join(f"[{one.role}]{' [image]' * len(one.media)} {one.text}" for one in asked.messages)
+    needs = ", ".join(found.needs)
+    raise DataError(f"prompt of task {found.name}", found=f"no image {image or ''} to ask it of", expected=f"{needs}")
 
 
 def _wanted(tasks: Sequence[str | Task] | Mapping[str, int] | None) -> dict[Task, int]:
@@ -162,7 +201,13 @@ def _by_rules(
         operation={"name": "generate", "teacher": RULES, "seed": seed},
     )
     report.count(made.values())
+    _describe(dataset)
     return report
+
+
+def _describe(dataset: Dataset) -> None:
+    """Facts about all conversations that are good, for the card."""
+    dataset.describe(conversations=describe_conversations(dataset.iter_conversations()).card())
 
 
 def _rules_for(
@@ -205,7 +250,7 @@ def _by_teacher(
     wanted: Mapping[Task, int],
     seed: int,
     teacher: Teacher,
-    checks: Sequence[Check],
+    checks: _Checks,
     budget: Budget | None,
     again: bool,
 ) -> Generated:
@@ -221,7 +266,15 @@ def _by_teacher(
     own = _touched(dataset)
     dataset.add_conversations([one for one in kept if one.id not in own], rejected=rejected, operation=operation)
     report.count(one for one in kept if one.id not in rejected)
+    _describe(dataset)
     return report
+
+
+class _Checks(NamedTuple):
+    """What replies are looked at for."""
+
+    checks: list[Check]
+    script: str
 
 
 def _planned(dataset: Dataset, ground: Ground, wanted: Mapping[Task, int], teacher: Teacher, again: bool) -> list[Job]:
@@ -242,7 +295,7 @@ def _read_replies(
     teacher: Teacher,
     store: ReplyStore,
     seed: int,
-    checks: Sequence[Check],
+    checks: _Checks,
     report: Generated,
 ) -> tuple[list[Conversation], dict[str, str]]:
     """Every conversation there is a reply for, and why some of them are rejected, by id."""
@@ -257,7 +310,8 @@ def _read_replies(
             report.asked(job)
             if reply is None:
                 continue
-            conversation, problems = _read(job, one, reply, teacher, seed, checks, Context(others=others))
+            context = Context(others, checks.script)
+            conversation, problems = _read(job, one, reply, teacher, seed, checks.checks, context)
             report.answered(job, [name for name, _ in problems])
             kept.append(conversation)
             if problems:

@@ -36,7 +36,7 @@ TRIES = 8
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds before a second try, at most; doubled with every further one."""
 GIVE_UP, GIVE_UP_UNSEEN = 6, 2
-"""Waits in a row after which an endpoint that cannot be reached is given up: one that answered before, one that never."""
+"""Waits in a row after which an endpoint that cannot be reached is given up: one that answered once, one that never."""
 _READ_AHEAD = 128
 _CLOSING = (401, 403, 404)
 
@@ -76,6 +76,7 @@ class Endpoint:
         cost: Cost | None = None,
     ) -> None:
         self.model, self.name, self.concurrency, self.cost = model, repr(model), concurrency, cost
+        self.requests_per_minute, self.tokens_per_minute = requests_per_minute, tokens_per_minute
         self._requests = Bucket(requests_per_minute) if requests_per_minute else None
         self._tokens = Bucket(tokens_per_minute) if tokens_per_minute else None
         self._resumes = 0.0
@@ -126,6 +127,7 @@ class LocalEndpoint(Endpoint):
 
     def __init__(self, model: ChatModel, *, batch: int = 8) -> None:
         self.chat_model, self.name, self.concurrency, self.cost = model, model.name, batch, lambda prompt, reply: 0.0
+        self.requests_per_minute = self.tokens_per_minute = None
         self._requests = self._tokens = None
         self._resumes, self._waits, self._answered, self.closed = 0.0, 0, False, None
         self._waiting: list[tuple[Request, asyncio.Future[RemoteReply]]] = []

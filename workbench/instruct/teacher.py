@@ -159,7 +159,8 @@ def _described(spec: TeacherSpec, dataset: Dataset, prices: str | Path | None) -
     options = SamplingOptions(
         temperature=spec.temperature, top_p=spec.top_p, seed=spec.seed, max_tokens=spec.max_tokens
     )
-    price = Price.free() if spec.local else price_of(spec.model, load_prices(prices))
+    urls = [one.url or os.environ.get("OPENAI_BASE_URL") for one in spec.endpoints]
+    price = Price.free() if spec.local else price_of(spec.model, load_prices(prices), urls)
     made = [_local(spec, dataset)] if spec.local else [_remote(spec, one, dataset, price) for one in spec.endpoints]
     return Teacher(spec.name or spec.model, spec.model, made, spec.sees, spec.structured, options, price)
 
