@@ -7,6 +7,7 @@ Does not know: conversations, image files, templates, or who is waiting.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -103,6 +104,9 @@ class Decoding:
         self.embedding = llava.model.get_input_embeddings()
         self.head = llava.model.get_output_embeddings()
         self.cache = DynamicCache(config=llava.model.config)
+        # transformers renamed it; the older name is a warning at every step, and an error from 5.40 on
+        renamed = "cache" in inspect.signature(self.language.forward).parameters
+        self.holding = {"cache" if renamed else "past_key_values": self.cache}
         self.mask: torch.Tensor | None = None  # (rows, columns) bool; None: every row sees every column
         self.positions = torch.empty(0, dtype=torch.long)  # (rows,)
 
@@ -149,8 +153,8 @@ class Decoding:
                 inputs_embeds=embedded,
                 attention_mask=self.mask,
                 position_ids=positions,
-                past_key_values=self.cache,
                 use_cache=True,
+                **self.holding,
             ).last_hidden_state
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -134,7 +134,11 @@ class VisionLanguageModel:
         """What the processor makes of the conversations, on the model's device, padded on the left."""
         messages = [self._messages(check_conversation(one)) for one in conversations]
         made = self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
+            messages,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            processor_kwargs={"return_tensors": "pt", "padding": True},
         )
         dtype = self.model.dtype
         return {
