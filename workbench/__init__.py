@@ -46,6 +46,7 @@ _HOMES = {
     "export": "model.export:export_hf",
     "Engine": "inference.engine",
     "chat": "inference.chat",
+    "describe": "curation.describe",
     "search": "curation.search",
     "caption_similarity": "curation.search",
     "RemoteModel": "remote",
@@ -69,6 +70,7 @@ __all__ = ["__version__", *_HOMES]
 if TYPE_CHECKING:
     from workbench.chat_model import SamplingOptions, ScriptedModel
     from workbench.conversation import Conversation, Image, Message, Video
+    from workbench.curation.describe import describe
     from workbench.curation.search import caption_similarity, search
     from workbench.data.dataset import Dataset
     from workbench.data.formats import export_llava, import_folder, import_llava

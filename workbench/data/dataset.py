@@ -79,6 +79,12 @@ class Dataset:
     def __repr__(self) -> str:
         return f"Dataset({str(self.path)!r})"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: counts and a few thumbnails; the other pictures are not opened."""
+        from workbench.data.preview import preview
+
+        return preview(self)
+
     # --- the card -----------------------------------------------------------------------------------------------
 
     @property
