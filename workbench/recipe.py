@@ -240,13 +240,13 @@ class Recipe(Section):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def recipe_names() -> list[str]:
-    """Names of the shipped recipes."""
+def recipe_names(kind: str | None = None) -> list[str]:
+    """Names of the shipped recipes of a `kind:`; None: those that train."""
     paths = sorted(resources.recipes_folder().glob("*.yaml"))
-    return [path.stem for path in paths if read_yaml(path).get("kind") != "parts"]
+    return [path.stem for path in paths if read_yaml(path).get("kind") == kind]
 
 
-def find_recipe(path_or_name: str | Path) -> Path:
+def find_recipe(path_or_name: str | Path, kind: str | None = None) -> Path:
     """The file meant by a path or by the name of a shipped recipe. Raises `RecipeError` with the nearest name."""
     path = Path(path_or_name).expanduser()
     if path.is_file():
@@ -254,7 +254,7 @@ def find_recipe(path_or_name: str | Path) -> Path:
     shipped = resources.recipes_folder() / f"{str(path_or_name).removesuffix('.yaml')}.yaml"
     if shipped.is_file():
         return shipped
-    names = recipe_names()
+    names = recipe_names(kind)
     near = difflib.get_close_matches(path.stem, names, 1)
     fix = f"did you mean {near[0]}?" if near else ""
     raise RecipeError(

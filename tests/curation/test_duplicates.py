@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 
 from workbench.curation.duplicates import exact_groups, near_groups
+from workbench.curation.near_pairs import close_hashes
 from workbench.data.dataset import Dataset
 
 Pairs = set[tuple[str, ...]]
@@ -115,3 +116,29 @@ def test_vectors_propose_pairs_that_the_hash_does_not_but_pictures_decide(
 def test_no_image_no_groups(tmp_path: Path) -> None:
     empty = Dataset.create(tmp_path, name="empty")
     assert exact_groups(empty.images).is_empty() and near_groups(empty, empty.images).is_empty()
+
+
+def test_close_hashes_are_exactly_those_of_all_pairs() -> None:
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 2**64, 300, dtype=np.uint64)
+    for row in range(150, 300):  # 0 to 13 bits away from another
+        for bit in rng.choice(64, int(rng.integers(0, 14)), replace=False):
+            hashes[row] ^= np.uint64(1) << np.uint64(bit)
+        hashes[row] = hashes[row] if row % 2 else hashes[row - 150]
+    wanted = {
+        (one, other) for one, other in combinations(range(300), 2) if int(hashes[one] ^ hashes[other]).bit_count() <= 10
+    }
+    found = [(first, int(other)) for first, others in close_hashes(hashes) for other in others]
+    assert set(found) == wanted and len(found) == len(wanted) > 50
+    assert list(close_hashes(hashes[:0])) == list(close_hashes(hashes[:1])) == []
+
+
+def test_a_long_chain_of_copies_is_one_group(tmp_path: Path, helpers: SimpleNamespace) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(40):
+        helpers.draw(5 if number % 2 else 6).resize((96 + number, 96)).save(tmp_path / "images" / f"{number:02}.png")
+    dataset = helpers.dataset_of(tmp_path, [f"{number:02}.png" for number in range(40)])
+    groups = near_groups(dataset, dataset.images)
+    parities = [{int(name) % 2 for name in group["id"]} for _, group in groups.group_by("group", maintain_order=True)]
+    assert groups.height == 40 and parities == [{0}, {1}]
+    assert set(groups["keeper"]) == {"38", "39"}, "the largest of each"

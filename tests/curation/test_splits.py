@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.conversation import Conversation, Image, Message
-from workbench.curation.splits import _assign, check_leakage, split
+from workbench.curation.splits import _assign, check_benchmark, check_leakage, split
 from workbench.data.dataset import Dataset
 from workbench.errors import DataError
 
@@ -115,3 +115,37 @@ def test_every_stretch_keeps_the_fractions_within_one_unit(sizes: list[int]) -> 
 def _about(name: str, *paths: str, split: str | None = None) -> Conversation:
     question = Message("user", (*(Image(path) for path in paths), "What differs?"))
     return Conversation(name, (question, Message("assistant", "Nothing.")), split=split)
+
+
+def test_copies_of_a_benchmarks_images_are_found_in_the_dataset(tmp_path: Path, helpers: SimpleNamespace) -> None:
+    (tmp_path / "images").mkdir()
+    names = [f"{number}.png" for number in range(8)]
+    for number, name in enumerate(names):
+        helpers.draw(number).save(tmp_path / "images" / name)
+    dataset = helpers.dataset_of(tmp_path, names, split=pl.Series(["train"] * 6 + ["test"] * 2))
+    benchmark = tmp_path / "benchmark"
+    (benchmark / "inner").mkdir(parents=True)
+    (benchmark / "same.png").write_bytes((tmp_path / "images" / "2.png").read_bytes())
+    helpers.draw(7).resize((120, 120)).save(benchmark / "inner" / "again.jpg", quality=85)
+    helpers.draw(50).save(benchmark / "new.png")
+    (benchmark / "torn.png").write_bytes(b"nothing")
+    found = check_benchmark(dataset, benchmark)
+    assert found.rows() == [
+        ("2", "2.png", "train", "same.png", "exact"),
+        ("7", "7.png", "test", "inner/again.jpg", "near"),
+    ]
+    dataset.update_images(pl.DataFrame({"id": ["2", "7"], "status": ["removed"] * 2}), operation={"name": "test"})
+    assert check_benchmark(dataset, benchmark).is_empty()
+    with pytest.raises(DataError, match="found no images; expected the folder of a benchmark's images"):
+        check_benchmark(dataset, tmp_path / "nowhere")
+
+
+def test_two_copies_in_the_benchmark_are_both_told(tmp_path: Path, helpers: SimpleNamespace) -> None:
+    (tmp_path / "images").mkdir()
+    benchmark = tmp_path / "benchmark"
+    benchmark.mkdir()
+    helpers.draw(1).save(tmp_path / "images" / "mine.png")
+    for name in ("a.png", "b.png"):
+        helpers.draw(1).save(benchmark / name)
+    found = check_benchmark(helpers.dataset_of(tmp_path, ["mine.png"]), benchmark)
+    assert found["file"].to_list() == ["a.png", "b.png"] and set(found["split"]) == {None}

@@ -1,7 +1,8 @@
 """Exact and near duplicates as groups, each with the one image to keep.
 
-Knows: content hashes, perceptual hashes, small pictures compared place by place, groups by union-find.
-Does not know: what to do with a group (`filters.py` leaves out all but the keeper, `splits.py` keeps it together).
+Knows: content hashes, small pictures compared place by place, groups, keepers, copies of pictures outside the dataset.
+Does not know: which pairs are worth a look (`near_pairs.py`), or what to do with a group (`filters.py` leaves out all
+but the keeper, `splits.py` keeps it together).
 
 Exact copies share the SHA-256 of their file, which the dataset has already. Near copies (re-encoded, resized, a little
 brighter) are found in two steps: the perceptual hash, or vectors handed in, proposes pairs; then both pictures are
@@ -13,7 +14,8 @@ pictures of one background in which a small thing has another color or place, an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -21,25 +23,20 @@ import polars as pl
 from PIL import Image as PILImage
 
 from workbench.curation.measures import image_paths
+from workbench.curation.near_pairs import Pair, close_hashes, close_vectors
 from workbench.data.batches import map_batches
 from workbench.data.dataset import Dataset
 from workbench.data.images import load_image
 
-HAMMING = 10
-"""Bits of 64 in which perceptual hashes may differ for a pair to be looked at. Planted copies: at most 8."""
-COSINE = 0.95
-"""Similarity of two vectors from which on a pair is looked at."""
 DIFFERENCE = 18.0
-"""Largest local difference, in levels of 255, of near copies. Planted copies: at most 16; different scenes: from 24."""
+"""Largest local difference, in levels of 255, of near copies. Planted copies: at most 16; different scenes: from 24,
+but for a pair in a hundred thousand."""
 GAIN = 1.25
 """A copy may be this many times brighter or darker."""
 SIDE = 32
 POOL_FROM = 4000
 """Images from which on starting a pool of processes pays."""
 _BLOCK = 1024
-
-Pairs = Iterator[tuple[int, np.ndarray]]
-"""A row number and the later row numbers proposed as its copies."""
 
 
 def exact_groups(images: pl.DataFrame) -> pl.DataFrame:
@@ -56,10 +53,17 @@ def near_groups(dataset: Dataset, images: pl.DataFrame, vectors: pl.DataFrame | 
     exact where the file equals the keeper's, else near; `distance` to the keeper is in levels of 255. The keeper is
     the one with most annotations, then the largest, then the first by id. Raises `ImageError` for an unreadable file.
     """
-    known = images.filter(pl.col("hash").is_not_null(), pl.col("phash").is_not_null())
+    return near_groups_of(images, image_paths(dataset, images), vectors)
+
+
+def near_groups_of(images: pl.DataFrame, paths: Sequence[Path], vectors: pl.DataFrame | None = None) -> pl.DataFrame:
+    """As `near_groups`, for rows whose files lie at `paths`, whatever dataset they are of."""
+    frame = images.with_columns(file=pl.Series([str(path) for path in paths], dtype=pl.String))
+    known = frame.filter(pl.col("hash").is_not_null(), pl.col("phash").is_not_null())
     unique = known.unique("hash", keep="first", maintain_order=True)
-    pictures = _pictures(dataset, unique, _members(_proposed(unique, vectors)))
-    roots = _connect(unique.height, _proposed(unique, vectors), pictures)
+    pairs = _proposed(unique, vectors)
+    pictures = _pictures(unique["file"], _members(pairs, unique.height))
+    roots = _connect(unique.height, pairs, pictures)
     place = {name: number for number, name in enumerate(unique["hash"])}
     groups = _groups(known, roots[[place[name] for name in known["hash"]]])
     hashes = dict(known.select("id", "hash").iter_rows())
@@ -70,53 +74,27 @@ def near_groups(dataset: Dataset, images: pl.DataFrame, vectors: pl.DataFrame | 
     return groups.with_columns(pl.Series("distance", distances, dtype=pl.Float64))
 
 
-# --- proposing pairs ------------------------------------------------------------------------------------------
+def _proposed(images: pl.DataFrame, vectors: pl.DataFrame | None) -> list[Pair]:
+    hashes = np.array([int(text, 16) for text in images["phash"]], dtype=np.uint64)
+    pairs = chain(close_hashes(hashes), close_vectors(images, vectors) if vectors is not None else ())
+    return [(first, others.astype(np.int32)) for first, others in pairs]  # there can be very many
 
 
-def _proposed(images: pl.DataFrame, vectors: pl.DataFrame | None) -> Pairs:
-    """Made anew when walked again, as there may be more pairs than fit into memory."""
-    yield from _close_hashes(np.array([int(text, 16) for text in images["phash"]], dtype=np.uint64))
-    if vectors is not None:
-        yield from _close_vectors(images, vectors)
-
-
-def _close_hashes(hashes: np.ndarray) -> Pairs:
-    for first in range(len(hashes)):
-        bits = np.bitwise_count(hashes[first + 1 :] ^ hashes[first])  # (later rows,)
-        others = np.flatnonzero(bits <= HAMMING)
-        if len(others):
-            yield first, others + first + 1
-
-
-def _close_vectors(images: pl.DataFrame, vectors: pl.DataFrame) -> Pairs:
-    rows = images.select("id").with_row_index("row").join(vectors.drop_nulls("vector"), on="id", maintain_order="left")
-    if rows.is_empty():
-        return
-    places = rows["row"].to_numpy()
-    matrix = np.stack([np.asarray(vector, np.float32) for vector in rows["vector"]])  # (N, D)
-    matrix /= np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-9)
-    for start in range(0, len(matrix), _BLOCK):
-        similar = matrix[start : start + _BLOCK] @ matrix[start:].T >= COSINE  # (block, later rows)
-        for offset, row in enumerate(similar):
-            others = np.flatnonzero(row[offset + 1 :])
-            if len(others):
-                yield int(places[start + offset]), places[others + start + offset + 1]
-
-
-def _members(pairs: Pairs) -> list[int]:
-    found: set[int] = set()
+def _members(pairs: Sequence[Pair], count: int) -> list[int]:
+    """Every row that is in a pair."""
+    found = np.zeros(count, bool)
     for first, others in pairs:
-        found.add(first)
-        found.update(others.tolist())
-    return sorted(found)
+        found[first] = True
+        found[others] = True
+    return np.flatnonzero(found).tolist()
 
 
 # --- looking at them ------------------------------------------------------------------------------------------
 
 
-def _pictures(dataset: Dataset, images: pl.DataFrame, rows: list[int]) -> dict[int, np.ndarray]:
+def _pictures(files: pl.Series, rows: list[int]) -> dict[int, np.ndarray]:
     """Row number -> small picture (SIDE, SIDE, 3)."""
-    paths = image_paths(dataset, images[rows])
+    paths = [Path(file) for file in files[rows]]
     made = map_batches(_small, paths, "comparing pictures", workers=1 if len(paths) < POOL_FROM else None)
     return dict(zip(rows, made, strict=True))
 
@@ -140,16 +118,27 @@ def _difference(picture: np.ndarray, others: np.ndarray) -> np.ndarray:
 # --- groups ---------------------------------------------------------------------------------------------------
 
 
-def _connect(count: int, pairs: Pairs, pictures: dict[int, np.ndarray]) -> np.ndarray:
+def _connect(count: int, pairs: Sequence[Pair], pictures: dict[int, np.ndarray]) -> np.ndarray:
     """(count,) the group of each row: rows are in one group when confirmed pairs lead from one to the other."""
     roots = np.arange(count)
+    members: dict[int, list[int]] = {}
     for first, others in pairs:
         waiting = others[roots[others] != roots[first]]  # what is connected already needs no comparison
         for part in _parts(waiting):
             distances = _difference(pictures[first], np.stack([pictures[row] for row in part]))
-            for row in part[distances <= DIFFERENCE]:
-                roots[roots == roots[row]] = roots[first]
+            for row in part[distances <= DIFFERENCE].tolist():
+                _join(roots, members, int(roots[first]), int(roots[row]))
     return roots
+
+
+def _join(roots: np.ndarray, members: dict[int, list[int]], one: int, other: int) -> None:
+    """Make two groups one: the smaller takes the number of the larger, so that a row seldom gets a new one."""
+    if one == other:
+        return
+    large, small = sorted((one, other), key=lambda root: -len(members.get(root, (root,))))
+    moved = members.pop(small, [small])
+    members.setdefault(large, [large]).extend(moved)
+    roots[moved] = large
 
 
 def _parts(rows: np.ndarray) -> Iterable[np.ndarray]:

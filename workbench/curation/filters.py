@@ -1,23 +1,28 @@
-"""Named filters over the images of a dataset, and the funnel they make.
+"""Named filters over the images of a dataset, run in their order.
 
-Knows: what each filter leaves out and why, in which order, and how that is written into the dataset.
-Does not know: FiftyOne, except to bring a view up to date that the caller hands in.
+Knows: what a filter is, the filters that need no threshold, and how what they find is written into the dataset.
+Does not know: measures (`measure_filters.py`), recipes (`curate_recipe.py`), how the funnel is shown (`funnel.py`), or
+FiftyOne, except to bring a view up to date that the caller hands in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from workbench.curation.duplicates import exact_groups, near_groups
+from workbench.curation.funnel import Funnel
 from workbench.curation.measures import image_paths
 from workbench.data.dataset import Dataset
 
 if TYPE_CHECKING:
     import fiftyone as fo
+
+    from workbench.curation.curate_recipe import CurateRecipe
 
 
 @dataclass(frozen=True)
@@ -29,20 +34,6 @@ class Filter:
     """Dataset and rows of images -> columns id, reason."""
     status: str = "removed"
     """What the images that it leaves out become."""
-
-
-@dataclass(frozen=True)
-class Funnel:
-    """What `curate` did."""
-
-    table: pl.DataFrame
-    """One row a filter. Columns: name, before, after, removed."""
-    removed: pl.DataFrame
-    """One row an image that was left out. Columns: id, filter, reason."""
-
-    def __str__(self) -> str:
-        lines = [f"{row['name']}: {row['before']} -> {row['after']}" for row in self.table.iter_rows(named=True)]
-        return "\n".join(lines)
 
 
 def broken() -> Filter:
@@ -75,13 +66,19 @@ def min_size(pixels: int) -> Filter:
     return Filter("min size", lambda _, images: images.filter(shorter < pixels).select("id", reason))
 
 
-def curate(dataset: Dataset, filters: Sequence[Filter] | None = None, *, view: fo.Dataset | None = None) -> Funnel:
+def curate(
+    dataset: Dataset,
+    recipe: CurateRecipe | str | Path | Sequence[Filter] | None = None,
+    *,
+    view: fo.Dataset | None = None,
+) -> Funnel:
     """Leave out what the filters find, in their order, and say so in the dataset: status, and reason "FILTER: why".
 
-    By default: broken, exact duplicates, near duplicates. `view`, made by `to_fiftyone`, gets the same status, reason
-    and tags. Images that were removed before stay removed and are not counted again.
+    `recipe`: one that is loaded, its file or shipped name, or filters. By default: broken, exact duplicates, near
+    duplicates. `view`, made by `to_fiftyone`, gets the same status, reason and tags, and a saved view of what each
+    filter took out. Images that were removed before stay removed and are not counted again.
     """
-    filters = [broken(), exact_duplicates(), near_duplicates()] if filters is None else filters
+    filters = _filters(recipe)
     left = dataset.images.filter(pl.col("status") != "removed")
     table: list[tuple[str, int, int, int]] = []
     removed = [pl.DataFrame(schema={"id": pl.String, "filter": pl.String, "reason": pl.String, "status": pl.String})]
@@ -92,13 +89,31 @@ def curate(dataset: Dataset, filters: Sequence[Filter] | None = None, *, view: f
         removed.append(found.select("id", filter=pl.lit(step.name), reason="reason", status=pl.lit(step.status)))
         left = after
     schema = {"name": pl.String, "before": pl.Int64, "after": pl.Int64, "removed": pl.Int64}
-    funnel = Funnel(pl.DataFrame(table, schema=schema, orient="row"), pl.concat(removed).drop("status"))
+    funnel = Funnel(pl.DataFrame(table, schema=schema, orient="row"), pl.concat(removed).drop("status"), dataset)
     _write(dataset, pl.concat(removed), funnel.table)
     if view is not None:
-        from workbench.curation.table import mark
-
-        mark(view, dataset)
+        _show(view, dataset, funnel)
     return funnel
+
+
+def _filters(recipe: CurateRecipe | str | Path | Sequence[Filter] | None) -> Sequence[Filter]:
+    if recipe is None:
+        return [broken(), exact_duplicates(), near_duplicates()]
+    from workbench.curation.curate_recipe import CurateRecipe
+
+    if isinstance(recipe, (str, Path)):
+        recipe = CurateRecipe.load(recipe)
+    return recipe.steps() if isinstance(recipe, CurateRecipe) else recipe
+
+
+def _show(view: fo.Dataset, dataset: Dataset, funnel: Funnel) -> None:
+    from workbench.curation.table import mark
+
+    mark(view, dataset)
+    from fiftyone import ViewField
+
+    for name in funnel.table.filter(pl.col("removed") > 0)["name"]:
+        view.save_view(f"removed: {name}", view.match(ViewField("reason").starts_with(f"{name}: ")), overwrite=True)
 
 
 def _write(dataset: Dataset, removed: pl.DataFrame, table: pl.DataFrame) -> None:

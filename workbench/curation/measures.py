@@ -1,6 +1,6 @@
-"""What is measured per image, each once: vectors of a model that the caller hands in.
+"""What is measured per content, each once: kept beside the dataset, so that a restart goes on where the last one ended.
 
-Knows: where images lie, and which were measured before, by content hash, in `measures/NAME.parquet` beside the dataset.
+Knows: the folder `measures/NAME/` with Parquet parts keyed by content, where images lie, vectors of a given model.
 Does not know: the model. `embed` is any function from pictures to vectors, such as a vision tower's pooled features.
 """
 
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
-from itertools import islice
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import polars as pl
 from PIL.Image import Image
 
 from workbench.conversation import Image as ImageReference
+from workbench.conversation import new_id
 from workbench.data.dataset import Dataset, resolve_inside
 from workbench.data.images import load_image
 from workbench.errors import DataError
@@ -26,35 +27,72 @@ from workbench.resources import write_atomic
 
 Embed = Callable[[Sequence[Image]], np.ndarray]
 """B RGB pictures -> (B, D) vectors."""
-SAVE_EVERY = 2000
-"""Images between two writes, so that an interruption costs little."""
+Make = Callable[[list[int], pl.DataFrame], Iterable[tuple[Any, ...]]]
+"""Row numbers of what is not measured yet, and what is -> the values for each of these rows, one by one."""
+SAVE_EVERY, SAVE_SECONDS = 2000, 30.0
+"""Results, or seconds, between two writes: so much an interruption may cost."""
 
 
-def vectors(dataset: Dataset, embed: Embed, *, name: str, batch: int = 64) -> pl.DataFrame:
-    """A vector for every image that is ok. Columns: id, vector (list of float32).
+def measured_once(dataset: Dataset, name: str, keys: pl.Series, columns: Mapping[str, Any], make: Make) -> pl.DataFrame:
+    """The measured `columns` (name -> polars type) for each of `keys`, in their order, copies included.
+
+    `name` stands for the measure with its version, a key for a content. What is in `measures/NAME/` is taken from
+    there; `make` measures the rest, each key once, and is saved as it goes. Raises `DataError` for a name that is no
+    file name, and for a damaged part.
+    """
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise DataError(f"measure {name!r}", found="a name that is no file name", expected="letters, digits, . _ -")
+    folder = dataset.path / "measures" / name
+    schema = {"key": pl.String, **columns}
+    known = _kept(folder, schema)
+    wanted = pl.DataFrame({"key": keys}, schema={"key": pl.String}).with_row_index("row")
+    missing = wanted.unique("key", keep="first", maintain_order=True).join(known, on="key", how="anti")
+    missing = missing.sort("row")
+    made = zip(missing["key"], make(missing["row"].to_list(), known), strict=True) if missing.height else iter(())
+    parts = [known]
+    for batch in _batches(made):
+        part = pl.DataFrame([(key, *values) for key, values in batch], schema=schema, orient="row")
+        buffer = io.BytesIO()
+        part.write_parquet(buffer)
+        write_atomic(folder / f"{batch[0][0][:40]}.parquet", buffer.getvalue())
+        parts.append(part)
+    return wanted.join(pl.concat(parts), on="key", how="left", maintain_order="left").select(*columns)
+
+
+def vectors(
+    dataset: Dataset, embed: Embed, *, name: str, images: pl.DataFrame | None = None, batch: int = 64
+) -> pl.DataFrame:
+    """A vector for every image that is ok, or for these rows of `images`. Columns: id, vector (list of float32).
 
     `name` stands for the model with its version: under one name each content is measured once, also for copies and
     after a restart. Raises `ImageError` for an unreadable file and `DataError` for vectors of a wrong shape.
     """
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise DataError(f"measure {name!r}", found="a name that is no file name", expected="letters, digits, . _ -")
-    path = dataset.path / "measures" / f"{name}.parquet"
-    schema: dict[str, Any] = {"hash": pl.String, "vector": pl.List(pl.Float32)}
-    known = pl.read_parquet(path) if path.exists() else pl.DataFrame(schema=schema)
-    images = dataset.images.filter(pl.col("status") == "ok", pl.col("hash").is_not_null())
-    missing = images.unique("hash", maintain_order=True).join(known, on="hash", how="anti", maintain_order="left")
-    waiting: list[tuple[str, list[float]]] = []
-    paths = iter(image_paths(dataset, missing))
-    with progress(f"measuring {name}", total=missing.height, unit="image") as bar:
-        for part in missing.iter_slices(batch):
-            pictures = [load_image(path) for path in islice(paths, part.height)]
-            waiting += zip(part["hash"], _checked(embed(pictures), part.height, known, name).tolist(), strict=True)
-            bar.advance(part.height)
-            if len(waiting) >= SAVE_EVERY:
-                known, waiting = _saved(path, known, waiting), []
-    if waiting:
-        known = _saved(path, known, waiting)
-    return images.select("id", "hash").join(known, on="hash", maintain_order="left").select("id", "vector")
+    rows = ok_images(dataset, images)
+    paths = image_paths(dataset, rows)
+
+    def make(missing: list[int], known: pl.DataFrame) -> Iterator[tuple[list[float]]]:
+        width = len(known["vector"][0]) if known.height else None
+        with progress(f"measuring {name}", total=len(missing), unit="image") as bar:
+            for start in range(0, len(missing), batch):
+                pictures = [load_image(paths[row]) for row in missing[start : start + batch]]
+                array = _checked(embed(pictures), len(pictures), width, name)
+                width = array.shape[1]
+                yield from ((vector,) for vector in array.tolist())
+                bar.advance(len(pictures))
+
+    found = measured_once(dataset, name, rows["hash"], {"vector": pl.List(pl.Float32)}, make)
+    return rows.select("id").with_columns(found)
+
+
+def pair_keys(pairs: pl.DataFrame) -> pl.Series:
+    """A key for `measured_once` per pair of content (column `hash`) and text."""
+    return pl.Series("key", [new_id(*pair) for pair in pairs.select("hash", "text").iter_rows()], dtype=pl.String)
+
+
+def ok_images(dataset: Dataset, images: pl.DataFrame | None = None) -> pl.DataFrame:
+    """The rows, by default of the whole dataset, that are ok and have a content hash."""
+    rows = dataset.images if images is None else images
+    return rows.filter(pl.col("status") == "ok", pl.col("hash").is_not_null())
 
 
 def image_paths(dataset: Dataset, images: pl.DataFrame) -> list[Path]:
@@ -66,10 +104,9 @@ def image_paths(dataset: Dataset, images: pl.DataFrame) -> list[Path]:
     ]
 
 
-def _checked(found: np.ndarray, count: int, known: pl.DataFrame, name: str) -> np.ndarray:
+def _checked(found: np.ndarray, count: int, width: int | None, name: str) -> np.ndarray:
     """(count, D) float32. Raises `DataError` where the shape is another or numbers are not finite."""
     array = np.asarray(found, np.float32)
-    width = len(known["vector"][0]) if known.height else None
     if array.ndim != 2 or len(array) != count or width not in (None, array.shape[-1]) or not np.isfinite(array).all():
         expected = f"({count}, {width or 'D'}) finite numbers"
         fix = "another model needs another name" if width else ""
@@ -77,9 +114,24 @@ def _checked(found: np.ndarray, count: int, known: pl.DataFrame, name: str) -> n
     return array
 
 
-def _saved(path: Path, known: pl.DataFrame, found: list[tuple[str, list[float]]]) -> pl.DataFrame:
-    frame = pl.concat([known, pl.DataFrame(found, schema=known.schema, orient="row")])
-    buffer = io.BytesIO()
-    frame.write_parquet(buffer)
-    write_atomic(path, buffer.getvalue())
-    return frame
+def _kept(folder: Path, schema: Mapping[str, Any]) -> pl.DataFrame:
+    """What was measured before. Two processes that measured at once may both have kept a content: one is taken."""
+    frames = [pl.DataFrame(schema=dict(schema))]
+    for path in sorted(folder.glob("*.parquet")):
+        try:
+            frames.append(pl.read_parquet(path, glob=False).select(*schema))
+        except (pl.exceptions.PolarsError, OSError) as problem:
+            first = (str(problem).splitlines() or [""])[0]
+            raise DataError(str(path), found=f"a damaged measure ({first})", fix="delete it: it is made anew") from None
+    return pl.concat(frames).unique("key", keep="first", maintain_order=True)
+
+
+def _batches(found: Iterable[Any]) -> Iterator[list[Any]]:
+    batch, started = [], time.monotonic()
+    for item in found:
+        batch.append(item)
+        if len(batch) >= SAVE_EVERY or time.monotonic() - started >= SAVE_SECONDS:
+            yield batch
+            batch, started = [], time.monotonic()
+    if batch:
+        yield batch

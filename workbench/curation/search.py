@@ -7,18 +7,19 @@ model to model, so look at both ends of the order.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from workbench.curation.measures import vectors
+from workbench.curation.measures import measured_once, ok_images, pair_keys, vectors
 from workbench.data.dataset import Dataset
 from workbench.errors import DataError
 from workbench.model.clip import Clip
-from workbench.progress import track
+from workbench.progress import progress
 
-CHUNK = 4096
+CHUNK = 256
 """Captions that are compared at once."""
 
 
@@ -31,10 +32,13 @@ def search(dataset: Dataset, text: str, *, model: str | Path | Clip = "tiny", co
     if not text.strip() or count < 1:
         expected = "a few words, and a count of at least 1"
         raise DataError("search", found=f"text {text!r} and count {count}", expected=expected)
-    clip, images = _measured(dataset, model)
-    similarity = _matrix(images, clip) @ clip.embed_texts([text])[0]
-    found = images.select("id", "path", similarity=pl.Series(similarity, dtype=pl.Float32))
-    return found.sort("similarity", descending=True, maintain_order=True).head(count)
+    clip = _clip(model)
+    images = vectors(dataset, clip.embed_images, name=clip.name)
+    similarity = _matrix(images["vector"], clip) @ clip.embed_texts([text])[0]
+    found = images.select("id", similarity=pl.Series(similarity, dtype=pl.Float32))
+    told = found.join(dataset.images.select("id", "path"), on="id", maintain_order="left")
+    ordered = told.sort("similarity", descending=True, maintain_order=True)
+    return ordered.select("id", "path", "similarity").head(count)
 
 
 def caption_similarity(dataset: Dataset, *, model: str | Path | Clip = "tiny") -> pl.DataFrame:
@@ -43,27 +47,43 @@ def caption_similarity(dataset: Dataset, *, model: str | Path | Clip = "tiny") -
     Columns: id, similarity (cosine, -1 to 1; null without a caption). `model` as for `search`. Sorted by similarity,
     wrong captions come first: `caption_similarity(dataset).sort("similarity", nulls_last=True)`.
     """
-    clip, images = _measured(dataset, model)
-    matrix = _matrix(images, clip)
-    rows = images.with_row_index("row").select("row", caption="captions").explode("caption")
-    rows = rows.filter(pl.col("caption").str.strip_chars() != "")
-    scores = [np.zeros(0, np.float32)]
-    for start in track(range(0, rows.height, CHUNK), "comparing captions"):
-        part = rows[start : start + CHUNK]
-        scores.append((matrix[part["row"].to_numpy()] * clip.embed_texts(part["caption"].to_list())).sum(1))
-    best = rows.select("row", similarity=pl.Series(np.concatenate(scores))).group_by("row").agg(pl.max("similarity"))
-    joined = images.with_row_index("row").join(best, on="row", how="left", maintain_order="left")
-    return joined.select("id", "similarity")
+    images = ok_images(dataset)
+    texts = images.select("id", text="captions").explode("text").filter(pl.col("text").str.strip_chars() != "")
+    scores = similarities(dataset, images, texts, model=model)
+    best = scores.group_by("id").agg(pl.max("similarity"))
+    return images.select("id").join(best, on="id", how="left", maintain_order="left")
 
 
-def _measured(dataset: Dataset, model: str | Path | Clip) -> tuple[Clip, pl.DataFrame]:
-    """The model, and a row for each image that is ok. Columns: id, vector, path, captions."""
-    clip = model if isinstance(model, Clip) else Clip(model)
-    found = vectors(dataset, clip.embed_images, name=clip.name)
-    told = dataset.images.select("id", "path", "captions")
-    return clip, found.join(told, on="id", maintain_order="left")
+def similarities(
+    dataset: Dataset, images: pl.DataFrame, texts: pl.DataFrame, *, model: str | Path | Clip = "tiny"
+) -> pl.DataFrame:
+    """How like its image each text is. `texts` (id of the image, text) with a column similarity (cosine, -1 to 1).
+
+    `images` are rows of `dataset.images`, all ok. Each pair of picture and text is compared once and kept.
+    """
+    clip = _clip(model)
+    pictures = vectors(dataset, clip.embed_images, name=clip.name, images=images)
+    pairs = texts.with_row_index("row").join(images.select("id", "hash"), on="id", maintain_order="left")
+    place = pairs.select("id").join(pictures.select("id").with_row_index("place"), on="id", maintain_order="left")
+    places = place["place"].to_numpy()
+
+    def make(missing: list[int], _: pl.DataFrame) -> Iterator[tuple[float]]:
+        with progress("comparing captions", total=len(missing), unit="caption") as bar:
+            for start in range(0, len(missing), CHUNK):
+                rows = missing[start : start + CHUNK]
+                shown = _matrix(pictures["vector"].gather(places[rows]), clip)
+                said = clip.embed_texts(pairs["text"].gather(rows).to_list())
+                yield from ((value,) for value in (shown * said).sum(1).tolist())
+                bar.advance(len(rows))
+
+    found = measured_once(dataset, f"{clip.name}-captions", pair_keys(pairs), {"similarity": pl.Float32}, make)
+    return texts.with_columns(found)
 
 
-def _matrix(images: pl.DataFrame, clip: Clip) -> np.ndarray:
+def _clip(model: str | Path | Clip) -> Clip:
+    return model if isinstance(model, Clip) else Clip(model)
+
+
+def _matrix(column: pl.Series, clip: Clip) -> np.ndarray:
     """(N, D) float32."""
-    return images["vector"].list.to_array(clip.width).to_numpy().reshape(-1, clip.width)
+    return column.list.to_array(clip.width).to_numpy().reshape(-1, clip.width)

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import polars as pl
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from workbench.conversation import SPLITS
-from workbench.curation.duplicates import near_groups
+from workbench.curation.duplicates import near_groups, near_groups_of
+from workbench.curation.measures import image_paths
 from workbench.data.dataset import Dataset
+from workbench.data.image_rows import image_rows
+from workbench.data.images import SUFFIXES
 from workbench.errors import DataError
 
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
@@ -80,6 +86,36 @@ def check_leakage(dataset: Dataset, vectors: pl.DataFrame | None = None) -> pl.D
     return found.select("id", "other", "split", "other_split", kind).unique(maintain_order=True)
 
 
+def check_benchmark(dataset: Dataset, folder: str | Path, *, workers: int | None = None) -> pl.DataFrame:
+    """Images that are ok and show the same picture as one of a benchmark's; no row where nothing leaks.
+
+    Columns: id, path, split, file (below `folder`), kind (exact or near). What is in train must not be in a benchmark
+    that scores the model. Raises `DataError` for a folder without images.
+    """
+    folder = Path(folder)
+    files = [
+        path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES
+    ]
+    if not files:
+        raise DataError(str(folder), found="no images", expected="the folder of a benchmark's images")
+    other = image_rows(folder, files, workers=workers).filter(pl.col("status") == "ok")
+    other = other.with_columns(id=pl.format("benchmark {}", "path"), file="path")
+    own = dataset.images.filter(pl.col("status") == "ok")
+    both = pl.concat([own.select(*_PICTURE, file=pl.lit(None, pl.String)), other.select(*_PICTURE, "file")])
+    paths = [*image_paths(dataset, own), *(folder / file for file in other["file"])]
+    found = near_groups_of(both, paths).select("id", "group").join(both, on="id", maintain_order="left")
+    theirs = found.filter(pl.col("file").is_not_null()).select("group", "file", other_hash="hash")
+    told = found.filter(pl.col("file").is_null()).drop("file").join(theirs, on="group", maintain_order="left")
+    kind = pl.when(pl.col("hash") == pl.col("other_hash")).then(pl.lit("exact")).otherwise(_NEAR).alias("kind")
+    return told.join(own.select("id", "path", "split"), on="id", maintain_order="left").select(
+        "id", "path", "split", "file", kind
+    )
+
+
+_PICTURE = ("id", "hash", "phash", "width", "height", "label", "objects", "captions")
+"""What groups and keepers are chosen by."""
+
+
 def _check_fractions(fractions: Mapping[str, float]) -> None:
     unknown = [name for name in fractions if name not in SPLITS]
     if unknown:
@@ -115,10 +151,9 @@ def _together(dataset: Dataset, images: pl.DataFrame, vectors: pl.DataFrame | No
     said = _said_about(dataset, images).with_columns(pl.first("id").over("group").alias("first"))
     pairs = [*near_groups(dataset, images, vectors).select("id", "keeper").iter_rows()]
     pairs += said.filter(pl.col("id") != pl.col("first")).select("id", "first").iter_rows()
-    roots = np.arange(images.height)
-    for one, other in pairs:
-        roots[roots == roots[place[one]]] = roots[place[other]]
-    return roots
+    one, other = np.array([[place[name] for name in pair] for pair in pairs], np.int64).reshape(-1, 2).T
+    links = coo_array((np.ones(len(one), bool), (one, other)), shape=(images.height, images.height))
+    return connected_components(links, directed=False)[1]
 
 
 def _said_about(dataset: Dataset, images: pl.DataFrame) -> pl.DataFrame:

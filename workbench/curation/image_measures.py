@@ -1,0 +1,66 @@
+"""What every picture tells without a model: its shape, how bright, how rich in contrast, how sharp, how varied it is.
+
+Knows: the measures and their units. Does not know: which values are good ones (`curate_recipe.py` takes thresholds).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from PIL import Image as PILImage
+from PIL import ImageStat
+
+from workbench.curation.measures import image_paths, measured_once, ok_images
+from workbench.data.batches import map_batches
+from workbench.data.dataset import Dataset
+from workbench.data.images import load_image
+
+SIDE = 512
+"""Pictures are brought down to at most so many pixels a side, so that a large photo is not called blurred for it."""
+POOL_FROM = 1000
+"""Images from which on starting a pool of processes pays."""
+MEANING = {
+    "width": "pixels",
+    "height": "pixels",
+    "aspect": "width / height",
+    "bytes": "size of the file",
+    "brightness": "mean grey level, 0 black to 255 white",
+    "contrast": "standard deviation of the grey levels",
+    "sharpness": "variance of the Laplacian of the grey levels: near 0 for a blurred or empty picture",
+    "entropy": "bits per pixel, 0 for one colour to 8",
+}
+_PIXELS = {"bytes": pl.Int64, **dict.fromkeys(("brightness", "contrast", "sharpness", "entropy"), pl.Float64)}
+_NAME = "pixels-1"
+
+
+def image_measures(dataset: Dataset, images: pl.DataFrame | None = None, *, workers: int | None = None) -> pl.DataFrame:
+    """The measures of `MEANING` for every image that is ok, or these rows of `images`. Columns: id, then these.
+
+    Each content is opened once, in other processes where there are many, and kept in `measures/`. `workers` None uses
+    every processor. Raises `ImageError` for a file that cannot be read.
+    """
+    rows = ok_images(dataset, images)
+    paths = image_paths(dataset, rows)
+
+    def make(missing: list[int], _: pl.DataFrame) -> Iterable[tuple[float, ...]]:
+        count = 1 if len(missing) < POOL_FROM else workers
+        return map_batches(_measure, [paths[row] for row in missing], "measuring images", workers=count)
+
+    found = measured_once(dataset, _NAME, rows["hash"], _PIXELS, make)
+    shape = rows.select("id", "width", "height", aspect=pl.col("width") / pl.col("height"))
+    return shape.with_columns(found)
+
+
+def _measure(path: Path) -> tuple[int, float, float, float, float]:
+    """Bytes, brightness, contrast, sharpness, entropy."""
+    from scipy.ndimage import laplace
+
+    picture = load_image(path)
+    picture.thumbnail((SIDE, SIDE), PILImage.Resampling.BOX)
+    grey = picture.convert("L")
+    told = ImageStat.Stat(grey)
+    edges = laplace(np.asarray(grey, np.float32))
+    return path.stat().st_size, told.mean[0], told.stddev[0], float(edges.var()), grey.entropy()
