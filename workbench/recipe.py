@@ -211,6 +211,9 @@ class Recipe(Section):
         """
         path = find_recipe(path_or_name)
         data = read_yaml(path)
+        if data.get("kind"):
+            fix = "use it with workbench curate" if data["kind"] == "curate" else ""
+            raise RecipeError(path.name, found=f"kind: {data['kind']}", expected="a recipe that trains", fix=fix)
         changed = apply_overrides(data, overrides)
         return cls.from_dict(data, where=path.name, changed=changed)
 

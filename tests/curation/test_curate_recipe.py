@@ -10,8 +10,8 @@ from PIL import Image
 from workbench.curation.curate_recipe import CurateRecipe, Filters
 from workbench.curation.filters import curate
 from workbench.data.dataset import Dataset
-from workbench.errors import RecipeError
-from workbench.recipe import recipe_names
+from workbench.errors import ModelError, RecipeError
+from workbench.recipe import Recipe, recipe_names
 from workbench.recipe_yaml import to_yaml
 
 CAPTIONS = {
@@ -138,13 +138,23 @@ def test_mistakes_are_one_line_with_the_key(filters: dict[str, object], said: st
 def test_another_kind_of_recipe_is_sent_where_it_belongs() -> None:
     with pytest.raises(RecipeError, match="found a recipe of another kind; .* use it with workbench train"):
         CurateRecipe.load("tiny-align")
+    with pytest.raises(RecipeError, match="found kind: curate; .*; use it with workbench curate"):
+        Recipe.load("curate-llava-558k")
     with pytest.raises(RecipeError, match=r"did you mean curate-llava-558k\?"):
         CurateRecipe.load("curate-lava-558k")
 
 
+def test_a_missing_model_is_told_before_anything_is_done(told: Dataset, tmp_path: Path) -> None:
+    before = told.images
+    filters = {"alphanumeric": {"min": 0.5}, "matching": {"min": 0.4, "model": str(tmp_path / "nowhere")}}
+    with pytest.raises(ModelError, match="nowhere: found no such folder"):
+        curate(told, recipe(tmp_path, filters))
+    assert told.images.equals(before) and not (told.path / "measures").exists()
+
+
 def test_every_filter_has_a_step(tmp_path: Path) -> None:
     values = {"script": ["Latin"], "outliers": {"share": 0.1}}
-    for name in Filters.model_fields:
+    for name in set(Filters.model_fields) - {"matching"}:  # the package has no model for it
         options = [values.get(name), True, {"min": 0}, {"min": 0, "model": "tiny"}]
         for option in options:
             try:

@@ -16,6 +16,7 @@ from workbench.curation import measure_filters as by
 from workbench.curation.filters import Filter, broken, exact_duplicates, near_duplicates
 from workbench.curation.text_measures import alphanumeric, character_repetition, special_characters, word_repetition
 from workbench.errors import RecipeError
+from workbench.model.sources import resolve
 from workbench.recipe import Count, Section, find_recipe
 from workbench.recipe_yaml import apply_overrides, explain, read_yaml
 
@@ -146,7 +147,10 @@ class CurateRecipe(Section):
             raise RecipeError(f"{path.name}, filters", found=error.found, expected=error.expected) from None
 
     def steps(self) -> list[Filter]:
-        """The filters to hand to `curate`."""
+        """The filters to hand to `curate`. Raises `ModelError` for a missing model before anything is done."""
+        for name, part in _PARTS.items():
+            if name in self.filters.given:
+                resolve(self.filters.given[name].model, part=part)
         return [self._step(name, value) for name, value in self.filters.given.items()]
 
     def _step(self, name: str, value: Any) -> Filter:
@@ -179,4 +183,6 @@ _TEXT: dict[str, Callable[..., float]] = {
     "character_repetition": character_repetition,
     "word_repetition": word_repetition,
 }
+_PARTS = {"similarity": "vision", "outliers": "vision", "perplexity": "language", "matching": ""}
+"""Which of the tiny parts a filter's model may be."""
 _LENGTHS = ("characters", "words")
