@@ -1,0 +1,106 @@
+"""What a person says about conversations while looking at them in FiftyOne: verdicts and corrected turns.
+
+Knows: the dataset folder is written first (and is on the disk), then the label that shows the conversation.
+Does not know: panels, keys or browsers. An image or conversation that the view lacks is no error here: the folder
+is the truth, and `to_fiftyone` builds the view anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from workbench.conversation import Conversation, to_chat
+from workbench.curation.database import database_errors
+from workbench.curation.documents import readable
+from workbench.curation.table import VERDICTS
+from workbench.data.dataset import Dataset
+from workbench.data.tables import frame_to_conversations
+from workbench.errors import DataError
+
+if TYPE_CHECKING:
+    from fiftyone.core.collections import SampleCollection
+
+_LABELS = "conversations.classifications"
+
+
+def dataset_of(view: SampleCollection) -> Dataset:
+    """The dataset folder that a FiftyOne dataset or view was made from. Raises `DataError` where there is none."""
+    made = view._root_dataset
+    path = (made.info.get("workbench") or {}).get("dataset")
+    if path is None:
+        raise DataError(
+            f"FiftyOne dataset {made.name!r}",
+            found="one that was not made from a dataset folder",
+            fix="use to_fiftyone",
+        )
+    return Dataset.open(path)
+
+
+def conversations(view: SampleCollection) -> list[Conversation]:
+    """The conversations whose labels the view shows, as the dataset folder has them now; only those that are ok."""
+    shown = {name for names in view.values(f"{_LABELS}.conversation_id") for name in names or []}
+    return [one for one in dataset_of(view).iter_conversations() if one.id in shown]
+
+
+def give_verdict(view: SampleCollection, name: str, verdict: str, *, who: str) -> None:
+    """Accept or reject the conversation with the id `name`; on the disk when this returns.
+
+    A rejected one is kept with the status `removed`; an accepted one is `ok`, whatever a check said before. Raises
+    `DataError` for another verdict or an unknown id.
+    """
+    if verdict not in VERDICTS:
+        raise DataError(f"conversation {name}", found=f"verdict {verdict!r}", expected=" or ".join(VERDICTS))
+    dataset = dataset_of(view)
+    metadata = {**_read(dataset, name)[0].metadata, "verdict": verdict}
+    rejected = verdict == "reject"
+    state = {"status": "removed" if rejected else "ok", "reason": f"rejected by {who}" if rejected else None}
+    _save(view, dataset, name, {"metadata": metadata, **state}, who)
+
+
+def edit_messages(view: SampleCollection, name: str, messages: Sequence[Mapping[str, Any]], *, who: str) -> None:
+    """Replace the turns of a conversation, in the chat shape: how a turn is changed, added or deleted.
+
+    What it said before stays in `source["edits"]`. Turns that are as they were write nothing. Raises `DataError` or
+    `ConversationError` for turns that do not make a conversation; then nothing has changed.
+    """
+    dataset = dataset_of(view)
+    if list(messages) != to_chat(_read(dataset, name)[0]):
+        _save(view, dataset, name, {"messages": list(messages)}, who)
+
+
+def _read(dataset: Dataset, name: str) -> tuple[Conversation, str, str | None]:
+    """A conversation with its status and reason."""
+    rows = dataset.conversation_rows.filter(pl.col("id") == name)
+    if not rows.height:
+        raise DataError(f"conversation {name}", found="no such id", expected=f"one of {dataset.path}")
+    return next(frame_to_conversations(rows)), rows["status"][0], rows["reason"][0]
+
+
+def _save(view: SampleCollection, dataset: Dataset, name: str, values: Mapping[str, Any], who: str) -> None:
+    dataset.edit({"table": "conversations", "id": name, "set": dict(values), "who": who})
+    _show(view, name, *_read(dataset, name))
+
+
+def _show(view: SampleCollection, name: str, conversation: Conversation, status: str, reason: str | None) -> None:
+    """Bring the label up to date, in the database; samples already held in Python see it after `reload`.
+
+    Tags that give a verdict go: they would count more than what was said last.
+    """
+    new = {
+        "messages": json.dumps(to_chat(conversation), ensure_ascii=False),
+        "text": readable(conversation),
+        "status": status,
+        "reason": reason,
+        "verdict": conversation.metadata.get("verdict"),
+    }
+    change = {
+        "$set": {**{f"{_LABELS}.$.{key}": value for key, value in new.items()}, "last_modified_at": datetime.now(UTC)},
+        "$pull": {f"{_LABELS}.$.tags": {"$in": list(VERDICTS)}},
+    }
+    with database_errors():
+        view._root_dataset._sample_collection.update_one({f"{_LABELS}.conversation_id": name}, change)
