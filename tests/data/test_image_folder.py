@@ -144,7 +144,7 @@ def test_broken_images_keep_their_row_with_the_reason(
 
 
 def test_hidden_and_other_files_are_counted(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in (".DS_Store", "Thumbs.db", "._a.png", "notes.pdf", "photo.heic", "Makefile"):
+    for name in (".DS_Store", "Thumbs.db", "._a.png", "notes.pdf", "photo.psd", "Makefile"):
         (folder / name).write_bytes(b"x")
     draw(folder / ".thumbnails/a.png")
     draw(folder / "__MACOSX/a.png")
@@ -152,8 +152,8 @@ def test_hidden_and_other_files_are_counted(folder: Path, tmp_path: Path, capsys
     assert dataset.images.height == 3
     counted = dataset.card["import"]
     assert counted["hidden files"] == 5  # a hidden folder counts as one
-    assert counted["other files"] == {".heic": 1, ".pdf": 1, "no extension": 1}
-    assert ".heic: 1: photo.heic" in capsys.readouterr().out
+    assert counted["other files"] == {".pdf": 1, ".psd": 1, "no extension": 1}
+    assert ".psd: 1: photo.psd" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links and such names need another system")
@@ -185,7 +185,7 @@ def test_a_dataset_beside_its_pictures_can_be_moved(tmp_path: Path) -> None:
     ("files", "words"),
     [
         ({}, ["no images, but nothing", ".png"]),
-        ({"a.heic": "x", "b.txt": "y"}, ["no images, but a.heic, b.txt", ".tiff"]),
+        ({"a.psd": "x", "b.txt": "y"}, ["no images, but a.psd, b.txt", ".tiff"]),
         (
             {"a.png": None, "captions.csv": "picture,words\na.png,x\n"},
             ["columns picture, words", "file_name", "caption"],

@@ -5,8 +5,10 @@ Every file here is a real one, written by the test.
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
+import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -65,12 +67,23 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"this is text, not an image\n" * 20, b"hello", b"<!DOCTYPE html>", b"\0" * 500])
 def test_a_file_that_is_no_image_shows_how_it_begins(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
-    refused(tmp_path / "a.png", "not an image", repr(content[:10])[2:-1], "JPEG, PNG, WebP, TIFF, BMP or GIF")
+    refused(
+        tmp_path / "a.png", "not an image", repr(content[:10])[2:-1], "JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF or HEIC"
+    )
 
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("WEBP", {}), ("TIFF", {}), ("BMP", {}), ("GIF", {})],
+    [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("PNG", {}),
+        ("WEBP", {}),
+        ("TIFF", {}),
+        ("BMP", {}),
+        ("GIF", {}),
+        ("AVIF", {}),
+    ],
 )
 @settings(max_examples=25, deadline=None)
 @given(share=st.floats(0.02, 0.98))
@@ -258,3 +271,46 @@ def test_the_perceptual_hash_is_near_for_near_copies_and_far_for_others(tmp_path
         image.save(tmp_path / name)
     one, near, far = (int(check_image(tmp_path / name).phash, 16) for name in ("a.png", "near.jpg", "far.png"))
     assert (one ^ near).bit_count() <= 6 < (one ^ far).bit_count()
+
+
+# --- phones -----------------------------------------------------------------------------------------------------
+
+HEIC = base64.b64decode(
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAXxtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAACJpbG9jAA"
+    "AAAERAAAEAAQAAAAABoAABAAAAAAAAAOwAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRtAAAAAAABAAAA/GlwcnAA"
+    "AADcaXBjbwAAAHVodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQApQgEBA3AAAAMAkA"
+    "AAAwAAAwAeoCCBBZbqrprm4CGgwIAAAAyAAAADAIRiAAEABkQBwXPBiQAAABNjb2xybmNseAABAA0ABoAAAAAUaXNwZQAAAAAAAABAAAAAQAAA"
+    "AChjbGFwAAAAKAAAAAEAAAAeAAAAAf///+gAAAAC////3gAAAAIAAAAQcGl4aQAAAAADCAgIAAAAGGlwbWEAAAAAAAAAAQABBYECAwWEAAAA9G"
+    "1kYXQAAADoKAGvCch97tHAP5Asf8xR/w9ocOVV0+CEIv+9eK2FHi4vtYTmXsgQceDW6clQ+5UZdV5BhUJV+nuyc0KWc8PIH2PUycB4khqWfHWM"
+    "8c/zQf30EjWcS8mIJAkNTi1LHw4E41vTEPHaIz7Lw5skgtDYmzbFHmsPUK/kEe6se2Wk4iaRmkF0Dwz4/gQ/BQ+en51MQM1Mfv+PkEvNEt2zYs"
+    "lnTuom65urh2sjNSPhEMYkU1jVH6a/9Mv29MyTst2Tm+azH5YKYYU/mtvtA1iXhjDPD0QpG1pzEc/EoMq5fGgijpATG8TwXvff8A=="
+)
+"""`picture()` as HEIC; what reads it does not write it."""
+
+
+@pytest.mark.parametrize(("name", "data"), [("a.heic", HEIC), ("a.avif", encoded("AVIF"))])
+def test_pictures_of_phones_are_read(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    (tmp_path / "a.jpg").write_bytes(data)
+    facts = check_image(tmp_path / name)
+    assert (facts.width, facts.height, facts.mode, facts.notes) == (40, 30, "RGB", ())
+    difference = np.abs(np.asarray(load_image(tmp_path / name), int) - np.asarray(picture(), int))
+    assert difference.mean() < 6
+    assert check_image(tmp_path / "a.jpg").notes == (f"{facts.format} named .jpg",)
+
+
+@settings(max_examples=25, deadline=None)
+@given(share=st.floats(0.02, 0.99))
+def test_no_part_of_a_heic_file_passes_for_the_whole(share: float) -> None:
+    refused(HEIC[: int(len(HEIC) * share)])
+
+
+def test_a_heic_picture_without_its_package_says_how_to_get_it() -> None:
+    """In a process of its own that finds no such package."""
+    code = (
+        "import sys; sys.modules['pi_heif'] = None; import importlib.util as u; real = u.find_spec\n"
+        "u.find_spec = lambda name, *more: None if name == 'pi_heif' else real(name, *more)\n"
+        f"from workbench.data.images import load_image; load_image({HEIC!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "found a HEIC picture, and no package that reads it; pip install pi-heif" in done.stderr

@@ -8,6 +8,7 @@ Does not know: datasets, roots, or what a model wants (`model/images.py` resizes
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import re
 import warnings
@@ -28,12 +29,23 @@ EXTENSIONS = {
     "BMP": (".bmp", ".dib"),
     "GIF": (".gif",),
     "MPO": (".jpg", ".jpeg", ".mpo"),
+    "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif", ".hif"),
 }
 """The formats that are read and how their files are named. MPO is a JPEG with further pictures, as phones write it."""
-_OPENED_AS = tuple(kind for kind in EXTENSIONS if kind != "MPO")  # Pillow opens it as JPEG and finds out later
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"II*\0", b"MM\0*", b"BM", b"GIF8")
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+_HEIF_FIX = "pip install pi-heif"
+_HAS_HEIF = importlib.util.find_spec("pi_heif") is not None
+if _HAS_HEIF:  # Pillow itself reads AVIF, but not what phones write as HEIC
+    import pi_heif
+
+    pi_heif.register_heif_opener(thumbnails=False)
+_OPENED_AS = tuple(kind for kind in EXTENSIONS if kind != "MPO" and (kind != "HEIF" or _HAS_HEIF))
+"""Without MPO, which Pillow opens as JPEG and finds out later."""
 SUFFIXES = frozenset(suffix for suffixes in EXTENSIONS.values() for suffix in suffixes)
 
+_ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 _DEEP = ("I", "F")
 """Pillow's modes of more than 8 bits: I;16, I;16B, I, F."""
 _ORIENTATION = 0x0112
@@ -135,10 +147,12 @@ def _decode(data: bytes, where: str, limits: Limits) -> tuple[PILImage.Image, st
         _check_size(pixels, f"{pixels:,} pixels", where, limits)
         raise ImageError(where, found=str(problem)) from problem
     except PILImage.UnidentifiedImageError:
-        if data.startswith(_BEGINNINGS):
+        if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and not _HAS_HEIF:
+            raise ImageError(where, found="a HEIC picture, and no package that reads it", fix=_HEIF_FIX) from None
+        if data.startswith(_BEGINNINGS) or data[4:8] == b"ftyp":
             found = "a damaged or truncated image (its header cannot be read)"
             raise ImageError(where, found=found, fix="download or copy it again") from None
-        expected = "JPEG, PNG, WebP, TIFF, BMP or GIF"
+        expected = "JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF or HEIC"
         raise ImageError(where, found=f"not an image: it begins with {data[:24]!r}", expected=expected) from None
     except Exception as problem:  # a decoder meeting broken bytes raises anything, from SyntaxError to struct.error
         found = f"a damaged or truncated image ({problem or type(problem).__name__})"
@@ -154,7 +168,7 @@ def _check_size(pixels: int, text: str, where: str, limits: Limits) -> None:
 def _notes(opened: PILImage.Image) -> list[str]:
     notes = []
     if getattr(opened, "is_animated", False):
-        notes.append("animated: first frame" if opened.format in ("GIF", "WEBP", "PNG") else "several: first picture")
+        notes.append("animated: first frame" if opened.format in _ANIMATED else "several: first picture")
     if _orientation(opened) in _TURNS:
         notes.append("turned by EXIF")
     if opened.has_transparency_data and not opened.mode.startswith(_DEEP):

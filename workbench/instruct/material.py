@@ -1,6 +1,6 @@
 """What is known about one image: the ground every instruction task stands on.
 
-Knows: a row of the images table as annotations, captions and a class; boxes in pixels and as LLaVA says them.
+Knows: a row of the images table as annotations, captions and a class.
 Does not know: what is asked about an image (`tasks.py`) or who answers (`rules.py`, `teacher.py`).
 """
 
@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workbench.conversation import Image
+from workbench.data.boxes import Box, padded_box
 from workbench.data.scenes import Scene
 
 Turns = list[tuple[str, str]]
 """Questions and answers in order."""
-Box = tuple[float, float, float, float]
 
 WHAT = "What is this?"
+
+__all__ = ["WHAT", "Box", "Material", "Thing", "Turns", "material_of", "padded_box", "things_of"]
 
 
 @dataclass(frozen=True)
@@ -90,15 +92,3 @@ def things_of(objects: str | None) -> tuple[Thing, ...]:
         box = tuple(float(value) for value in item["box"]) if item.get("box") else None
         made.append(Thing(str(item.get("label", "object")), box, more))  # type: ignore[arg-type]
     return tuple(made)
-
-
-def padded_box(box: Box, width: int, height: int) -> Box:
-    """A box in pixels as LLaVA's instruction mix says it: x0, y0, x1, y1 from 0 to 1 of the picture padded to a square.
-
-    The picture lies in the middle of the square, as LLaVA's `expand2square` puts it (llava/mm_utils.py); whole pixels
-    of padding, the odd one after it.
-    """
-    side = max(width, height)
-    left, top = (side - width) // 2, (side - height) // 2
-    x0, y0, x1, y1 = box
-    return (x0 + left) / side, (y0 + top) / side, (x1 + left) / side, (y1 + top) / side
