@@ -8,11 +8,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from PIL import Image as PILImage
 
 from workbench.data.dataset import Dataset
-from workbench.data.formats import import_folder
+from workbench.data.formats import export_folder, import_folder
 from workbench.errors import DataError
 
 
@@ -223,3 +224,68 @@ def test_a_missing_folder_and_a_dataset_in_the_way(folder: Path, tmp_path: Path)
     import_folder(folder, tmp_path / "out")
     with pytest.raises(DataError, match="found a dataset; choose another folder, or delete this one"):
         import_folder(folder, tmp_path / "out")
+
+
+def test_labels_and_splits_of_a_captions_file_beat_the_folders(tmp_path: Path) -> None:
+    draw(tmp_path / "set/train/a.png")
+    draw(tmp_path / "set/test/b.png")
+    (tmp_path / "set/captions.csv").write_text("file,label,split\ntrain/a.png,cat,Validation\nb.png,,\n")
+    dataset = import_folder(tmp_path / "set", tmp_path / "out")
+    assert columns(dataset, "path", "label", "split") == [("test/b.png", None, None), ("train/a.png", "cat", "val")]
+
+
+def test_an_unknown_split_is_named(folder: Path, tmp_path: Path) -> None:
+    (folder / "captions.csv").write_text("file,caption,split\na.png,x,train\nb.jpg,y,holdout\n")
+    with pytest.raises(DataError, match=r"captions.csv, row 2: found split 'holdout'; expected train \| val"):
+        import_folder(folder, tmp_path / "out")
+
+
+# --- and out ----------------------------------------------------------------------------------------------------
+
+KEPT = ("id", "path", "width", "height", "hash", "phash", "split", "label", "captions")
+
+
+@pytest.fixture
+def known(tmp_path: Path) -> Dataset:
+    """Images with everything that such a folder holds; one with an id of its own, one that is broken."""
+    for number, name in enumerate(("cat/a.png", "dog/b.jpg", "c.webp", "cat/torn.png")):
+        draw(tmp_path / "known" / name, number)
+    (tmp_path / "known/cat/torn.png").write_bytes(b"torn")
+    dataset = import_folder(tmp_path / "known", tmp_path / "ds")
+    said = pl.DataFrame(
+        {
+            "captions": [[], ["ä, 漢", 'two "lines"\nand more'], [], ["a dog"]],
+            "split": [None, "train", "val", "test"],
+            "label": [None, None, "x", "dog"],
+        }
+    )
+    dataset.write_images(
+        dataset.images.with_columns(*said).with_columns(id=pl.col("id").replace(dataset.images["id"][1], "mine"))
+    )
+    return dataset
+
+
+def test_what_goes_out_comes_in_equal(known: Dataset, tmp_path: Path) -> None:
+    assert export_folder(known, tmp_path / "out") == 3
+    again = import_folder(tmp_path / "out", tmp_path / "again")
+    ok = known.images.filter(pl.col("status") == "ok")
+    assert "mine" in ok["id"].to_list()
+    assert again.images.select(KEPT).sort("id").equals(ok.select(KEPT).sort("id"))
+
+
+def test_a_split_goes_out_alone_and_an_empty_one_says_so(known: Dataset, tmp_path: Path) -> None:
+    assert export_folder(known, tmp_path / "out", split="test") == 1
+    known.write_images(known.images.with_columns(split=pl.lit(None)))
+    with pytest.raises(DataError, match="found no image that is ok in split test; expected something to export"):
+        export_folder(known, tmp_path / "other", split="test")
+
+
+def test_an_export_overwrites_nothing_and_leaves_no_half(known: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/mine.txt").touch()
+    with pytest.raises(DataError, match="full: found something of that name; expected a new or empty folder"):
+        export_folder(known, tmp_path / "full")
+    (tmp_path / "known/dog/b.jpg").unlink()
+    with pytest.raises(DataError, match=r"b.jpg: found no such file; restore it, or leave this image out"):
+        export_folder(known, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]

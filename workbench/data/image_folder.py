@@ -1,7 +1,7 @@
 """A person's folder of images as a dataset, with class folders, a captions file, sidecar texts, or nothing.
 
     folder/cat/1.png                               the sub-folder's name is the label
-    folder/1.png + folder/captions.csv             columns file and caption (or captions.jsonl)
+    folder/1.png + folder/captions.csv             columns file and caption, label, split (or captions.jsonl)
     folder/1.png + folder/1.txt                    the text is the caption
     folder/train/cat/1.png, folder/test/cat/2.png  split folders around any of these
 
@@ -21,18 +21,15 @@ from typing import Any
 
 import polars as pl
 
+from workbench.data.captions_file import CAPTION_FILES, SPLITS, Line, read_lines
 from workbench.data.dataset import Dataset
 from workbench.data.image_rows import ROOT, by_reason, image_rows, numbers, refuse_existing, root_for, summary
 from workbench.data.images import SUFFIXES
 from workbench.errors import DataError
 from workbench.resources import write_atomic
 
-CAPTION_FILES = ("captions.csv", "captions.jsonl")
-FILE_COLUMNS = ("file", "file_name", "filename", "image", "path")
-TEXT_COLUMNS = ("caption", "text", "captions")
 REPORT = "import.json"
 _HIDDEN = {"thumbs.db", "desktop.ini", "__macosx"}
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 
 
 @dataclass
@@ -48,6 +45,18 @@ class Found:
     """Folders that could not be listed, linked folders (not followed), names that are not Unicode."""
 
 
+@dataclass
+class Said:
+    """What a captions file, or the texts beside the images, say; by path."""
+
+    captions: dict[str, list[str]] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    splits: dict[str, str] = field(default_factory=dict)
+    ids: dict[str, str] = field(default_factory=dict)
+    has: frozenset[str] = frozenset()
+    """Which of caption, label and split are said, if only for some."""
+
+
 def import_folder(
     folder: str | Path,
     out: str | Path,
@@ -60,24 +69,28 @@ def import_folder(
 ) -> Dataset:
     """Make the dataset `out` of the images in `folder`, which stay where they are, and print what came of it.
 
-    A captions file beats sidecar texts, which beat class folders. `text_column` names the column of captions where it
-    is none of caption, text, captions. `annotate` adds to the rows what the caller knows. Broken images are rows with
-    status quarantined and a reason; captions without a file and files of other kinds are listed, in full in
-    `out/import.json`. Raises `DataError` where there is no image, the captions file cannot be read, or `out` is a
-    dataset already.
+    A captions file beats sidecar texts, which beat class folders; its columns label and split beat folders as well.
+    `text_column` names the column of captions where it is none of caption, text, captions. `annotate` adds to the rows
+    what the caller knows. Broken images are rows with status quarantined and a reason; captions without a file and
+    files of other kinds are listed, in full in `out/import.json`. Raises `DataError` where there is no image, the
+    captions file cannot be read, or `out` is a dataset already.
     """
     folder, out = Path(folder), Path(out)
     refuse_existing(out)
     found = _scan(folder)
-    captions, report = _captions(folder, found, text_column)
-    labels, splits = _folders(found.images, with_labels=not captions)
-    frame = image_rows(folder, found.images, workers=workers).with_columns(
+    said, report = _said(folder, found, text_column)
+    folder_labels, splits = _folders(found.images, with_labels=not said.captions)
+    labels = said.labels if "label" in said.has else folder_labels
+    told_splits = said.splits if "split" in said.has else splits
+    frame = image_rows(folder, found.images, workers=workers)
+    frame = frame.with_columns(
+        pl.Series("id", [said.ids.get(path, known) for path, known in frame.select("path", "id").iter_rows()]),
         pl.Series("label", [labels.get(path) for path in found.images], dtype=pl.String),
-        pl.Series("split", [splits.get(path) for path in found.images], dtype=pl.String),
-        pl.Series("captions", [captions.get(path, []) for path in found.images], dtype=pl.List(pl.String)),
+        pl.Series("split", [told_splits.get(path) for path in found.images], dtype=pl.String),
+        pl.Series("captions", [said.captions.get(path, []) for path in found.images], dtype=pl.List(pl.String)),
     )
     report = _report(frame, found, report)
-    if splits:
+    if splits and "split" not in said.has:
         report["in no split folder"] = [path for path in found.images if path not in splits]
     write_atomic(out / REPORT, json.dumps(report, indent=1, ensure_ascii=False))
     name = name or folder.resolve().name
@@ -170,8 +183,8 @@ def _folders(paths: list[str], *, with_labels: bool) -> tuple[dict[str, str], di
     """Label and split of each path from its folders: `split/label/...`, `label/...`, or neither."""
     parts = {path: PurePosixPath(path).parts[:-1] for path in paths}
     tops = {folders[0].lower() for folders in parts.values() if folders}
-    has_splits = "train" in tops and tops <= set(_SPLITS)
-    splits = {path: _SPLITS[folders[0].lower()] for path, folders in parts.items() if folders and has_splits}
+    has_splits = "train" in tops and tops <= set(SPLITS)
+    splits = {path: SPLITS[folders[0].lower()] for path, folders in parts.items() if folders and has_splits}
     below = {path: folders[1:] if has_splits else folders for path, folders in parts.items()}
     return {path: folders[0] for path, folders in below.items() if folders and with_labels}, splits
 
@@ -179,37 +192,41 @@ def _folders(paths: list[str], *, with_labels: bool) -> tuple[dict[str, str], di
 # --- captions ---------------------------------------------------------------------------------------------------
 
 
-def _captions(folder: Path, found: Found, column: str | None) -> tuple[dict[str, list[str]], dict[str, Any]]:
-    """Captions by image, and what to report about them."""
+def _said(folder: Path, found: Found, column: str | None) -> tuple[Said, dict[str, Any]]:
+    """What is said about the images, and what to report about it."""
     if len(found.captions) > 1:
         names = " and ".join(found.captions)
         raise DataError(str(folder), found=names, expected="one captions file", fix="move one of them away")
     if found.captions:
-        pairs = _read_captions(folder / found.captions[0], column)
+        lines, has = read_lines(folder / found.captions[0], column)
     else:
         texts = {_stem(path): text for path in found.texts for text in _sidecar(folder, path, found)}
-        pairs = [(path, texts[_stem(path)]) for path in found.images if _stem(path) in texts]
-    if not pairs:
-        return {}, {}
-    captions: defaultdict[str, list[str]] = defaultdict(list)
-    missing, empty = [], []
+        lines = [Line(path, (texts[_stem(path)],)) for path in found.images if _stem(path) in texts]
+        has = frozenset({"caption"} if lines else ())
+    said, missing, empty = Said(has=has), [], []
     match = _matcher(found)
-    for file, text in pairs:
-        path = match(file)
+    for line in lines:
+        path = match(line.file)
         if path is None:
-            missing.append(file)
-        elif not text.strip():
-            empty.append(file)
-        else:
-            captions[path].append(text.strip())
-    without = [path for path in found.images if path not in captions]
-    report = {
-        "with captions": len(captions),
-        "captions that name a missing file": missing,
-        "empty captions": empty,
-        "without caption": without,
-    }
-    return captions, report
+            missing.append(line.file)
+            continue
+        _note(said, path, line)
+        empty += [line.file for text in line.texts if not text.strip()]
+    if not lines:
+        return said, {}
+    listed = {"captions that name a missing file": missing, "empty captions": empty}
+    without = [path for path in found.images if path not in said.captions] if "caption" in has else []
+    return said, {"with captions": len(said.captions), **listed, "without caption": without}
+
+
+def _note(said: Said, path: str, line: Line) -> None:
+    """A later line adds captions; of the other things the first word counts."""
+    texts = [text.strip() for text in line.texts if text.strip()]
+    if texts:
+        said.captions.setdefault(path, []).extend(texts)
+    for known, value in ((said.labels, line.label), (said.splits, line.split), (said.ids, line.id)):
+        if value is not None:
+            known.setdefault(path, value)
 
 
 def _matcher(found: Found) -> Callable[[str], str | None]:
@@ -233,46 +250,3 @@ def _sidecar(folder: Path, text_path: str, found: Found) -> list[str]:
     except (UnicodeDecodeError, OSError) as problem:
         found.unreadable.append(f"{text_path} ({problem})")
         return []
-
-
-def _read_captions(file: Path, column: str | None) -> list[tuple[str, str]]:
-    """(name of the image, caption) pairs; a list of captions in JSONL gives several."""
-    rows = _csv_rows(file) if file.suffix.lower() == ".csv" else _jsonl_rows(file)
-    keys = {key.strip().lower(): key for row in rows for key in row}
-    name_key = next((keys[key] for key in FILE_COLUMNS if key in keys), None)
-    text_key = next((keys[key] for key in ([column.lower()] if column else TEXT_COLUMNS) if key in keys), None)
-    if name_key is None or text_key is None:
-        wanted = f"{' | '.join(FILE_COLUMNS)} and {column or ' | '.join(TEXT_COLUMNS)}"
-        raise DataError(str(file), found=f"columns {', '.join(keys) or 'none'}", expected=wanted, fix="rename them")
-    pairs = []
-    for row in rows:
-        texts = row.get(text_key)
-        for text in texts if isinstance(texts, list) else [texts]:
-            pairs.append((str(row.get(name_key) or ""), "" if text is None else str(text)))
-    return pairs
-
-
-def _csv_rows(file: Path) -> list[dict[str, Any]]:
-    try:
-        with open(file, encoding="utf-8-sig") as handle:
-            header = handle.readline()
-        return pl.read_csv(file, infer_schema=False, separator=max(",;\t", key=header.count)).to_dicts()
-    except (pl.exceptions.PolarsError, UnicodeDecodeError) as problem:
-        first = (str(problem).splitlines() or [""])[0]
-        raise DataError(str(file), found=f"a broken CSV file ({first})", expected="UTF-8, a row per image") from problem
-
-
-def _jsonl_rows(file: Path) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if not line.strip():
-            continue
-        where, expected = f"{file}, line {number}", '{"file": ..., "caption": ...}'
-        try:
-            row = json.loads(line)
-        except ValueError as problem:
-            raise DataError(where, found=f"broken JSON ({problem})", expected=expected) from problem
-        if not isinstance(row, dict):
-            raise DataError(where, found=type(row).__name__, expected=expected)
-        rows.append(row)
-    return rows
