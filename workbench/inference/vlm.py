@@ -1,25 +1,29 @@
 """Any vision-language model of transformers as a `ChatModel`: Qwen-VL, InternVL, SmolVLM, LLaVA and their like.
 
 Knows: `AutoModelForImageTextToText` and `AutoProcessor`, whose own chat template renders the conversation.
-Does not know: our templates, adapters or caches; a LLaVA made here is served by `engine.Engine`.
+Does not know: our templates or caches; a LLaVA made here is served by `engine.Engine`.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jinja2 import TemplateError
 
-from workbench.chat_model import GREEDY, Answer, Ending, Pieces, SamplingOptions, Usage
-from workbench.conversation import Conversation, Image, check_conversation
-from workbench.errors import ConversationError, ModelError
+from workbench.chat_model import GREEDY, Answer, Pieces, SamplingOptions
+from workbench.conversation import Conversation, Image, Message, check_conversation
+from workbench.errors import ConversationError, ModelError, RenderError
+from workbench.inference.decoding import Row
+from workbench.inference.sampling import choose, generator
 from workbench.inference.text import TextStream
-from workbench.model.parts import loading_quietly
-from workbench.model.precision import DTYPES, QUANTISED, keep_weights_readable, pick_device, quantisation
+from workbench.model.parts import check_report, loading_quietly, quietly
+from workbench.model.precision import keep_weights_readable, pick_device, pick_dtypes, quantisation
+from workbench.model.segments import control_in_text
 from workbench.model.sources import resolve
 
 if TYPE_CHECKING:
@@ -28,13 +32,16 @@ if TYPE_CHECKING:
 VIDEO = "video_processor"
 _NOT_LANGUAGE = ("visual", "vision_tower", "vision_model", "multi_modal_projector", "connector", "mlp1", "aligner")
 """Names under which models keep tower and projector, which are never quantised."""
+_UNUSABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError)
+"""What transformers and peft raise for a folder that does not hold what it should."""
 
 
 class VisionLanguageModel:
     """A model by folder or name on the Hub. One answer or batch at a time; several threads wait for each other.
 
     `load`: fp32, bf16, fp16, 8bit or 4bit (NF4, language model only); as saved by default. `open_image` gives the
-    picture of a reference. Raises `ModelError` for what is not there, no such model, or without a chat template.
+    picture of a reference. `adapter`: a folder with a peft adapter of this model. Raises `ModelError` for what is not
+    there, incomplete, no such model, or without a chat template.
     """
 
     def __init__(
@@ -44,147 +51,179 @@ class VisionLanguageModel:
         load: str | None = None,
         device: str = "auto",
         open_image: Callable[[Image], Picture] | None = None,
+        adapter: str | Path | None = None,
         name: str | None = None,
     ) -> None:
         self.name = name or str(source)
         self._open_image = open_image
         self._lock = threading.Lock()
         self.model, self.processor = _loaded(resolve(source), load, device)
-        ends = self.model.generation_config.eos_token_id
-        self._ends = {ends} if isinstance(ends, int) else set(ends or [self.processor.tokenizer.eos_token_id])
+        if adapter is not None:
+            _attach(self.model, Path(adapter).expanduser())
+        tokenizer, ends = self.processor.tokenizer, self.model.generation_config.eos_token_id
+        self._ends = {ends} if isinstance(ends, int) else set(ends or [tokenizer.eos_token_id])
+        special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        image = getattr(self.processor, "image_token", None)
+        self._controls = special | set(tokenizer.all_special_tokens) | ({image} if image else set())
 
     # --- answering ----------------------------------------------------------------------------------------------
 
     def reply(self, conversation: Conversation, options: SamplingOptions = GREEDY) -> Answer:
-        """As `ChatModel.reply`: the answer as it is generated."""
-        inputs = self._inputs([conversation])
-
-        def write(cancelled: threading.Event) -> Pieces:
-            told, stop = _Tokens(), threading.Event()
-            thread = threading.Thread(target=self._generate_into, args=(told, inputs, options, stop), daemon=True)
-            thread.start()
-            stream, ids, reason = TextStream(self._decode, options.stop), [], "length"
-            for token in told:
-                ids.append(token)
-                if token in self._ends:
-                    reason = "stop"
-                    break
-                yield stream.push(token)
-                if stream.stopped or cancelled.is_set():
-                    reason = "stop" if stream.stopped else "cancelled"
-                    break
-            stop.set()
-            thread.join()
-            if told.problem is not None:
-                raise told.problem
-            yield stream.finish()
-            return Ending(reason, Usage(int(inputs["attention_mask"].sum()), len(ids)), tuple(ids))
-
-        return Answer(write)
+        """As `ChatModel.reply`: `generate` runs in a thread from the first piece read, and ends when reading does."""
+        inputs, rows = self._prepare([conversation], options)
+        return Answer(lambda cancelled: self._write(inputs, rows[0], options, cancelled))
 
     def reply_batch(self, conversations: Sequence[Conversation], options: SamplingOptions = GREEDY) -> list[Answer]:
         """As `ChatModel.reply_batch`, in one padded batch."""
         if not conversations:
             return []
-        inputs = self._inputs(conversations)
-        rows = self._generate(inputs, options)[:, inputs["input_ids"].shape[1] :].tolist()
-        prompts = inputs["attention_mask"].sum(1).tolist()
-        return [self._finished(row, options, prompt) for row, prompt in zip(rows, prompts, strict=True)]
+        inputs, rows = self._prepare(conversations, options)
+        self._generate(inputs, rows, options)
+        return [Answer.finished(row.new_text(), row.ending) for row in rows]
 
-    def _finished(self, row: list[int], options: SamplingOptions, prompt: int) -> Answer:
-        """The answer in one row of a batch: up to its end token or a stop text, without the padding behind it."""
-        stream, ids, reason = TextStream(self._decode, options.stop), [], "length"
-        for token in row:
-            ids.append(token)
-            if token not in self._ends:
-                stream.push(token)
-            if token in self._ends or stream.stopped:
-                reason = "stop"
-                break
-        stream.finish()
-        return Answer.finished(stream.text, Ending(reason, Usage(prompt, len(ids)), tuple(ids)))
+    def _write(self, inputs: dict[str, Any], row: Row, options: SamplingOptions, cancelled: threading.Event) -> Pieces:
+        pieces: queue.Queue[str | Exception | None] = queue.Queue()
+        left = threading.Event()
 
-    # --- the model ----------------------------------------------------------------------------------------------
+        def tell() -> None:
+            if cancelled.is_set() or left.is_set():
+                row.finish("cancelled")
+            pieces.put(row.new_text())
+
+        def work() -> None:
+            try:
+                self._generate(inputs, [row], options, tell)
+                pieces.put(None)
+            except Exception as problem:  # raised again by whoever reads the answer
+                pieces.put(problem)
+
+        if cancelled.is_set():
+            row.finish("cancelled")
+            return row.ending
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            while (piece := pieces.get()) is not None:
+                if isinstance(piece, Exception):
+                    raise piece
+                if piece:
+                    yield piece
+        finally:  # also when nobody reads on: the next answer would wait for this one
+            left.set()
+            thread.join()
+        return row.ending
 
     @torch.no_grad()
-    def _generate(self, inputs: dict[str, Any], options: SamplingOptions, **more: Any) -> torch.Tensor:
-        """(B, prompt and answer) token ids. Sampling with a seed leaves other random numbers as they were."""
-        chosen: dict[str, Any] = {"do_sample": not options.greedy, "max_new_tokens": options.max_tokens}
-        if not options.greedy:
-            chosen |= {"temperature": options.temperature, "top_p": options.top_p, "top_k": options.top_k or None}
-        with self._lock, torch.random.fork_rng(enabled=options.seed is not None):
-            if options.seed is not None:
-                torch.manual_seed(options.seed)
-            return self.model.generate(**inputs, **chosen, **more)
-
-    def _generate_into(
-        self, told: _Tokens, inputs: dict[str, Any], options: SamplingOptions, stop: threading.Event
+    def _generate(
+        self,
+        inputs: dict[str, Any],
+        rows: Sequence[Row],
+        options: SamplingOptions,
+        tell: Callable[[], None] = lambda: None,
     ) -> None:
-        def ended(input_ids: torch.Tensor, scores: torch.Tensor, **more: Any) -> torch.Tensor:
-            return torch.full((len(input_ids),), stop.is_set(), device=input_ids.device)
+        """Write the answers of `rows`; `tell` is called after every step, and may end a row."""
 
-        try:
-            self._generate(inputs, options, streamer=told, stopping_criteria=[ended])
-        except Exception as problem:  # raised again by whoever reads the answer
-            told.problem = problem
-        finally:
-            told.end()
+        def drawn(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            tokens = choose(scores, options, [row.generator for row in rows])
+            return torch.full_like(scores, float("-inf")).scatter(1, tokens[:, None], 0.0)  # (B, vocabulary)
 
-    def _inputs(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
-        """What the processor makes of the conversations, on the model's device, padded on the left."""
+        def ended(ids: torch.Tensor, scores: Any, **more: Any) -> torch.Tensor:
+            for row, token in zip(rows, ids[:, -1].tolist(), strict=True):
+                if row.finish_reason is None:
+                    row.take(token)
+            tell()
+            return torch.tensor([row.finish_reason is not None for row in rows], device=ids.device)
+
+        # Each row draws from its own generator, which generate's own sampling cannot do.
+        own: dict[str, Any] = {} if options.greedy else {"logits_processor": [drawn]}
+        longest = max(row.limit for row in rows)
+        with self._lock:
+            try:
+                self.model.generate(**inputs, do_sample=False, max_new_tokens=longest, stopping_criteria=[ended], **own)
+            except torch.OutOfMemoryError as problem:
+                found = f"no memory left for {len(rows)} prompts of up to {inputs['input_ids'].shape[1]:,} tokens"
+                fix = "ask fewer at once, give smaller images, or load it in 4bit"
+                raise ModelError(self.name, found=found, fix=fix) from problem
+
+    # --- conversations to rows ----------------------------------------------------------------------------------
+
+    def _prepare(
+        self, conversations: Sequence[Conversation], options: SamplingOptions
+    ) -> tuple[dict[str, Any], list[Row]]:
+        """What `generate` gets, padded on the left, and one row per conversation for what it writes."""
         messages = [self._messages(check_conversation(one)) for one in conversations]
-        made = self.processor.apply_chat_template(
-            messages,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            processor_kwargs={"return_tensors": "pt", "padding": True},
+        with self._lock:  # padding is a state of the tokenizer
+            inputs = self._inputs(conversations, messages)
+        prompts = zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
+        ids = [prompt[seen].tolist() for prompt, seen in prompts]
+        return inputs, [self._row(index, one, ids[index], options) for index, one in enumerate(conversations)]
+
+    def _row(self, index: int, conversation: Conversation, ids: list[int], options: SamplingOptions) -> Row:
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        room = options.max_tokens if context is None else context - len(ids)
+        if room < 1:
+            found, expected = f"a prompt of {len(ids)} tokens", f"fewer than {context}, what the model was built for"
+            raise RenderError(conversation.id, found=found, expected=expected, fix="shorten it, or give fewer images")
+        return Row(
+            ids=ids,
+            features=torch.empty(0),  # the model sees its images itself
+            prefix=0,
+            prefix_key=None,
+            limit=min(options.max_tokens, room),
+            end_ids=self._ends,
+            text=TextStream(self._decode, options.stop),
+            generator=generator(options, index),
         )
-        dtype = self.model.dtype
+
+    def _inputs(self, conversations: Sequence[Conversation], messages: Sequence[Any]) -> dict[str, Any]:
+        """What the processor makes of the messages, on the model's device. Raises `RenderError` where it cannot."""
+        try:
+            made = self.processor.apply_chat_template(
+                list(messages),
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                processor_kwargs={"return_tensors": "pt", "padding": True},
+            )
+        except (TemplateError, ValueError, TypeError) as problem:
+            if len(conversations) > 1:  # name the one that is meant
+                for one, its in zip(conversations, messages, strict=True):
+                    self._inputs([one], [its])
+            expected = "what the model's own chat template and processor take"
+            raise RenderError(conversations[0].id, found=_told(problem), expected=expected) from problem
+        floats = {"device": self.model.device, "dtype": self.model.dtype}
         return {
-            name: value.to(self.model.device, dtype) if value.is_floating_point() else value.to(self.model.device)
+            name: value.to(**floats) if value.is_floating_point() else value.to(self.model.device)
             for name, value in made.items()
         }
 
     def _messages(self, conversation: Conversation) -> list[dict[str, Any]]:
-        made = []
-        for message in conversation.messages:
-            parts = [self._part(part, conversation.id) for part in message.content]
-            made.append({"role": message.role, "content": parts})
-        return made
+        """The conversation in transformers' form, images opened."""
+        last = len(conversation.messages) - 1
+        if conversation.messages[last].role != "user":
+            expected = "a question last: conversation.prompt"
+            raise RenderError(f"{conversation.id}, message {last}", found="an answer", expected=expected)
+        return [self._message(conversation, number, one) for number, one in enumerate(conversation.messages)]
 
-    def _part(self, part: Any, where: str) -> dict[str, Any]:
-        if isinstance(part, str):
-            return {"type": "text", "text": part}
-        if not isinstance(part, Image):
-            raise ConversationError(where, found="a video", expected="text and images")
-        if self._open_image is None:
-            raise ModelError(self.name, found="an image", expected="open_image to be given")
-        return {"type": "image", "image": self._open_image(part)}
+    def _message(self, conversation: Conversation, number: int, message: Message) -> dict[str, Any]:
+        parts: list[dict[str, Any]] = []
+        for part in message.content:
+            if isinstance(part, str):
+                if found := sorted(token for token in self._controls if token in part):
+                    raise control_in_text(conversation, number, found[0])
+                parts.append({"type": "text", "text": part})
+            elif not isinstance(part, Image):
+                where = f"{conversation.id}, message {number}"
+                fix = "put frames of it into the message as images"
+                raise ConversationError(where, found="a video", expected="text and images", fix=fix)
+            elif self._open_image is None:
+                raise ModelError(self.name, found="an image", expected="open_image to be given")
+            else:
+                parts.append({"type": "image", "image": self._open_image(part)})
+        return {"role": message.role, "content": parts}
 
     def _decode(self, ids: list[int]) -> str:
-        return self.processor.tokenizer.decode(ids, skip_special_tokens=True)
-
-
-class _Tokens:
-    """Tokens on their way from `generate`, which calls `put` and `end`, to whoever iterates."""
-
-    def __init__(self) -> None:
-        self._queue: queue.Queue[int | None] = queue.Queue()
-        self._prompt = True
-        self.problem: Exception | None = None
-
-    def put(self, value: torch.Tensor) -> None:
-        if not self._prompt:
-            self._queue.put(int(value.flatten()[0]))
-        self._prompt = False
-
-    def end(self) -> None:
-        self._queue.put(None)
-
-    def __iter__(self) -> Iterator[int]:
-        while (token := self._queue.get()) is not None:
-            yield token
+        return self.processor.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def _loaded(folder: Path, load: str | None, device: str) -> tuple[Any, Any]:
@@ -192,36 +231,57 @@ def _loaded(folder: Path, load: str | None, device: str) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText
 
     place = pick_device(device)
-    if load is not None and load not in (*DTYPES, *QUANTISED):
-        raise ModelError("load", found=repr(load), expected=", ".join((*DTYPES, *QUANTISED)))
-    held = DTYPES.get(load or "", "auto")
-    config = quantisation(load or "", torch.float32, inside_llava=True)
+    held = None if load is None else pick_dtypes(load, "auto", place)[0]
+    config = None if load is None or held is None else quantisation(load, held, inside_llava=True)
     if config is not None:
         config.llm_int8_skip_modules = [
             "lm_head",
             *(f"{way}{part}" for part in _NOT_LANGUAGE for way in ("", "model.")),
         ]
-        held = torch.float32
     try:
         with loading_quietly(folder):
             processor = _processor_class(folder).from_pretrained(folder, backend="pil")
-            model = AutoModelForImageTextToText.from_pretrained(
-                folder, dtype=held, quantization_config=config, device_map={"": place}, use_safetensors=True
+            model, report = AutoModelForImageTextToText.from_pretrained(
+                folder,
+                dtype=held or "auto",
+                quantization_config=config,
+                device_map={"": place},
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # `check_report` names them
+                output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as problem:
-        found = " ".join(str(problem).split())[:300]
+    except _UNUSABLE as problem:
         expected = "a vision-language model of transformers with its processor"
-        raise ModelError(str(folder), found=found, expected=expected) from problem
+        raise ModelError(str(folder), found=_told(problem), expected=expected) from problem
+    check_report(folder, report, allowed=("",))  # heads for other uses may be left out; nothing may be made up
     if getattr(processor, "tokenizer", None) is None or not processor.chat_template:
-        raise ModelError(
-            str(folder),
-            found="no chat template",
-            expected="a processor that has one",
-            fix="use a -chat or -instruct model",
-        )
+        expected, fix = "a processor that has one", "use a -chat or -instruct model"
+        raise ModelError(str(folder), found="no chat template", expected=expected, fix=fix)
     processor.tokenizer.padding_side = "left"
+    for name in ("temperature", "top_p", "top_k", "max_length"):  # an answer's options decide, without a warning
+        setattr(model.generation_config, name, None)
     keep_weights_readable(model)
     return model.eval(), processor
+
+
+def _attach(model: Any, folder: Path) -> None:
+    """Put a peft adapter on the model, whole, or raise `ModelError`."""
+    if not (folder / "adapter_config.json").is_file():
+        raise ModelError(str(folder), found="no adapter_config.json", expected="a folder with a peft adapter")
+    try:
+        with quietly(0):
+            report = model.load_adapter(str(folder))
+    except _UNUSABLE as problem:
+        raise ModelError(str(folder), found=_told(problem), expected="an adapter of this model") from problem
+    for what, keys in (("missing", report.missing_keys), ("surplus", report.unexpected_keys)):
+        if keys:
+            found = f"{len(keys)} {what} tensors, such as {min(keys)}"
+            raise ModelError(str(folder), found=found, expected="an adapter of this model")
+
+
+def _told(problem: Exception) -> str:
+    """What a library says, on one line, without its list of all the models it knows."""
+    return " ".join(str(problem).split()).partition(" Model type should be")[0][:300]
 
 
 def _processor_class(folder: Path) -> Any:
