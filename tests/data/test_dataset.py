@@ -325,8 +325,11 @@ def test_a_torn_last_edit_does_not_count_and_is_replaced_by_the_next(dataset: Da
     assert Dataset.open(dataset.path).images["label"].to_list() == ["dog", None, "cat"]
 
 
-def test_a_broken_edit_in_the_middle_is_named_by_line(dataset: Dataset) -> None:
-    (dataset.path / "edits.jsonl").write_text("{nonsense\n")
+@pytest.mark.parametrize(
+    "line", ["{nonsense", '{"id": "a", "set": {"label": "x"}, "number": 1}', '{"undo": "abc"}', "7"]
+)
+def test_a_broken_edit_in_the_middle_is_named_by_line(dataset: Dataset, line: str) -> None:
+    (dataset.path / "edits.jsonl").write_text(f"{line}\n")
     with pytest.raises(DataError, match=r"edits.jsonl, line 1: found a broken edit .* correct or remove this line"):
         dataset.images  # noqa: B018
 

@@ -3,11 +3,12 @@
     card.yaml               name, roots, source, licence, columns, counts, how it was made, snapshots
     images.parquet          one row per image (or images/*.parquet, shards)
     conversations.parquet   one row per conversation (or conversations/*.parquet)
-    edits.jsonl             changes by people, appended one by one; laid over the tables when they are read
+    edits.jsonl             changes by people, undo among them, one by one; laid over the tables when they are read
     snapshots/VERSION/      the dataset as it was, itself a dataset folder
 
-Knows: images and conversations, roots, splits and status on read, snapshots and lineage.
-Does not know: how the files stay whole (`folder.py`), where rows come from (`formats.py`), pixels, FiftyOne.
+Knows: images and conversations, roots, splits and status on read.
+Does not know: how the files stay whole (`folder.py`), how versions are kept (`versions.py`) and compared (`diff.py`),
+where rows come from (`formats.py`), pixels, FiftyOne.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import Any
 
 import polars as pl
 
-from workbench.conversation import Conversation, Image, Video, new_id
-from workbench.data import tables
+from workbench.conversation import Conversation, Image, Video
+from workbench.data import tables, versions
+from workbench.data.diff import Diff, difference
 from workbench.data.folder import CARD, Folder, now, resolve_inside
 from workbench.errors import DataError
 from workbench.resources import state_folder
@@ -90,7 +92,7 @@ class Dataset:
     @property
     def card(self) -> dict[str, Any]:
         """What `card.yaml` says, with the counts as they are now."""
-        return {**self._folder.card(), "counts": self._folder.counts()}
+        return {**self._folder.present_card(), "counts": self._folder.counts()}
 
     def describe(self, **sections: Any) -> None:
         """Write sections into the card: facts about the dataset, such as `conversations` by `generate`."""
@@ -249,36 +251,32 @@ class Dataset:
         a dataset folder (hard links where the disk allows).
         """
         with self._folder.lock():
-            self._folder.compact()
-            hashes = [tables.content_hash(self._folder.table(table)) for table in tables.COLUMNS]
-            version = new_id("dataset", *hashes)[:16]
-            card = self._folder.card()
-            past = card.get("snapshots") or []
-            if _last(past) != version:
-                entry = {"version": version, "parent": _last(past), "operations": self._waiting(past)}
-                card["snapshots"] = [*past, {**entry, "counts": self._folder.counts(), "time": now()}]
-                self._folder.keep(version, card)
-                self._folder.write_card(card)
-            return version
+            return versions.snapshot(self._folder)
 
     @property
-    def lineage(self) -> list[dict[str, Any]]:
+    def lineage(self) -> versions.Lineage:
         """Snapshots in order, each with `version`, `parent` and the `operations` (name and parameters) between them.
 
-        What happened since the last snapshot is a final entry with version None.
+        What happened since the last snapshot is a final entry with version None. `print` shows them as a tree.
         """
-        past = self._folder.card().get("snapshots") or []
-        waiting = self._waiting(past)
-        return [*past, {"version": None, "parent": _last(past), "operations": waiting}] if waiting else list(past)
+        return versions.lineage(self._folder)
 
-    def _waiting(self, past: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Operations that no snapshot holds yet."""
-        known = {operation["id"] for entry in past for operation in entry["operations"]}
-        return [operation for operation in self._folder.operations() if operation["id"] not in known]
+    def diff(self, a: str, b: str | None = None) -> Diff:
+        """What came, went and changed from version `a` to version `b`, or to the present state.
 
+        The first characters of a version are enough. Raises `DataError` for an unknown or ambiguous one.
+        """
+        return difference(self._folder, a, b)
 
-def _last(past: list[dict[str, Any]]) -> str | None:
-    return past[-1]["version"] if past else None
+    def undo(self, version: str | None = None) -> str:
+        """Go back to a snapshot: by default the last one that differs from the present state. Returns its version.
+
+        The present state is kept as a snapshot first, so `undo()` once more brings it back. The card's sections on the
+        content go back too; name, roots, source and licence stay. Raises `DataError` where there is nothing to go
+        back to, and for an unknown or ambiguous version.
+        """
+        with self._folder.lock():
+            return versions.undo(self._folder, version)
 
 
 def _check_ids(changes: pl.DataFrame, frame: pl.DataFrame) -> None:

@@ -4,7 +4,8 @@ Knows: which file is which, one writer at a time, how a table and the edits afte
 Does not know: what the rows mean to anybody (`dataset.py`) or what a row must look like (`tables.py`).
 
 A table carries in its own footer the operations that made it and the number of the last edit it has taken in. So no
-change touches two files: a process killed at any moment leaves the state before or the state after.
+change touches two files: a process killed at any moment leaves the state before or the state after. An undo is one
+more line of the log of edits: until the tables have taken it in, readers are given the tables of the snapshot it names.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from workbench.errors import DataError
 from workbench.resources import atomic_folder, disk_errors, file_lock, write_atomic
 
 CARD, EDITS, SNAPSHOTS, LOCK = "card.yaml", "edits.jsonl", "snapshots", ".lock"
+STAYS = ("name", "roots", "source", "licence", "created", "snapshots")
+"""Sections of the card that an undo leaves alone: they tell of the dataset, not of what was in it at a time."""
 WAIT = 60.0
 """Seconds that a writer waits for another one."""
 _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, ten times as fast where it was built
@@ -39,6 +42,7 @@ class Folder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._tables: dict[str, tuple[object, pl.DataFrame]] = {}
+        self._log: tuple[object, list[dict[str, Any]]] | None = None
         self._card: tuple[object, dict[str, Any]] | None = None
         self._roots: dict[str, Path] = {}
 
@@ -53,6 +57,10 @@ class Folder:
             for name in (CARD, *(f"{table}.parquet" for table in tables.COLUMNS)):
                 for rest in self.path.glob(f".{name}.*.tmp"):  # of a writer that was killed
                     rest.unlink(missing_ok=True)
+            for rest in (self.path / SNAPSHOTS).glob(".*.tmp"):
+                shutil.rmtree(rest, ignore_errors=True)
+            if self.has_card() and self.pending_undo():
+                self.take_in_undo()
             yield
 
     # --- card ---------------------------------------------------------------------------------------------------
@@ -100,7 +108,8 @@ class Folder:
             column: dict(images.group_by(pl.col(column).fill_null("none")).len().sort(column).iter_rows())
             for column in ("status", "split")
         }
-        conversations = tables.count_rows(self.files("conversations"))
+        undone = self._undo_of("conversations")
+        conversations = tables.count_rows((self.kept(undone["undo"]) if undone else self).files("conversations"))
         return {"images": images.height, "conversations": conversations, **by_column}
 
     # --- tables -------------------------------------------------------------------------------------------------
@@ -124,18 +133,20 @@ class Folder:
         stamp = [_stamp(file) for file in (*files, self.path / EDITS)]
         if table not in self._tables or self._tables[table][0] != stamp:
             frame, meta = tables.read_parquet(files)
-            rows = tables.apply_edits(tables.complete(frame, table), self.edits(table, meta["edits"]), table)
+            taken = meta["edits"]
+            for edit in self.edits(table, taken):
+                if "undo" in edit:
+                    frame, taken = self.kept(edit["undo"]).table(table), edit["number"]
+            rows = tables.apply_edits(tables.complete(frame, table), self.edits(table, taken), table)
             self._tables[table] = stamp, rows
         return self._tables[table][1]
 
     def commit(self, table: str, frame: pl.DataFrame, operation: Mapping[str, Any] | None = None) -> None:
         """Make `frame` the table: one rename. The counts on the card follow; readers count for themselves."""
         operations = []
-        if (self.path / f"{table}.parquet").exists() and self.has_card():
+        if self.has_card():
             meta = self.meta(table)
-            taken = len(self.edits(table, meta["edits"]))
-            new = [{"name": "edits", "count": taken}] if taken else []
-            new += [dict(operation)] if operation else []
+            new = [*self.waiting(table), *([dict(operation)] if operation else [])]
             operations = [*meta["operations"], *({**one, "table": table, "id": new_id(), "time": now()} for one in new)]
         try:
             data = tables.to_parquet(frame, {"operations": operations, "edits": self._last_edit()})
@@ -150,18 +161,23 @@ class Folder:
     # --- edits --------------------------------------------------------------------------------------------------
 
     def edits(self, table: str | None = None, after: int = 0) -> list[dict[str, Any]]:
-        """The edits in order. A last line without its end was never acknowledged and does not count."""
+        """The edits in order, of one table or all; an undo concerns every table.
+
+        A last line without its end was never acknowledged and does not count.
+        """
         log = self.path / EDITS
-        lines = log.read_bytes().split(b"\n")[:-1] if log.exists() else []
-        edits = []
-        for number, line in enumerate(lines, 1):
-            try:
-                edit = json.loads(line)
-                edits.append({**edit, "set": dict(edit["set"]), "id": edit["id"], "number": int(edit["number"])})
-            except (ValueError, KeyError, TypeError) as problem:
-                where, fix = f"{log}, line {number}", "correct or remove this line by hand"
-                raise DataError(where, found=f"a broken edit ({problem})", expected="JSON", fix=fix) from problem
-        return [edit for edit in edits if edit["number"] > after and table in (None, edit["table"])]
+        stamp = _stamp(log)
+        if self._log is None or self._log[0] != stamp:
+            lines = log.read_bytes().split(b"\n")[:-1] if stamp else []
+            self._log = stamp, [_checked_edit(f"{log}, line {number}", line) for number, line in enumerate(lines, 1)]
+        every = [edit for edit in self._log[1] if edit["number"] > after]
+        return [edit for edit in every if table in (None, edit["table"]) or "undo" in edit]
+
+    def waiting(self, table: str) -> list[dict[str, Any]]:
+        """The edits that the table has not taken in, as one operation with who made them; none is no operation."""
+        edits = [edit for edit in self.edits(table, self.meta(table)["edits"]) if "undo" not in edit]
+        who = sorted({str(name) for edit in edits if (name := edit.get("who", edit.get("by")))})
+        return [{"name": "edits", "count": len(edits), **({"who": who} if who else {})}] if edits else []
 
     def append_edit(self, record: Mapping[str, Any]) -> None:
         """One more whole line, on the disk when this returns. What a killed process began of one is cut off first."""
@@ -214,8 +230,45 @@ class Folder:
             text = yaml.safe_dump({**card, "roots": moved, "snapshot": version}, sort_keys=False, allow_unicode=True)
             (folder / CARD).write_text(text, encoding="utf-8")
 
+    def kept(self, version: str) -> Folder:
+        """The folder of a snapshot. Raises `DataError` where somebody removed it."""
+        folder = self.path / SNAPSHOTS / version
+        if not (folder / CARD).exists():
+            there = sorted(entry.parent.name for entry in folder.parent.glob(f"*/{CARD}"))
+            inside = "open the dataset that this snapshot belongs to" if self.card().get("snapshot") else ""
+            fix = inside or "its files were removed by hand: choose another version, or copy them back"
+            raise DataError(str(folder), found="no such snapshot", expected=", ".join(there[-5:]), fix=fix)
+        return Folder(folder)
+
+    # --- undo ---------------------------------------------------------------------------------------------------
+
+    def pending_undo(self) -> dict[str, Any] | None:
+        """The undo that some table has not taken in: its writer is at it, or was killed."""
+        return next((undone for table in tables.COLUMNS if (undone := self._undo_of(table))), None)
+
+    def _undo_of(self, table: str) -> dict[str, Any] | None:
+        undone = [edit for edit in self.edits(table) if "undo" in edit]
+        return undone[-1] if undone and undone[-1]["number"] > self.meta(table)["edits"] else None
+
+    def take_in_undo(self) -> None:
+        """Let the card and then the tables be what readers are given already."""
+        self.write_card(self.present_card())
+        self.compact()
+
+    def present_card(self) -> dict[str, Any]:
+        """The card; after an undo that is not taken in, with the sections of that time and its entry of the lineage."""
+        card, undone = self.card(), self.pending_undo()
+        if undone is None:
+            return card
+        then = self.kept(undone["undo"]).card()
+        past, entry = card["snapshots"], undone["entry"]
+        known = {operation["id"] for one in past for operation in one["operations"]}
+        card["snapshots"] = past if entry["operations"][0]["id"] in known else [*past, entry]
+        names = [name for name in {**card, **then} if name in STAYS or name in then and name != "snapshot"]
+        return {name: (card if name in STAYS else then).get(name) for name in names}
+
     def operations(self) -> list[dict[str, Any]]:
-        """What was done to both tables, in order of time."""
+        """What was done to both tables, in order of time, without edits that wait in the log."""
         every = [operation for table in tables.COLUMNS for operation in self.meta(table)["operations"]]
         return sorted(every, key=lambda operation: operation["time"])
 
@@ -249,6 +302,17 @@ def _checked_card(file: Path, card: Any) -> dict[str, Any]:
     if not card.get("name"):
         raise DataError(str(file), found="no name", expected="name: a text")
     return card
+
+
+def _checked_edit(where: str, line: bytes) -> dict[str, Any]:
+    try:
+        edit = json.loads(line)
+        undone = "undo" in edit
+        given = {"entry": dict(edit["entry"])} if undone else {"set": dict(edit["set"]), "id": edit["id"]}
+        return {"table": None if undone else edit["table"], **edit, **given, "number": int(edit["number"])}
+    except (ValueError, KeyError, TypeError) as problem:
+        fix = "correct or remove this line by hand"
+        raise DataError(where, found=f"a broken edit ({problem})", expected="JSON", fix=fix) from problem
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:
