@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
-from workbench.conversation import Conversation, Image, Message
-from workbench.data import llava_json
+from workbench.conversation import Conversation, Image, Message, new_id
+from workbench.data import json_records
 from workbench.data.dataset import Dataset
 from workbench.data.formats import BadRecord, export_llava, import_llava, read_conversations
 from workbench.errors import DataError
@@ -206,12 +206,12 @@ json_text = st.text(max_size=30)
 def test_a_list_is_read_equal_whatever_the_pieces(tmp_path: Path, values: list[Any], chunk: int) -> None:
     for text in (json.dumps(values), json.dumps(values, indent=3, ensure_ascii=False)):
         (tmp_path / "a.json").write_text(text, encoding="utf-8")
-        before, llava_json._CHUNK = llava_json._CHUNK, chunk
+        before, json_records._CHUNK = json_records._CHUNK, chunk
         try:
             with open(tmp_path / "a.json", encoding="utf-8", newline="") as file:
-                assert [record for _, record in llava_json._list(tmp_path / "a.json", file)] == values
+                assert [record for _, record in json_records._list(tmp_path / "a.json", file)] == values
         finally:
-            llava_json._CHUNK = before
+            json_records._CHUNK = before
 
 
 def test_reading_is_lazy(tmp_path: Path) -> None:
@@ -233,3 +233,18 @@ def test_conversations_that_the_shape_cannot_hold_are_named(tmp_path: Path) -> N
         with pytest.raises(DataError, match=f"conversation c1: found {words}"):
             export_llava(dataset, tmp_path / "out.json")
         assert not (tmp_path / "out.json").exists()
+
+
+def test_a_conversation_that_went_out_comes_back_with_its_id(tmp_path: Path, pictures: Path) -> None:
+    dataset = import_llava(write(tmp_path / "in.json", MIX[1:2]), pictures, tmp_path / "ds")
+    made = Conversation(new_id("x"), (Message("user", (Image("a.jpg"), "What?")), Message("assistant", "Red.")))
+    dataset.write_conversations([made])
+    export_llava(dataset, tmp_path / "out.json")
+    assert import_llava(tmp_path / "out.json", pictures, tmp_path / "again").conversations() == [made]
+
+
+@pytest.mark.parametrize(("records", "words"), [([], "no record"), ([5], "no conversation among 1 records; the first")])
+def test_a_file_without_a_conversation_says_so(tmp_path: Path, pictures: Path, records: list[Any], words: str) -> None:
+    with pytest.raises(DataError, match=f"in.json: found {words}"):
+        import_llava(write(tmp_path / "in.json", records), pictures, tmp_path / "ds")
+    assert not (tmp_path / "ds").exists()

@@ -7,15 +7,20 @@ from workbench.data.coco import import_coco
 from workbench.data.coco_out import export_coco
 from workbench.data.image_folder import import_folder
 from workbench.data.image_folder_out import export_folder
-from workbench.data.llava_json import BadRecord, export_llava, import_llava, read_conversations
+from workbench.data.json_records import BadRecord
+from workbench.data.llava_json import export_llava, import_llava, read_conversations
+from workbench.data.sharegpt import export_sharegpt, import_sharegpt, read_sharegpt
 
 __all__ = [
     "BadRecord",
     "export_coco",
     "export_folder",
     "export_llava",
+    "export_sharegpt",
     "import_coco",
     "import_folder",
     "import_llava",
+    "import_sharegpt",
     "read_conversations",
+    "read_sharegpt",
 ]

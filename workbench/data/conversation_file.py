@@ -1,0 +1,147 @@
+"""A file of conversations about images as a dataset, whatever the shape of its records, and records as a file.
+
+Knows: ids of the file and our own, bad records, which images are asked for, what any such file cannot hold.
+Does not know: the shapes (`llava_json.py`, `sharegpt.py`, `hf_datasets.py`), or how images are checked.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from workbench.conversation import IMAGE_MARK, Conversation, new_id
+from workbench.data.dataset import Dataset
+from workbench.data.image_rows import ROOT, by_reason, image_rows, numbers, refuse_existing, root_for, summary
+from workbench.data.json_records import BadRecord
+from workbench.data.tables import conversations_to_frame
+from workbench.errors import DataError
+from workbench.resources import write_atomic
+
+REPORT = "import.json"
+_OWN = re.compile(r"[0-9a-f]{20}")
+
+
+def import_conversations(
+    records: Iterable[Conversation | BadRecord],
+    source: str | Path,
+    images_root: str | Path,
+    out: str | Path,
+    kind: str,
+    *,
+    name: str | None = None,
+    workers: int | None = None,
+    card: Mapping[str, Any] | None = None,
+) -> Dataset:
+    """Make the dataset `out` of conversations and the images below `images_root`, and print what came of it.
+
+    Images are checked, and bad records and quarantined images listed in `out/import.json`. Raises `DataError` where
+    the folder is missing, no record is a conversation, or `out` is a dataset already.
+    """
+    source, folder, out = Path(source), Path(images_root), Path(out)
+    refuse_existing(out)
+    if not folder.is_dir():
+        raise DataError(str(folder), found="no such folder", expected="the folder that the image paths start from")
+    paths: dict[str, None] = {}
+    bad: list[str] = []
+    conversations = conversations_to_frame(_good(records, paths, bad))
+    if not conversations.height:
+        found = f"no conversation among {len(bad)} records; the first: {bad[0]}" if bad else "no record"
+        raise DataError(str(source), found=found, expected=f"{kind} records")
+    frame = image_rows(folder, list(paths), workers=workers)
+    report = {"conversations": conversations.height, "quarantined images": by_reason(frame), "bad records": bad}
+    write_atomic(out / REPORT, json.dumps(report, indent=1, ensure_ascii=False))
+    name = name or source.stem
+    dataset = Dataset.create(
+        out,
+        name=name,
+        roots={ROOT: root_for(folder, out)},
+        card={"made": f"imported from {kind}: {source.name}", **(card or {}), "import": numbers(report)},
+        images=frame,
+        conversations=conversations,
+    )
+    print(summary(f"{name}: {conversations.height} conversations about {frame.height} images in {out}", report))
+    return dataset
+
+
+def _good(
+    records: Iterable[Conversation | BadRecord], paths: dict[str, None], bad: list[str]
+) -> Iterator[Conversation]:
+    """The conversations, one by one; their image paths and the bad records are noted on the way."""
+    for record in records:
+        if isinstance(record, BadRecord):
+            bad.append(f"{record.id}: {record.error}")
+        else:
+            paths.update((image.path, None) for image in record.images)
+            yield record
+
+
+# --- ids --------------------------------------------------------------------------------------------------------
+
+
+def is_own_id(id: Any) -> bool:
+    """Whether an id in a file looks like one that we gave: such a conversation comes back as the one it was."""
+    return isinstance(id, str) and _OWN.fullmatch(id) is not None
+
+
+def own_or_foreign(record: Mapping[str, Any], *parts: object) -> tuple[str, dict[str, Any]]:
+    """The id of a conversation, and a source that keeps the file's own; `parts` make the id where it is not ours."""
+    if is_own_id(record.get("id")):
+        return record["id"], {}
+    return new_id(*parts, record.get("id")), {"foreign_id": record["id"]} if "id" in record else {}
+
+
+def bad_name(record: Any, place: str) -> Any:
+    """What a bad record is called: its own id, else where it is."""
+    return record["id"] if isinstance(record, dict) and record.get("id") not in (None, "") else place
+
+
+def unique_ids(records: Iterable[Conversation | BadRecord]) -> Iterator[Conversation | BadRecord]:
+    """The records, with another id for a conversation that has that of an earlier one."""
+    seen: dict[str, int] = {}
+    for made in records:
+        if isinstance(made, Conversation):
+            repeats = seen[made.id] = seen.get(made.id, 0) + 1
+            made = made if repeats == 1 else replace(made, id=new_id(made.id, repeats))
+        yield made
+
+
+# --- out --------------------------------------------------------------------------------------------------------
+
+
+def check_holds(conversation: Conversation) -> None:
+    """Raise `DataError` for what a record with marks and paths cannot hold."""
+    where = f"conversation {conversation.id}"
+    media = [part for message in conversation.messages for part in message.media]
+    if len(media) > len(conversation.images):
+        raise DataError(where, found="a video", expected="images only", fix="leave it out of this format")
+    if len({part.root for part in media}) > 1:
+        raise DataError(where, found="images of two roots", expected="one root: paths in this format have no root")
+    if any(IMAGE_MARK in message.text for message in conversation.messages):
+        raise DataError(where, found=f"the text {IMAGE_MARK}", expected=f"{IMAGE_MARK} for images only", fix="edit it")
+
+
+def splits_of(dataset: Dataset) -> Callable[[Conversation], str | None]:
+    """A function that tells the split a conversation counts to: its own, else that of its first image."""
+    rows = dataset.images.select("root", "path", "split").iter_rows()
+    known = {(root, path): split for root, path, split in rows if split is not None}
+
+    def split_of(conversation: Conversation) -> str | None:
+        first = conversation.images[:1]
+        return conversation.split or (known.get((first[0].root, first[0].path)) if first else None)
+
+    return split_of
+
+
+def write_records(out: str | Path, records: Iterable[Mapping[str, Any]]) -> int:
+    """Write a JSON list, or JSONL where `out` ends in .jsonl, whole or not at all; return how many records."""
+    made = list(records)
+    if Path(out).suffix.lower() == ".jsonl":
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in made)
+    else:
+        text = json.dumps(made, ensure_ascii=False, indent=1)
+    write_atomic(out, text)
+    return len(made)
