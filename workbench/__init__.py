@@ -47,6 +47,12 @@ _HOMES = {
     "Engine": "inference.engine",
     "chat": "inference.chat",
     "describe": "curation.describe",
+    "curate": "curation.filters",
+    "CurateRecipe": "curation.curate_recipe",
+    "image_measures": "curation.image_measures",
+    "outliers": "curation.outliers",
+    "check_benchmark": "curation.splits",
+    "conversations": "curation.review",
     "search": "curation.search",
     "caption_similarity": "curation.search",
     "RemoteModel": "remote",
@@ -70,8 +76,14 @@ __all__ = ["__version__", *_HOMES]
 if TYPE_CHECKING:
     from workbench.chat_model import SamplingOptions, ScriptedModel
     from workbench.conversation import Conversation, Image, Message, Video
+    from workbench.curation.curate_recipe import CurateRecipe
     from workbench.curation.describe import describe
+    from workbench.curation.filters import curate
+    from workbench.curation.image_measures import image_measures
+    from workbench.curation.outliers import outliers
+    from workbench.curation.review import conversations
     from workbench.curation.search import caption_similarity, search
+    from workbench.curation.splits import check_benchmark
     from workbench.data.dataset import Dataset
     from workbench.data.formats import export_llava, import_folder, import_llava
     from workbench.doctor import doctor

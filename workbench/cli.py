@@ -87,6 +87,38 @@ def _import(given: argparse.Namespace) -> None:
     _show(given, f"next: workbench generate {given.out}", {"dataset": str(dataset.path), "counts": card["counts"]})
 
 
+def _curate(given: argparse.Namespace) -> None:
+    from workbench.curation.curate_recipe import CurateRecipe
+    from workbench.curation.filters import curate
+    from workbench.data.dataset import Dataset
+
+    recipe = CurateRecipe.load(given.recipe, given.set) if given.recipe else None
+    funnel = curate(Dataset.open(given.dataset), recipe)
+    if given.out:
+        funnel.save(given.out)
+    _show(given, funnel, funnel.table.to_dicts())
+
+
+def _versions(given: argparse.Namespace) -> None:
+    from workbench.data.dataset import Dataset
+
+    dataset = Dataset.open(given.dataset)
+    if given.snapshot:
+        version = dataset.snapshot()
+        _show(given, f"kept as {version}", {"version": version})
+    elif given.undo is not None:
+        version = dataset.undo(given.undo or None)
+        told = f"back at {version}\nnext: workbench versions {given.dataset} --undo brings back what was there before"
+        _show(given, told, {"version": version})
+    elif given.diff:
+        if len(given.diff) > 2:
+            raise DataError("--diff", found=f"{len(given.diff)} versions", expected="one, or two")
+        difference = dataset.diff(*given.diff)
+        _show(given, difference, difference.summary())
+    else:
+        _show(given, dataset.lineage, dataset.lineage)
+
+
 def _generate(given: argparse.Namespace) -> int:
     from workbench.data.dataset import Dataset
     from workbench.instruct.generator import estimate, generate
@@ -320,6 +352,35 @@ def _add_making(verb: Callable[..., argparse.ArgumentParser]) -> None:
     add("--images", metavar="FOLDER", help="where the paths in a LLaVA file start (default: beside the file)")
     add("--out", required=True, metavar="DIR", help="the dataset folder to make")
     _add_json(add)
+
+    add = verb(
+        "curate",
+        _curate,
+        "Leave out broken images and copies, or what a recipe's filters find; nothing is deleted. Prints the funnel.",
+        "curate data/holiday",
+        "curate data/holiday --recipe curate-llava-558k --set filters.similarity=null --out funnel.html",
+    ).add_argument
+    add("dataset", metavar="DATASET", help="dataset folder")
+    add("--recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe of kind curate")
+    _add_set(add, "filters.aspect.max=2.5")
+    add("--out", metavar="FILE", help="write the funnel, with the pictures it took out, as a page (.html)")
+    _add_json(add)
+
+    adding = verb(
+        "versions",
+        _versions,
+        "What a dataset was and is: its snapshots as a tree, what differs between two, and the way back.",
+        "versions data/holiday",
+        "versions data/holiday --snapshot",
+        "versions data/holiday --diff 3f2a",
+        "versions data/holiday --undo",
+    )
+    adding.add_argument("dataset", metavar="DATASET", help="dataset folder")
+    only = adding.add_mutually_exclusive_group().add_argument
+    only("--snapshot", action="store_true", help="keep the present state")
+    only("--diff", nargs="+", metavar="VERSION", help="what came, went and changed since one version, or between two")
+    only("--undo", nargs="?", const="", metavar="VERSION", help="go back to a version (default: the last other one)")
+    _add_json(adding.add_argument)
 
     add = verb(
         "generate",

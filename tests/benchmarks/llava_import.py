@@ -24,7 +24,9 @@ from PIL import Image
 
 WAYS = ("json.load", "read", "import")
 IMAGES = 200
-WORDS = "the a man woman dog street red large holding near table two wooden standing with sign over window field".split()
+WORDS = (
+    "the a man woman dog street red large holding near table two wooden standing with sign over window field".split()
+)
 
 
 def turns(rng: random.Random, pairs: int, words: int, mark: bool) -> list[dict[str, str]]:
@@ -37,7 +39,7 @@ def turns(rng: random.Random, pairs: int, words: int, mark: bool) -> list[dict[s
 
 
 def record(rng: random.Random, number: int) -> dict[str, Any]:
-    """One record; the shares are about those of the mix: 24 % long, 55 % of short answers, 15 % boxes, 6 % text only."""
+    """One record; shares about those of the mix: 24 % long, 55 % short answers, 15 % boxes, 6 % text only."""
     kind, image = rng.random(), f"coco/train2017/{rng.randrange(IMAGES):012}.jpg"
     if kind < 0.06:
         return {"id": f"text{number}_0", "model": "", "conversations": turns(rng, 3, 180, False)}

@@ -62,7 +62,7 @@ def import_coco(
     )
     own = pl.Series("id", [_word(image, ID) for image in images.values()], dtype=pl.String)
     frame = frame.with_columns(pl.coalesce(own, "id").alias("id"))
-    report = {
+    report: dict[str, Any] = {
         "captions": sum(map(len, captions.values())),
         "objects": sum(map(len, objects.values())),
         "quarantined images": by_reason(frame),
@@ -71,7 +71,10 @@ def import_coco(
     }
     write_atomic(out / REPORT, json.dumps(report, indent=1, ensure_ascii=False))
     name = name or paths[0].stem
-    made = {"made": f"imported from COCO files: {', '.join(path.name for path in paths)}", "coco": categories}
+    made: dict[str, Any] = {
+        "made": f"imported from COCO files: {', '.join(path.name for path in paths)}",
+        "coco": categories,
+    }
     made = {**made, **(card or {}), "import": numbers(report)}
     dataset = Dataset.create(out, name=name, roots={ROOT: root_for(folder, out)}, card=made, images=frame)
     print(summary(f"{name}: {frame.height} images in {out}", report))
@@ -163,7 +166,8 @@ def _caption(where: str, annotation: Mapping[str, Any]) -> str:
 
 
 def _object(where: str, annotation: Mapping[str, Any], categories: Mapping[int, Any]) -> dict[str, Any]:
-    category, box = annotation.get("category_id"), annotation.get("bbox")
+    category: Any = annotation.get("category_id")
+    box = annotation.get("bbox")
     if category not in categories:
         known = ", ".join(map(str, list(categories)[:10])) or "categories"
         raise DataError(where, found=f"category_id {category!r}", expected=f"one of {known}")
