@@ -76,7 +76,7 @@ def from_turns(
     """
     speaker, said = _SHAPES[shape]
     waiting = iter([Image(path) for path in paths])
-    messages = [Message("system", system)] if system else []
+    messages = [Message("system", (str(system),))] if system else []
     for number, turn in enumerate(turns):
         role = ROLES.get(str(turn.get(speaker)))
         if role is None:
