@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import signal
 import sqlite3
@@ -19,13 +20,13 @@ from typing import Any
 import pytest
 
 from workbench.chat_model import SamplingOptions, ScriptedModel
-from workbench.conversation import Conversation, Message
-from workbench.errors import DataError, WorkbenchError
-from workbench.instruct import loop
-from workbench.instruct.limits import Bucket, Budget
+from workbench.conversation import Conversation, Image, Message
+from workbench.errors import WorkbenchError
+from workbench.instruct import limits, loop
+from workbench.instruct.limits import Budget
 from workbench.instruct.loop import Endpoint, LocalEndpoint, Outcome, Request, run
 from workbench.instruct.replies import Reply, ReplyStore
-from workbench.remote import RemoteModel
+from workbench.remote import RemoteError, RemoteModel, RemoteReply
 
 HERE = Path(__file__)
 sys.path.insert(0, str(HERE.parents[1]))
@@ -60,7 +61,7 @@ def store(tmp_path: Path) -> Iterator[ReplyStore]:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(limits, "FIRST_WAIT", 0.02)
 
 
 # --- the whole of it ------------------------------------------------------------------------------------------------
@@ -86,9 +87,9 @@ WORKER = """
 import sys
 sys.path.insert(0, {tests!r}); sys.path.insert(0, {here!r})
 from test_loop import requests, endpoint
-from workbench.instruct import loop
+from workbench.instruct import limits, loop
 from workbench.instruct.replies import ReplyStore
-loop.FIRST_WAIT = 0.02
+limits.FIRST_WAIT = 0.02
 with ReplyStore({path!r}) as store:
     print(loop.run(requests(1000), [endpoint({url!r}, concurrency=16)], store), flush=True)
 """
@@ -97,7 +98,15 @@ with ReplyStore({path!r}) as store:
 def test_killed_twenty_times_and_resumed_it_ends_the_same_and_pays_nothing_twice(tmp_path: Path) -> None:
     path, dice = tmp_path / "replies.sqlite", random.Random(5)
     stored_at_kill: list[tuple[float, set[str]]] = []
+    arrived: list[tuple[float, str]] = []
     with serving(seed=4, share=0.3, most=2, latency=0.05, after=0.02) as (server, url):
+        planned = server.fault
+
+        def note(asked: str, number: int) -> str | None:  # on arrival: the server's log tells when a call ended
+            arrived.append((time.monotonic(), digest(asked)[:16]))
+            return planned(asked, number)
+
+        server.fault = note  # type: ignore[method-assign]
         code = WORKER.format(tests=str(HERE.parents[1]), here=str(HERE.parent), path=str(path), url=url)
         for _ in range(20):
             process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -112,17 +121,14 @@ def test_killed_twenty_times_and_resumed_it_ends_the_same_and_pays_nothing_twice
                 stored_at_kill.append((time.monotonic(), {reply.key for reply in store}))
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
-        calls = list(server.calls)
     with ReplyStore(path) as store:
         kept = {reply.key: reply.text for reply in store}
     assert kept == {f"question {number}": right(number) for number in range(1000)}
     sizes = [len(keys) for _, keys in stored_at_kill]
     assert sizes == sorted(sizes) and 20 <= sizes[-1] < 1000, "it was killed in the midst of it"
-    prompts = {
-        digest(json.dumps([{"content": f"question {n}", "role": "user"}], sort_keys=True))[:16]: n for n in range(1000)
-    }
+    names = {digest(prompt(number))[:16]: f"question {number}" for number in range(1000)}
     for when, keys in stored_at_kill:
-        later = {f"question {prompts[call['prompt']]}" for call in calls if call["time"] - server.latency > when}
+        later = {names[asked] for time_of_it, asked in arrived if time_of_it > when}
         assert not later & keys, "a stored reply is never asked for again"
 
 
@@ -181,12 +187,96 @@ def test_rates_are_kept_before_a_server_complains(store: ReplyStore) -> None:
     assert max(windows) <= 22, "20 a second, and a little for the way there"
 
 
-def test_tokens_per_minute_count_the_prompt_and_the_longest_reply() -> None:
-    now = [100.0]
-    bucket = Bucket(600, clock=lambda: now[0])  # ten a second
-    assert [round(bucket.take(5), 3) for _ in range(3)] == [0.0, 0.5, 1.0]
-    now[0] += 10
-    assert bucket.take(5) == 0.0, "what was not used is not saved up for a burst"
+def test_an_endpoint_with_a_low_rate_holds_nothing_that_another_could_answer(store: ReplyStore) -> None:
+    with serving(latency=0.01) as (slow, first), serving(latency=0.01) as (fast, second):
+        slowly = endpoint(first, concurrency=8, requests_per_minute=30)
+        outcome = run(requests(40), [slowly, endpoint(second, concurrency=4)], store)
+    assert outcome.asked == 40 and len(slow.calls) <= 3 and len(fast.calls) >= 37
+
+
+def test_tokens_per_minute_count_the_prompt_and_the_longest_reply(store: ReplyStore) -> None:
+    with serving() as (server, url):
+        run(requests(6), [endpoint(url, tokens_per_minute=42_000)], store)  # 700 a second, 70 a request
+        times = sorted(call["time"] for call in server.calls)
+    assert times[-1] - times[0] > 0.4, "five intervals of 0.1 s, of which one may be caught up"
+
+
+def test_a_server_that_is_away_for_a_while_costs_no_request(store: ReplyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LONGEST_WAIT", 0.05)
+    away = range(20, 20 + 2 * loop.TRIES)  # of all calls; the last request meets them all
+    with serving() as (server, url):
+        server.fault = lambda prompt, number: "503 html" if len(server.calls) in away else None  # type: ignore[method-assign]
+        outcome = run(requests(21), [endpoint(url, concurrency=1)], store)
+    assert outcome.asked == 21 and outcome.failed == {} and outcome.stopped is None
+    assert outcome.calls == 21 + 2 * loop.TRIES
+
+
+def test_a_server_that_went_down_is_tried_by_one_call_at_a_time(
+    store: ReplyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "GIVE_UP", 3)
+    with serving(latency=0.02) as (server, url):
+        server.fault = lambda prompt, number: None if len(server.calls) < 100 else "503 html"  # type: ignore[method-assign]
+        outcome = run(requests(400), [endpoint(url, concurrency=16)], store)
+    after = len(server.calls) - outcome.asked
+    assert (
+        after <= 16 + limits.OVERLOOKED + 3
+        and "no endpoint is left" in str(outcome.stopped)
+        and "503" in str(outcome.stopped)
+    )
+    assert outcome.failed == {} and 100 <= outcome.asked < 400, "what was not asked is not given up either"
+
+
+def test_one_of_two_endpoints_may_die_in_the_midst(store: ReplyStore) -> None:
+    with serving(latency=0.01) as (one, first), serving(latency=0.01) as (two, second):
+        two.fault = lambda prompt, number: "drop" if len(two.calls) > 20 else None  # type: ignore[method-assign]
+        outcome = run(requests(300), [endpoint(first, concurrency=4), endpoint(second, concurrency=4)], store)
+    assert outcome.asked == 300 and outcome.failed == {} and len(one.calls) > 200
+    assert {reply.key: reply.text for reply in store} == {f"question {n}": right(n) for n in range(300)}
+
+
+def test_an_endpoint_that_only_ever_refuses_is_given_up(store: ReplyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "GIVE_UP", 3)
+    with serving(share=1.0, most=1000, faults=("429 after",), after=0.05) as (server, url):
+        outcome = run(requests(20), [endpoint(url, concurrency=1)], store)
+    assert len(server.calls) == 4 and "429" in str(outcome.stopped) and outcome.failed == {}
+
+
+class Moderated(RemoteModel):
+    """A provider that answers some questions with 403, as moderating ones do."""
+
+    flagged = "question 7"
+
+    async def ask(self, conversation: Conversation, *args: Any, **more: Any) -> RemoteReply:
+        if conversation.messages[-1].text == self.flagged:
+            raise RemoteError.of("teacher", "status 403: flagged", retry=False, status=403)
+        return await super().ask(conversation, *args, **more)
+
+
+def test_a_question_that_is_forbidden_closes_no_endpoint_that_answers_others(store: ReplyStore) -> None:
+    with serving() as (_, url):
+        outcome = run(requests(20), [Endpoint(Moderated("teacher", url=url), concurrency=1)], store)
+    assert outcome.asked == 19 and list(outcome.failed) == ["question 7"] and outcome.stopped is None
+
+
+def test_a_picture_that_is_gone_is_named_and_the_others_are_asked(store: ReplyStore, tmp_path: Path) -> None:
+    def asked() -> Iterator[Request]:
+        for one in requests(10):
+            seen = (Image("gone.png", width=9, height=9),) if one.key == "question 4" else ()
+            told = Conversation(one.key, (Message("user", (*seen, one.key)),))
+            yield Request(one.key, told, one.options, None, 50)
+
+    with serving() as (_, url):
+        model = RemoteModel("teacher", url=url, open_image=lambda image: tmp_path / image.path)
+        outcome = run(asked(), [Endpoint(model, concurrency=2)], store)
+    assert outcome.asked == 9 and "gone.png" in outcome.failed["question 4"]
+
+
+def test_no_endpoint_and_a_budget_of_money_without_a_price_are_refused(store: ReplyStore) -> None:
+    with pytest.raises(WorkbenchError, match="no endpoint"):
+        run(requests(1), [], store)
+    with pytest.raises(WorkbenchError, match="no known price"):
+        run(requests(1), [endpoint("http://127.0.0.1:9/v1")], store, budget=Budget(money=1.0))
 
 
 # --- ending ---------------------------------------------------------------------------------------------------------
@@ -199,8 +289,7 @@ def test_tokens_per_minute_count_the_prompt_and_the_longest_reply() -> None:
 )
 def test_a_budget_is_never_exceeded_and_used_as_far_as_it_goes(store: ReplyStore, budget: Budget, most: int) -> None:
     with serving(latency=0.01) as (server, url):
-        paid = endpoint(url, concurrency=16, cost=lambda prompt, reply: prompt / 1e6 + reply * 2.5e-6)  # 1e-4 a call
-        outcome = run(requests(200), [paid], store, budget=budget)
+        outcome = run(requests(200), [endpoint(url, concurrency=16, cost=paid)], store, budget=budget)
     assert len(server.calls) == outcome.asked == len(store) == most
     assert outcome.stopped and "budget" in outcome.stopped
     if budget.money:
@@ -212,6 +301,24 @@ def test_a_budget_of_seconds_lets_those_on_their_way_finish(store: ReplyStore) -
         outcome = run(requests(1000), [endpoint(url, concurrency=4)], store, budget=Budget(seconds=0.5))
     assert outcome.asked == len(server.calls) == len(store) and 4 <= len(store) < 100
     assert outcome.stopped == "budget of 0.5 seconds"
+
+
+def paid(prompt: int, reply: int) -> float:
+    return prompt / 1e6 + reply * 2.5e-6  # 1e-4 a call
+
+
+def test_replies_that_arrive_broken_use_up_the_budget_too(store: ReplyStore) -> None:
+    with serving(share=1.0, most=1000, faults=("half json",)) as (server, url):
+        outcome = run(requests(50), [endpoint(url, concurrency=4, cost=paid)], store, budget=Budget(money=0.001))
+    assert len(server.calls) == 10 == outcome.lost, "each may have been charged"
+    assert "may be charged" in str(outcome.stopped)
+
+
+def test_prompts_that_are_longer_than_estimated_do_not_break_the_budget(store: ReplyStore) -> None:
+    short = (Request(one.key, one.conversation, one.options, None, 10) for one in requests(100))  # in truth 50
+    with serving(latency=0.01) as (_, url):
+        outcome = run(short, [endpoint(url, concurrency=4)], store, budget=Budget(tokens=1000))
+    assert outcome.prompt_tokens + outcome.completion_tokens == 980
 
 
 def test_interrupting_keeps_what_has_arrived(store: ReplyStore) -> None:
@@ -235,6 +342,43 @@ def test_ctrl_c_in_the_main_thread_ends_it_too(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
     assert "stopped: interrupted" in out and "Traceback" not in err and _count(path) >= 10, err
+
+
+def test_a_second_ctrl_c_does_not_wait(store: ReplyStore) -> None:
+    answer, asked = threading.Event(), threading.Event()
+
+    class Slow(ScriptedModel):
+        def reply_batch(self, conversations, options=SamplingOptions()):  # type: ignore[no-untyped-def]  # noqa: B008
+            asked.set()
+            answer.wait(20)
+            return super().reply_batch(conversations, options)
+
+    def press() -> None:
+        asked.wait(10)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+
+    threading.Thread(target=press, daemon=True).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(requests(40), [LocalEndpoint(Slow(lambda one: "x"))], store)
+        assert not answer.is_set()
+    finally:
+        answer.set()
+
+
+def test_an_interrupted_model_of_this_process_finishes_its_batch(store: ReplyStore) -> None:
+    stop = threading.Event()
+
+    class Slow(ScriptedModel):
+        def reply_batch(self, conversations, options=SamplingOptions()):  # type: ignore[no-untyped-def]  # noqa: B008
+            stop.set()
+            time.sleep(0.4)
+            return super().reply_batch(conversations, options)
+
+    outcome = run(requests(40), [LocalEndpoint(Slow(lambda one: "x"), batch=8)], store, stop=stop)
+    assert outcome.asked == 8 == len(store) and outcome.stopped == "interrupted"
 
 
 def test_it_runs_inside_an_event_loop_as_in_a_notebook(store: ReplyStore) -> None:
@@ -288,28 +432,16 @@ def test_a_model_of_this_process_answers_in_batches_and_one_bad_question_stays_a
     }
 
 
-# --- the store ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("fault", ["too few", "no error of ours"])
+def test_a_batch_that_goes_wrong_is_asked_one_by_one(store: ReplyStore, fault: str) -> None:
+    class Model(ScriptedModel):
+        def reply_batch(self, conversations, options=SamplingOptions()):  # type: ignore[no-untyped-def]  # noqa: B008
+            if fault == "too few" and len(conversations) > 1:
+                return super().reply_batch(conversations[1:], options)
+            if fault != "too few" and any(one.id == "3" for one in conversations):
+                raise RuntimeError("device error")
+            return super().reply_batch(conversations, options)
 
-
-def test_a_file_that_holds_something_else_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
-    path = tmp_path / "replies.sqlite"
-    path.write_bytes(b"holiday notes, not a database" * 50)
-    before = path.read_bytes()
-    with pytest.raises(DataError, match="an SQLite file of replies; move it away"):
-        ReplyStore(path)
-    assert path.read_bytes() == before
-
-
-def test_two_processes_may_use_one_store(tmp_path: Path) -> None:
-    with ReplyStore(tmp_path / "r.sqlite") as one, ReplyStore(tmp_path / "r.sqlite") as two:
-        reply = Reply("k", "first", "stop", "m", "e", 1, 2, 0.1, "{}")
-        one.put_many([reply])
-        two.put_many(
-            [Reply("k", "second", "stop", "m", "e", 1, 2, 0.1, "{}"), Reply("l", "", "stop", "m", "e", 0, 0, 0.1, "")]
-        )
-        assert one.get("k") == reply and one.get("l") is not None and len(two) == 2
-
-
-def test_a_budget_that_makes_no_sense_is_refused() -> None:
-    with pytest.raises(WorkbenchError, match="budget money"):
-        Budget(money=-1)
+    outcome = run(requests(12), [LocalEndpoint(Model(lambda one: one.id), batch=4)], store)
+    assert outcome.failed == ({} if fault == "too few" else {"question 3": "RuntimeError: device error"})
+    assert all(reply.key == f"question {reply.text}" for reply in store) and len(store) == 12 - len(outcome.failed)

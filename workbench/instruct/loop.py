@@ -3,10 +3,10 @@
 Knows: endpoints that share the load, rates, waiting and asking again, budgets, interruption.
 Does not know: what is asked, or what becomes of a reply. HTTP is the model's business (`workbench.remote`).
 
-Every endpoint has as many workers as it takes requests at once. A worker takes the next request that nobody has asked
-yet, waits until its endpoint allows one, asks, hands the reply to the writer, and goes on when the writer has committed
-it. The writer commits whatever replies are waiting in one transaction. What fails for now comes back later, to
-whichever endpoint is free.
+Every endpoint has as many workers as it takes requests at once. A worker waits until its endpoint allows a request,
+takes the next one that nobody has asked yet, asks, hands the reply to the writer, and goes on when the writer has
+committed it. The writer commits whatever replies are waiting in one transaction. What fails for now comes back later,
+to whichever endpoint is free. An endpoint that is down is tried by one call at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import heapq
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count, islice
@@ -25,7 +26,7 @@ from typing import Any
 from workbench.chat_model import ChatModel, SamplingOptions, Usage
 from workbench.conversation import Conversation
 from workbench.errors import WorkbenchError
-from workbench.instruct.limits import Bucket, Budget, Meter
+from workbench.instruct.limits import PROBE_SECONDS, Bucket, Budget, Health, Meter, backoff
 from workbench.instruct.replies import Reply, ReplyStore
 from workbench.progress import Progress
 from workbench.progress import progress as make_bar
@@ -33,12 +34,11 @@ from workbench.remote import RemoteError, RemoteModel, RemoteReply
 
 TRIES = 8
 """Times one request is asked before it is given up."""
-FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
-"""Seconds before a second try, at most; doubled with every further one."""
-GIVE_UP, GIVE_UP_UNSEEN = 6, 2
-"""Waits in a row after which an endpoint that cannot be reached is given up: one that answered once, one that never."""
+_BLAMELESS = 1 / 8
+"""What a call counts as a try when it failed by the endpoint and not by the request."""
 _READ_AHEAD = 128
-_CLOSING = (401, 403, 404)
+_UNAVAILABLE = (502, 503, 504, 529)
+_BROKEN = "a broken connection"
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,9 @@ Cost = Callable[[int, int], float]
 class Endpoint:
     """One place that answers, with what it takes at once and per minute."""
 
+    stops_at_once = True
+    """Whether calls in flight are given up at an interrupt."""
+
     def __init__(
         self,
         model: RemoteModel,
@@ -75,15 +78,18 @@ class Endpoint:
         tokens_per_minute: float | None = None,
         cost: Cost | None = None,
     ) -> None:
-        self.model, self.name, self.concurrency, self.cost = model, repr(model), concurrency, cost
-        self.requests_per_minute, self.tokens_per_minute = requests_per_minute, tokens_per_minute
-        self._requests = Bucket(requests_per_minute) if requests_per_minute else None
-        self._tokens = Bucket(tokens_per_minute) if tokens_per_minute else None
-        self._resumes = 0.0
-        self._waits = 0
-        self._answered = False
-        self.closed: str | None = None
-        """Why it is asked no more."""
+        self.model = model
+        self._begin(repr(model), concurrency, cost, requests_per_minute, tokens_per_minute)
+
+    def _begin(
+        self, name: str, concurrency: int, cost: Cost | None, requests: float | None, tokens: float | None
+    ) -> None:
+        self.name, self.concurrency, self.cost = name, concurrency, cost
+        self.requests_per_minute, self.tokens_per_minute = requests, tokens
+        self._requests = Bucket(requests) if requests else None
+        self._tokens = Bucket(tokens) if tokens else None
+        self.health = Health()
+        self.flying = 0
 
     async def ask(self, request: Request) -> RemoteReply:
         return await self.model.ask(request.conversation, request.options, schema=request.schema)
@@ -93,52 +99,54 @@ class Endpoint:
 
     @property
     def rests(self) -> float:
-        """Seconds until it wants to be asked again."""
-        return max(0.0, self._resumes - time.monotonic())
+        """Seconds until it may be asked: as it wants, as its rates allow, and while one call tries whether it is up."""
+        trying = PROBE_SECONDS if self.health.down and self.flying else 0.0
+        return max(self.health.rests, trying, *(one.wait for one in (self._requests, self._tokens) if one))
 
-    async def allowed(self, request: Request) -> None:
-        """Wait until its rates allow the request."""
-        wait = self._requests.take() if self._requests else 0.0
-        wait = max(wait, self._tokens.take(request.most_tokens) if self._tokens else 0.0)
-        if wait:
-            await asyncio.sleep(wait)
+    def take(self, request: Request) -> None:
+        """Count a request that is about to be asked."""
+        self.flying += 1
+        if self._requests:
+            self._requests.take()
+        if self._tokens:
+            self._tokens.take(request.most_tokens)
 
-    def succeeded(self) -> None:
-        self._waits, self._answered = 0, True
+    def money(self, prompt_tokens: int, completion_tokens: int) -> float:
+        return self.cost(prompt_tokens, completion_tokens) if self.cost else 0.0
 
-    def failed(self, error: RemoteError, wait: float) -> None:
-        """Leave it alone where it says so, is overrun or cannot be reached; close it where that is for good."""
-        now = time.monotonic()
-        if error.status in _CLOSING or (error.status == 429 and not error.retry):
-            self.closed = str(error)
-        elif error.retry_after is not None:
-            self._resumes = max(self._resumes, now + error.retry_after)
-        elif error.status == 429:
-            self._resumes = max(self._resumes, now + wait)
-        elif error.status is None and now >= self._resumes and "connection" in str(error):
-            self._waits += 1
-            self._resumes = now + min(LONGEST_WAIT, FIRST_WAIT * 2**self._waits)
-            if self._waits > (GIVE_UP if self._answered else GIVE_UP_UNSEEN):
-                self.closed = str(error)
+    def failed(self, error: RemoteError) -> float:
+        """Take note of a failed call. Returns how much of a try it was: little where the request is not to blame."""
+        health, status, why = self.health, error.status, str(error)
+        if status in (401, 404) or (status == 429 and not error.retry) or (status == 403 and not health.replies):
+            health.closed = why  # a 403 after replies is about this request: some providers moderate
+        elif status == 429 or error.retry_after is not None:
+            health.refused(error.retry_after, why)
+            return _BLAMELESS
+        elif status in _UNAVAILABLE or status is None:
+            health.missed(why, seen=status is not None)
+            if health.down and (status is not None or _BROKEN in error.found):
+                return _BLAMELESS
+        else:
+            health.reached()
+        return 1.0
 
 
 class LocalEndpoint(Endpoint):
     """A `ChatModel` of this process. Requests that wait together are answered as one batch, one batch at a time."""
 
+    stops_at_once = False  # a batch cannot be ended half way; its answers are kept
+
     def __init__(self, model: ChatModel, *, batch: int = 8) -> None:
-        self.chat_model, self.name, self.concurrency, self.cost = model, model.name, batch, lambda prompt, reply: 0.0
-        self.requests_per_minute = self.tokens_per_minute = None
-        self._requests = self._tokens = None
-        self._resumes, self._waits, self._answered, self.closed = 0.0, 0, False, None
+        self.chat_model = model
+        self._begin(model.name, batch, lambda prompt, reply: 0.0, None, None)
         self._waiting: list[tuple[Request, asyncio.Future[RemoteReply]]] = []
-        self._busy = False
+        self._answering: asyncio.Task[None] | None = None
 
     async def ask(self, request: Request) -> RemoteReply:
         future: asyncio.Future[RemoteReply] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, future))
-        if not self._busy:
-            self._busy = True
-            asyncio.get_running_loop().call_soon(lambda: asyncio.ensure_future(self._answer()))
+        if self._answering is None or self._answering.done():
+            self._answering = asyncio.create_task(self._answer())
         return await future
 
     async def close(self) -> None: ...
@@ -153,12 +161,13 @@ class LocalEndpoint(Endpoint):
                 if not future.done():
                     future.set_exception(reply) if isinstance(reply, Exception) else future.set_result(reply)
             await asyncio.sleep(0)
-        self._busy = False
 
     def _batch(self, group: Sequence[tuple[Request, Any]], options: SamplingOptions) -> list[RemoteReply | Exception]:
         asked = [request.conversation for request, _ in group]
         try:
             answers = self.chat_model.reply_batch(asked, options)
+            if len(answers) != len(asked):
+                raise WorkbenchError(self.name, found=f"{len(answers)} answers", expected=f"{len(asked)}")
             return [self._reply(answer) for answer in answers]
         except Exception as problem:  # one bad question must not take its neighbours along
             return [problem] if len(group) == 1 else [self._batch([one], options)[0] for one in group]
@@ -179,6 +188,8 @@ class Outcome:
     """Requests given up, by key, with the reason."""
     calls: int = 0
     """Requests sent, those that failed too."""
+    lost: int = 0
+    """Calls whose reply did not arrive whole, and that may be charged all the same."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     money: float | None = 0.0
@@ -194,10 +205,11 @@ class Outcome:
         tokens = f"{self.prompt_tokens:,} + {self.completion_tokens:,} tokens"
         money = "cost unknown" if self.money is None else f"{self.money:,.2f} USD"
         before = f", {self.stored:,} from before" if self.stored else ""
+        lost = f" ({self.lost:,} brought no whole reply and may be charged)" if self.lost else ""
+        failed = f", {len(self.failed):,} given up" if self.failed else ""
         stopped = f"; stopped: {self.stopped}" if self.stopped else ""
-        return (
-            f"{self.asked:,} replies in {self.calls:,} calls{before}, {tokens}, {money}, {self.seconds:.0f} s{stopped}"
-        )
+        replies = f"{self.asked:,} replies in {self.calls:,} calls{lost}{before}{failed}"
+        return f"{replies}, {tokens}, {money}, {self.seconds:.0f} s{stopped}"
 
 
 def run(
@@ -214,8 +226,10 @@ def run(
     """Ask all requests that the store has no reply to, and keep every reply in it.
 
     `on_reply` is called when a reply is on the disk. A first Ctrl-C, or `stop`, ends it: nothing new is asked, what has
-    arrived is kept, and the outcome says so. Works inside a running event loop too: everything runs in a thread.
+    arrived is kept, and the outcome says so; a second Ctrl-C does not wait for that. Works inside a running event loop
+    too: everything runs in a thread. Raises `WorkbenchError` for a budget of money where a price is not known.
     """
+    _check(endpoints, budget)
     stop = stop or threading.Event()
     found: list[Outcome | BaseException] = []
     ended = threading.Event()
@@ -236,10 +250,21 @@ def run(
         try:
             ended.wait(0.2)
         except KeyboardInterrupt:
+            if stop.is_set():
+                raise
             stop.set()
     if isinstance(found[0], BaseException):
         raise found[0]
     return found[0]
+
+
+def _check(endpoints: Sequence[Endpoint], budget: Budget | None) -> None:
+    if not any(one.concurrency > 0 for one in endpoints):
+        raise WorkbenchError("teacher", found="no endpoint that takes requests", expected="at least one")
+    unpriced = [one.name for one in endpoints if one.cost is None]
+    if unpriced and budget is not None and budget.money is not None:
+        fix = "name a file of prices, or give a budget of tokens"
+        raise WorkbenchError("budget money", found=f"no known price for {unpriced[0]}", expected="a price", fix=fix)
 
 
 class _Run:
@@ -253,171 +278,197 @@ class _Run:
         stop: threading.Event,
         bar: Progress,
     ) -> None:
-        self.endpoints, self.store, self.meter, self.on_reply, self.stop, self.bar = (
-            endpoints,
-            store,
-            meter,
-            on_reply,
-            stop,
-            bar,
-        )
+        self.endpoints, self.store, self.meter = endpoints, store, meter
+        self.on_reply, self.stop, self.bar = on_reply, stop, bar
         self.outcome = Outcome()
-        self._source = self._unasked(iter(requests))
-        self._later: list[tuple[float, int, int, Request]] = []  # when, order, tries so far, request
+        self._source, self._seen = iter(requests), set[str]()
+        self._ahead: deque[Request] = deque()
+        self._exhausted = False
+        self._later: list[tuple[float, int, float, Request]] = []  # when, order, tries so far, request
         self._order = count()
         self._flying = 0
-        self._change = asyncio.Event()
+        self._change, self._ended = asyncio.Event(), asyncio.Event()  # ended: nothing more is asked
         self._written: asyncio.Queue[tuple[Reply, asyncio.Future[None]] | None] = asyncio.Queue()
         self._jitter = random.Random(0)
-        self._over = self._done = False
 
     async def all(self) -> Outcome:
         writer = asyncio.create_task(self._write())
-        workers = [asyncio.create_task(self._work(one)) for one in self.endpoints for _ in range(one.concurrency)]
+        workers = {asyncio.create_task(self._work(one)): one for one in self.endpoints for _ in range(one.concurrency)}
         watch = asyncio.create_task(self._watch(workers))
         try:
-            with suppress(asyncio.CancelledError):
-                await asyncio.gather(*workers)
+            await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
         finally:
             for task in (*workers, watch):
                 task.cancel()
-            await asyncio.gather(*workers, watch, return_exceptions=True)
+            ends = await asyncio.gather(*workers, watch, return_exceptions=True)
             await self._written.put(None)
             await writer
             for endpoint in self.endpoints:
                 await endpoint.close()
+        for end in ends:
+            if isinstance(end, Exception):
+                raise end
         self._account()
         return self.outcome
 
     def _account(self) -> None:
         outcome, meter = self.outcome, self.meter
-        outcome.calls, outcome.seconds = meter.calls, meter.seconds
+        outcome.calls, outcome.lost, outcome.seconds = meter.calls, meter.lost, meter.seconds
         outcome.prompt_tokens, outcome.completion_tokens = meter.prompt_tokens, meter.completion_tokens
         outcome.money = None if any(one.cost is None for one in self.endpoints) else meter.money
-        shut = [one.closed for one in self.endpoints if one.closed]
-        if outcome.stopped is None and len(shut) == len(self.endpoints):
-            outcome.stopped = f"no endpoint is left: {shut[0]}"
+        if outcome.stopped is None and self._later:
+            shut = next(one.health.closed for one in self.endpoints if one.health.closed)
+            outcome.stopped = f"no endpoint is left: {shut}"
 
     # --- what is asked next -------------------------------------------------------------------------------------
 
-    def _unasked(self, requests: Iterator[Request]) -> Iterator[Request]:
-        """Requests without a reply, each key once, looked up some at a time."""
-        seen: set[str] = set()
-        while part := list(islice(requests, _READ_AHEAD)):
-            known = self.store.get_many([one.key for one in part])
-            for request in part:
-                if request.key in seen:
-                    self.bar.advance()
-                    continue
-                seen.add(request.key)
-                if request.key in known:
-                    self.outcome.stored += 1
-                    self.bar.advance()
-                    if self.on_reply is not None:
-                        self.on_reply(request, known[request.key])
-                else:
-                    yield request
-
-    async def _next(self) -> tuple[Request, int] | None:
-        """The next request and how often it was tried; None when all are done or the run is over."""
-        while not self._over:
+    async def _next(self) -> tuple[Request, float] | None:
+        """The next request and how often it was tried; None when nothing more is to be asked."""
+        while not self._ended.is_set():
             now = time.monotonic()
             if self._later and self._later[0][0] <= now:
                 _, _, tries, request = heapq.heappop(self._later)
                 return request, tries
-            fresh = next(self._source, None)
+            fresh = await self._fresh()
             if fresh is not None:
-                return fresh, 0
-            if self._done or (not self._later and not self._flying):
-                self._done = True
-                self._wake()
-                return None
-            wait = self._later[0][0] - now if self._later else None
-            await self._changed(wait)
+                return fresh, 0.0
+            if self._all_done:
+                self._end()
+            else:
+                await self._changed(self._later[0][0] - now if self._later else None)
         return None
+
+    async def _fresh(self) -> Request | None:
+        """The next request that was not asked yet; None after the last one."""
+        while not self._ahead and not self._exhausted and not self._ended.is_set():
+            self._read_on()
+            await asyncio.sleep(0)  # many that are stored already must not hold up those in flight
+        return self._ahead.popleft() if self._ahead else None
+
+    def _read_on(self) -> None:
+        """Look up the next some requests, each key once."""
+        part = list(islice(self._source, _READ_AHEAD))
+        self._exhausted = len(part) < _READ_AHEAD
+        known = self.store.get_many([one.key for one in part])
+        for request in part:
+            if request.key in known and request.key not in self._seen:
+                self.outcome.stored += 1
+                if self.on_reply is not None:
+                    self.on_reply(request, known[request.key])
+            elif request.key not in self._seen:
+                self._ahead.append(request)
+            if request.key in self._seen or request.key in known:
+                self.bar.advance()
+            self._seen.add(request.key)
+
+    @property
+    def _all_done(self) -> bool:
+        return self._exhausted and not self._ahead and not self._later and not self._flying
 
     async def _changed(self, timeout: float | None = None) -> None:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._change.wait(), timeout)
 
     def _wake(self) -> None:
-        """Everybody who waits looks again."""
+        """Everybody who waits for a request, or for room in the budget, looks again."""
         self._change.set()
         self._change = asyncio.Event()
 
     # --- asking -------------------------------------------------------------------------------------------------
 
     async def _work(self, endpoint: Endpoint) -> None:
-        while not endpoint.closed:
-            if endpoint.rests and not self._over:  # takes nothing that another endpoint could answer meanwhile
-                await self._changed(endpoint.rests)
-                if self._done:
-                    break
+        while not endpoint.health.closed and not self._ended.is_set():
+            if endpoint.rests:  # takes nothing that another endpoint could answer meanwhile
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._ended.wait(), endpoint.rests)
                 continue
             item = await self._next()
             if item is None:
                 break
             request, tries = item
-            self._flying += 1
-            try:
-                await self._one(endpoint, request, tries)
-            finally:
-                self._flying -= 1
-                self._wake()
-        self._wake()
+            if endpoint.rests or endpoint.health.closed:  # since it began to wait for a request
+                self._put_back(request, tries)
+                continue
+            await self._take(endpoint, request, tries)
 
-    async def _one(self, endpoint: Endpoint, request: Request, tries: int) -> None:
-        await endpoint.allowed(request)
-        most = endpoint.cost(request.prompt_tokens, request.options.max_tokens) if endpoint.cost else 0.0
-        if endpoint.closed or endpoint.rests or self._over or not await self._afford(request, most):
-            self._put_back(request, tries, 0.0)
-            return
-        began, used = time.monotonic(), (0, 0, 0.0)
+    async def _take(self, endpoint: Endpoint, request: Request, tries: float) -> None:
+        endpoint.take(request)
+        self._flying += 1
         try:
-            got = await endpoint.ask(request)
-            used = self._used(endpoint, request, got)
-        except RemoteError as error:
-            self._try_failed(endpoint, request, tries, error)
-            return
-        except WorkbenchError as error:
-            self._give_up(request, str(error))
-            return
+            await self._one(endpoint, request, tries)
         finally:
-            self.meter.settle(request.most_tokens, most, used)
-        endpoint.succeeded()
-        await self._keep(endpoint, request, got, time.monotonic() - began)
+            self._flying -= 1
+            endpoint.flying -= 1
+            self._end() if self._all_done else self._wake()
 
-    async def _afford(self, request: Request, most: float) -> bool:
+    async def _one(self, endpoint: Endpoint, request: Request, tries: float) -> None:
+        prompt = self.meter.expect(request.prompt_tokens)
+        most = prompt + request.options.max_tokens, endpoint.money(prompt, request.options.max_tokens)
+        if not await self._afford(*most):
+            self._put_back(request, tries)
+        elif endpoint.health.rests or endpoint.health.closed or self._ended.is_set():  # since it waited for room
+            self.meter.withdraw(*most)
+            self._put_back(request, tries)
+        else:
+            began = time.monotonic()
+            got = await self._ask(endpoint, request, tries, most)
+            if got is not None:
+                endpoint.health.replied()
+                await self._keep(endpoint, request, got, time.monotonic() - began)
+
+    async def _afford(self, tokens: int, money: float) -> bool:
         """Reserve what a call may use at most. While others in flight may use less than reserved, wait for them."""
-        while (limit := self.meter.reserve(request.most_tokens, most)) is not None:
-            others = self.meter.reserved
-            if not others or self._over:
+        while (limit := self.meter.reserve(tokens, money)) is not None:
+            if not self.meter.reserved or self._ended.is_set():
                 self._finish(limit)
                 return False
             await self._changed()
         return True
 
+    async def _ask(
+        self, endpoint: Endpoint, request: Request, tries: float, most: tuple[int, float]
+    ) -> RemoteReply | None:
+        """The reply, what it used counted; or None, and the request comes back or is given up."""
+        used, lost = (0, 0, 0.0), False
+        try:
+            got = await endpoint.ask(request)
+            used = self._used(endpoint, request, got)
+            return got
+        except RemoteError as error:
+            lost = _may_be_charged(error)
+            self._try_failed(endpoint, request, tries, error)
+        except Exception as error:  # a picture that is gone, a model that breaks: the others are asked all the same
+            known = isinstance(error, WorkbenchError)
+            self._give_up(request, str(error) if known else f"{type(error).__name__}: {error}")
+        finally:
+            self.meter.lose() if lost else self.meter.settle(*most, used)
+        return None
+
     def _used(self, endpoint: Endpoint, request: Request, got: RemoteReply) -> tuple[int, int, float]:
         usage = got.usage if got.usage != Usage() else Usage(request.prompt_tokens, request.options.max_tokens)
-        money = endpoint.cost(usage.prompt_tokens, usage.completion_tokens) if endpoint.cost else 0.0
+        self.meter.compare(request.prompt_tokens, usage.prompt_tokens)
+        money = endpoint.money(usage.prompt_tokens, usage.completion_tokens)
         return usage.prompt_tokens, usage.completion_tokens, money
 
-    def _try_failed(self, endpoint: Endpoint, request: Request, tries: int, error: RemoteError) -> None:
-        wait = self._jitter.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**tries))
-        endpoint.failed(error, wait)
-        if endpoint.closed:
-            self._put_back(request, tries, 0.0)
-        elif error.retry and tries + 1 < TRIES:
-            self._put_back(request, tries + (error.retry_after is None), wait)
+    def _try_failed(self, endpoint: Endpoint, request: Request, tries: float, error: RemoteError) -> None:
+        tried = tries + endpoint.failed(error)
+        if endpoint.health.closed:
+            self._put_back(request, tries)
+            if all(one.health.closed for one in self.endpoints):
+                self._end()
+        elif error.retry and tried < TRIES:
+            self._put_back(request, tried, backoff(tries, self._jitter))
         else:
             self._give_up(request, str(error))
+        self.bar.advance(0, note=self._note())
 
-    def _put_back(self, request: Request, tries: int, wait: float) -> None:
+    def _put_back(self, request: Request, tries: float, wait: float = 0.0) -> None:
         heapq.heappush(self._later, (time.monotonic() + wait, next(self._order), tries, request))
+        self._wake()
 
     def _give_up(self, request: Request, reason: str) -> None:
         self.outcome.failed[request.key] = reason
-        self.bar.advance()
+        self.bar.advance(note=self._note())
 
     # --- keeping ------------------------------------------------------------------------------------------------
 
@@ -433,8 +484,16 @@ class _Run:
         await asyncio.shield(future)
         if self.on_reply is not None:
             self.on_reply(request, reply)
-        money = None if endpoint.cost is None else f"{self.meter.money:.2f} USD"
-        self.bar.advance(note=money if self.meter.money else None)
+        self.bar.advance(note=self._note())
+
+    def _note(self) -> str:
+        """What a person who waits wants to know: cost, what was given up, and why nothing happens."""
+        notes = [f"{self.meter.money:,.2f} USD"] if self.meter.money else []
+        notes += [f"{len(self.outcome.failed):,} given up"] if self.outcome.failed else []
+        for one in self.endpoints:
+            if (wait := one.health.rests) > 1:
+                notes.append(f"{one.name} rests {wait:.0f} s: {one.health.why[:100]}")
+        return ", ".join(notes)
 
     async def _write(self) -> None:
         """Commit whatever is waiting together, until None comes."""
@@ -461,22 +520,29 @@ class _Run:
 
     # --- ending -------------------------------------------------------------------------------------------------
 
-    def _finish(self, why: str) -> None:
-        self._over = True
-        self.outcome.stopped = self.outcome.stopped or why
+    def _end(self) -> None:
+        self._ended.set()
         self._wake()
 
-    async def _watch(self, workers: Sequence[asyncio.Task[None]]) -> None:
+    def _finish(self, why: str) -> None:
+        self.outcome.stopped = self.outcome.stopped or why
+        self._end()
+
+    async def _watch(self, workers: Mapping[asyncio.Task[None], Endpoint]) -> None:
         """Look for the wish to stop, and for a budget of seconds that is used up."""
+        limit = self.meter.budget.seconds
         while True:
             await asyncio.sleep(0.1)
-            limit = self.meter.budget.seconds
             if self.stop.is_set():
                 self._finish("interrupted")
-                for worker in workers:
-                    worker.cancel()
+                for worker, endpoint in workers.items():
+                    if endpoint.stops_at_once:
+                        worker.cancel()
                 return
             if limit is not None and self.meter.seconds > limit:
                 self._finish(f"budget of {limit:g} seconds")
-            if self._over:
-                self._wake()
+
+
+def _may_be_charged(error: RemoteError) -> bool:
+    """Whether the endpoint may have answered although no whole reply arrived."""
+    return error.status in (None, 200) and "ConnectError" not in error.found

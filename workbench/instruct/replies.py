@@ -55,6 +55,10 @@ class ReplyStore:
         self._lock = threading.Lock()
         with self._errors():
             self._db = sqlite3.connect(self.path, timeout=WAIT_SECONDS, check_same_thread=False, isolation_level=None)
+            tables = [row[0] for row in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            if tables and "replies" not in tables:
+                other = f"a database with tables {', '.join(tables)}"
+                raise DataError(str(self.path), found=other, expected="a file of replies", fix="name another file")
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
             kinds = {"prompt_tokens": "INTEGER", "completion_tokens": "INTEGER", "seconds": "REAL", "time": "REAL"}
@@ -88,7 +92,7 @@ class ReplyStore:
         with self._lock, self._errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                self._db.executemany(f"INSERT OR IGNORE INTO replies VALUES ({marks})", rows)
+                self._db.executemany(f"INSERT INTO replies VALUES ({marks}) ON CONFLICT (key) DO NOTHING", rows)
                 self._db.execute("COMMIT")
             except BaseException:
                 self._db.execute("ROLLBACK")
