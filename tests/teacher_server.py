@@ -23,6 +23,7 @@ FAULTS = (
     "429 after", "429", "500", "503 html", "silence", "drop", "drop in body", "half json", "wrong json", "error in 200",
     "slow body",
 )  # fmt: skip
+"""Those that a further try mends. "empty text" is one more, by name only: it is a reply."""
 HTML = "<html><head><title>503</title></head><body><h1>Service unavailable</h1></body></html>"
 
 
@@ -48,6 +49,7 @@ class TeacherServer:
         self.calls: list[dict[str, Any]] = []
         self.requests: list[dict[str, Any]] = []
         self.refuses: set[str] = set()
+        self.models: tuple[str, ...] | None = None  # None: any name is answered
         self.reply = answer_of
         self._tries: dict[str, int] = {}
         self._log = open(log, "a", buffering=1) if log else None  # noqa: SIM115 - closed with the process
@@ -91,13 +93,17 @@ class TeacherServer:
             told = f"Incorrect API key provided: {headers.get('authorization')}"
             return await self._send(writer, 401, {"error": {"message": told}})
         if path.endswith("/models"):
-            return await self._send(writer, 200, {"object": "list", "data": [{"id": "teacher", "object": "model"}]})
+            names = self.models or ("teacher",)
+            return await self._send(writer, 200, {"object": "list", "data": [{"id": name} for name in names]})
         asked = json.loads(body)
         self.requests.append(asked)
         for name in sorted(self.refuses & set(asked)):
             return await self._send(
                 writer, 400, {"error": {"message": f"Unsupported parameter: {name}", "param": name}}
             )
+        if self.models is not None and asked["model"] not in self.models:
+            told = f"The model `{asked['model']}` does not exist"
+            return await self._send(writer, 404, {"error": {"message": told, "code": "model_not_found"}})
         prompt = json.dumps(asked["messages"], sort_keys=True)
         number = self._tries.get(prompt, 0)
         self._tries[prompt] = number + 1
@@ -132,17 +138,18 @@ class TeacherServer:
             return False
         if fault == "drop":
             return False
-        whole = completion(asked, self.reply(prompt))
+        text = "" if fault == "empty text" else self.reply(prompt)
+        whole = completion(asked, text)
         if fault == "error in 200":
             return await self._send(writer, 200, {"error": {"message": "overloaded", "code": 529}})
         if fault == "wrong json":
             return await self._send(writer, 200, {"hello": ["world"]})
         if fault == "half json":
             return await self._send(writer, 200, json.dumps(whole)[:60])
+        if asked.get("stream"):
+            return await self._stream(writer, asked, text, half=fault == "drop in body")
         if fault in ("drop in body", "slow body"):
             return await self._part(writer, json.dumps(whole).encode(), slow=fault == "slow body")
-        if asked.get("stream"):
-            return await self._stream(writer, self.reply(prompt))
         return await self._send(writer, 200, whole)
 
     async def _send(self, writer: asyncio.StreamWriter, status: int, body: Any, more: str = "") -> bool:
@@ -163,12 +170,18 @@ class TeacherServer:
             await asyncio.sleep(0.2 if slow else 0)
         return False
 
-    async def _stream(self, writer: asyncio.StreamWriter, text: str) -> bool:
+    async def _stream(self, writer: asyncio.StreamWriter, asked: dict[str, Any], text: str, *, half: bool) -> bool:
+        """Word by word, or the first half of the words."""
+        words = [{"delta": {"content": f"{word} "}, "finish_reason": None} for word in text.split(" ")]
+        chunks = [{"choices": [{"index": 0, **choice}]} for choice in (*words, {"delta": {}, "finish_reason": "stop"})]
+        if (asked.get("stream_options") or {}).get("include_usage"):
+            chunks.append({"choices": [], "usage": completion(asked, text)["usage"]})
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
-        for word in text.split(" "):
-            chunk = {"id": "c", "object": "chat.completion.chunk", "created": 0, "model": "teacher-1",
-                     "choices": [{"index": 0, "delta": {"content": f"{word} "}, "finish_reason": None}]}  # fmt: skip
-            writer.write(f"data: {json.dumps(chunk)}\n\n".encode())
+        for number, chunk in enumerate(chunks):
+            if half and number == len(words) // 2:
+                return False
+            head = {"id": "c", "object": "chat.completion.chunk", "created": 0, "model": "teacher-1"}
+            writer.write(f"data: {json.dumps(head | chunk)}\n\n".encode())
             await writer.drain()
             await asyncio.sleep(0.02)
         writer.write(b"data: [DONE]\n\n")
@@ -194,13 +207,16 @@ def serving(**settings: Any) -> Iterator[tuple[TeacherServer, str]]:
     """A server in a thread of its own, and its URL."""
     server = TeacherServer(**settings)
     loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, daemon=True).start()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
     url = asyncio.run_coroutine_threadsafe(server.start(), loop).result(10)
     try:
         yield server, url
     finally:
         asyncio.run_coroutine_threadsafe(server.stop(), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
 
 
 async def _serve(given: argparse.Namespace) -> None:

@@ -207,6 +207,18 @@ def test_the_key_of_a_teacher_is_never_shown(
     assert scenes.conversations() == []
 
 
+def test_a_key_goes_to_no_endpoint_but_its_own(
+    scenes: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another")
+    with serving(key="sk-of-another") as (_, url):
+        for name, answered in (("MY_OWN_KEY", 0), ("OPENAI_API_KEY", 1)):
+            file = tmp_path / "teacher.yaml"
+            file.write_text(f"model: m\nendpoints: [{{url: {url}, api_key_env: {name}}}]")
+            made = generate(scenes, teacher=file, tasks=["conversation"], limit=1)
+            assert made.outcome is not None and made.outcome.asked == answered
+
+
 def test_a_task_that_a_teacher_cannot_do_is_told_before_anything_is_asked(scenes: Dataset) -> None:
     with pytest.raises(DataError, match="no prompt"):
         generate(scenes, teacher=teacher(), tasks=["classify"])

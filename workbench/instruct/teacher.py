@@ -33,7 +33,7 @@ from workbench.instruct.loop import Endpoint, LocalEndpoint, Request
 from workbench.instruct.plan import Job, request
 from workbench.recipe import Count, Positive, Section
 from workbench.recipe_yaml import explain, read_yaml
-from workbench.remote import RemoteModel
+from workbench.remote import NO_KEY, RemoteModel
 
 if TYPE_CHECKING:
     from workbench.conversation import Image
@@ -174,7 +174,7 @@ def _remote(spec: TeacherSpec, one: EndpointSpec, dataset: Dataset, price: Price
         picture.thumbnail((spec.max_side, spec.max_side))
         return picture
 
-    key = os.environ.get(one.api_key_env)
+    key = os.environ.get(one.api_key_env) or NO_KEY  # never another endpoint's
     return Endpoint(
         RemoteModel(spec.model, url=one.url, api_key=key, open_image=open_image, timeout=spec.timeout),
         concurrency=one.concurrency,
