@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, BlipForImageTextRetrieval
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from workbench.errors import ModelError
-from workbench.model.parts import check_report, loading_quietly, read_config
+from workbench.model.parts import load_exactly, read_config
 from workbench.model.precision import pick_device
 from workbench.model.proof import sha256, weight_hashes
 from workbench.model.sources import resolve
@@ -101,17 +101,7 @@ class Matching:
 
 def _load(kind: Any, folder: Path) -> Any:
     read_config(folder)
-    with loading_quietly(folder):
-        model, report = kind.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,  # `check_report` names them
-            output_loading_info=True,
-        )
-    check_report(folder, report)
-    return model.requires_grad_(False).eval()
+    return load_exactly(kind, folder, dtype=torch.float32).requires_grad_(False).eval()
 
 
 def _name(kind: str, source: str | Path, folder: Path) -> str:

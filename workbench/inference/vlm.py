@@ -21,7 +21,7 @@ from workbench.errors import ConversationError, ModelError, RenderError
 from workbench.inference.decoding import Row
 from workbench.inference.sampling import choose, generator
 from workbench.inference.text import TextStream
-from workbench.model.parts import check_report, loading_quietly, quietly
+from workbench.model.parts import load_exactly, loading_quietly, quietly
 from workbench.model.precision import keep_weights_readable, pick_device, pick_dtypes, quantisation
 from workbench.model.segments import control_in_text
 from workbench.model.sources import resolve
@@ -241,19 +241,17 @@ def _loaded(folder: Path, load: str | None, device: str) -> tuple[Any, Any]:
     try:
         with loading_quietly(folder):
             processor = _processor_class(folder).from_pretrained(folder, backend="pil")
-            model, report = AutoModelForImageTextToText.from_pretrained(
+            model = load_exactly(
+                AutoModelForImageTextToText,
                 folder,
+                allowed=("",),  # heads for other uses may be left out; nothing may be made up
                 dtype=held or "auto",
                 quantization_config=config,
                 device_map={"": place},
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,  # `check_report` names them
-                output_loading_info=True,
             )
     except _UNUSABLE as problem:
         expected = "a vision-language model of transformers with its processor"
         raise ModelError(str(folder), found=_told(problem), expected=expected) from problem
-    check_report(folder, report, allowed=("",))  # heads for other uses may be left out; nothing may be made up
     if getattr(processor, "tokenizer", None) is None or not processor.chat_template:
         expected, fix = "a processor that has one", "use a -chat or -instruct model"
         raise ModelError(str(folder), found="no chat template", expected=expected, fix=fix)

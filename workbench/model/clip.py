@@ -23,7 +23,7 @@ from transformers import CLIPModel, PreTrainedTokenizerBase
 from workbench.errors import ModelError
 from workbench.model.hf_folder import mode_of
 from workbench.model.images import ImageMode
-from workbench.model.parts import check_report, image_settings, loading_quietly, read_config
+from workbench.model.parts import image_settings, load_exactly, read_config
 from workbench.model.precision import pick_device
 from workbench.model.proof import sha256, weight_hashes
 from workbench.model.sources import resolve
@@ -52,7 +52,8 @@ class Clip:
         """D, the numbers of a vector."""
         settings = image_settings(folder, config.vision_config)
         self._mode = ImageMode(mode_of(settings), settings)
-        self._model = _load(folder).to(pick_device(device))
+        whole = load_exactly(CLIPModel, folder, dtype=torch.float32).requires_grad_(False).eval()
+        self._model = whole.to(pick_device(device))
         facts = [sha256(folder / "config.json"), weight_hashes(folder), self._mode.processor_settings()]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         self.name = f"clip-{re.sub(r'[^A-Za-z0-9.]+', '-', Path(source).name)[:60]}-{digest[:16]}"
@@ -87,20 +88,6 @@ class Clip:
         for start in range(0, len(items), BATCH):
             made.append(functional.normalize(features(items[start : start + BATCH]), dim=-1).cpu())
         return torch.cat(made).numpy()
-
-
-def _load(folder: Path) -> CLIPModel:
-    with loading_quietly(folder):
-        model, report = CLIPModel.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,  # `check_report` names them
-            output_loading_info=True,
-        )
-    check_report(folder, report)
-    return model.requires_grad_(False).eval()
 
 
 def _tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:

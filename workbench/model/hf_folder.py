@@ -15,14 +15,7 @@ from transformers import LlavaForConditionalGeneration
 from workbench.errors import ModelError
 from workbench.model.joint import PROJECTORS, tower_tokens
 from workbench.model.llava import Llava, finish
-from workbench.model.parts import (
-    IMAGE_TOKEN,
-    add_image_token,
-    check_report,
-    image_settings,
-    loading_quietly,
-    read_config,
-)
+from workbench.model.parts import IMAGE_TOKEN, add_image_token, image_settings, load_exactly, read_config
 from workbench.model.precision import check_quantised, pick_device, pick_dtypes, quantisation
 from workbench.model.sources import read_json
 from workbench.model.templates import Template, load_template
@@ -38,18 +31,9 @@ def is_llava(folder: Path) -> bool:
 def load_model(folder: Path, load: str, dtype: torch.dtype, device: torch.device) -> LlavaForConditionalGeneration:
     """The whole model on the device, frozen, only the language model's linears quantised. Raises `ModelError`."""
     read_config(folder)
-    with loading_quietly(folder):
-        model, report = LlavaForConditionalGeneration.from_pretrained(
-            folder,
-            dtype=dtype,
-            quantization_config=quantisation(load, dtype, inside_llava=True),
-            device_map={"": device},
-            use_safetensors=True,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,  # `check_report` names them
-            output_loading_info=True,
-        )
-    check_report(folder, report)
+    quantised, place = quantisation(load, dtype, inside_llava=True), {"": device}
+    kind = LlavaForConditionalGeneration
+    model = load_exactly(kind, folder, dtype=dtype, quantization_config=quantised, device_map=place)
     check_quantised(model, load)
     return model.requires_grad_(False).eval()
 

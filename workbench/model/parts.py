@@ -39,35 +39,16 @@ def load_tower(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTra
     vision = getattr(config, "vision_config", config)
     if vision.model_type not in TOWERS:
         raise ModelError(str(folder), found=f"a {config.model_type} model", expected="a CLIP or SigLIP vision tower")
-    with loading_quietly(folder):
-        tower, report = AutoModel.from_pretrained(
-            folder,
-            config=vision,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,  # `check_report` names them
-            output_loading_info=True,
-        )
-    check_report(folder, report, allowed=("text_model.", "text_projection.", "visual_projection.", "logit_"))
-    return tower.to(device)
+    left_out = ("text_model.", "text_projection.", "visual_projection.", "logit_")
+    return load_exactly(AutoModel, folder, allowed=left_out, config=vision, dtype=dtype).to(device)
 
 
 def load_language(folder: Path, load: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The language model, its linears quantised if `load` says so, on the device."""
     read_config(folder)
-    with loading_quietly(folder):
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            quantization_config=quantisation(load, dtype, inside_llava=False),
-            device_map={"": device},
-            use_safetensors=True,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    check_report(folder, report)
+    quantised = quantisation(load, dtype, inside_llava=False)
+    place = {"": device}
+    model = load_exactly(AutoModelForCausalLM, folder, dtype=dtype, quantization_config=quantised, device_map=place)
     if not isinstance(getattr(model, "lm_head", None), nn.Linear) or not hasattr(model, "model"):
         raise ModelError(str(folder), found=type(model).__name__, expected="a Llama-, Mistral- or Qwen2-type model")
     return model
@@ -82,6 +63,25 @@ def read_config(folder: Path) -> Any:
     except (ValueError, OSError) as error:
         line = str(error).splitlines()[0]
         raise ModelError(str(folder / "config.json"), found=line, expected="a known model type") from error
+
+
+def load_exactly(kind: Any, folder: Path, *, allowed: tuple[str, ...] = (), **settings: Any) -> Any:
+    """A model of transformers' class `kind` from the safetensors of a folder, with no tensor lost or made up.
+
+    `allowed`: beginnings of tensor names that may be left over. Raises `ModelError` as `check_report` does, and for
+    weights that are missing, pickles, or cut off.
+    """
+    with loading_quietly(folder):
+        model, report = kind.from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # `check_report` names them
+            output_loading_info=True,
+            **settings,
+        )
+    check_report(folder, report, allowed)
+    return model
 
 
 def check_report(where: Path | str, report: dict[str, Any], allowed: tuple[str, ...] = ()) -> None:
