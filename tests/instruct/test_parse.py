@@ -149,5 +149,8 @@ def test_regions_take_their_boxes_from_the_annotations_in_the_padded_square() ->
                 assert (boxes[phrase] in question) != (boxes[phrase] == answer)
                 ways.add("description" in question)
     assert len(ways) == 2
+    over = Material(things=[Thing("dog", (-20, 0, 100, 260))], image=image)
+    said = parse.grounding("1. the dog", over, rng())[0]
+    assert "[0.00, 0.25, 0.50, 0.75]" in "".join(said), "what reaches over the edge of the image is cut there"
     with pytest.raises(ReplyError, match="box number 3"):
         parse.grounding('{"phrases": [{"number": 3, "phrase": "the cow"}]}', material, rng())

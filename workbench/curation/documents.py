@@ -23,6 +23,7 @@ from bson import ObjectId
 
 from workbench.conversation import SPLITS, Conversation, Image, Video, to_chat
 from workbench.curation.measures import image_paths
+from workbench.data.boxes import to_fiftyone
 from workbench.data.dataset import Dataset
 from workbench.data.tables import frame_to_conversations
 
@@ -111,8 +112,7 @@ def _detections(row: Mapping[str, Any], types: Mapping[str, type]) -> Document |
     width, height, found = row["width"], row["height"], []
     for thing in json.loads(row["objects"]):
         if thing.get("box"):
-            x0, y0, x1, y1 = thing["box"]
-            box = [x0 / width, y0 / height, (x1 - x0) / width, (y1 - y0) / height]
+            box = list(to_fiftyone(thing["box"], width, height))
             more = {key: types[key](value) for key, value in _attributes(thing).items()}
             found.append(_label("Detection", attributes={}, label=thing.get("label"), bounding_box=box, **more))
     return _labels("Detections", found)

@@ -40,6 +40,12 @@ def from_fiftyone(box: Sequence[float], width: int, height: int) -> Box:
     return _exact(x * width), _exact(y * height), _exact((x + wide) * width), _exact((y + high) * height)
 
 
+def inside(box: Sequence[float], width: int, height: int) -> Box:
+    """The part of a box in pixels that lies in the picture; annotations reach over its edges now and then."""
+    x0, y0, x1, y1 = (min(max(value, 0.0), side) for value, side in zip(box, (width, height) * 2, strict=True))
+    return x0, y0, x1, y1
+
+
 def padded_box(box: Sequence[float], width: int, height: int) -> Box:
     """A box in pixels as LLaVA's instruction mix says it: x0, y0, x1, y1 from 0 to 1 of the picture padded to a square.
 

@@ -12,15 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workbench.conversation import Image
-from workbench.data.boxes import Box, padded_box
+from workbench.data.boxes import Box
 from workbench.data.scenes import Scene
 
 Turns = list[tuple[str, str]]
 """Questions and answers in order."""
 
 WHAT = "What is this?"
-
-__all__ = ["WHAT", "Box", "Material", "Thing", "Turns", "material_of", "padded_box", "things_of"]
 
 
 @dataclass(frozen=True)

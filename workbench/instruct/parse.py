@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from workbench.data.boxes import inside, padded_box
 from workbench.errors import DataError
-from workbench.instruct.material import Material, Turns, padded_box
+from workbench.instruct.material import Material, Turns
 
 Parse = Callable[[str, Material, np.random.Generator], Turns]
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -103,7 +104,8 @@ def grounding(text: str, material: Material, rng: np.random.Generator) -> Turns:
     made: Turns = []
     for item in named:
         number = _number(item, len(boxed))
-        box = box_text(padded_box(boxed[number - 1].box, *_size(material)))  # type: ignore[arg-type]
+        size = _size(material)
+        box = box_text(padded_box(inside(boxed[number - 1].box, *size), *size))  # type: ignore[arg-type]
         phrase = _clean(str(item.get("phrase", ""))).removesuffix(".")
         if rng.random() < 0.5:
             made.append((REGION.format(box=box), phrase))

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from workbench.data import scene_text
+from workbench.data.boxes import Box, inside, padded_box
 from workbench.data.scenes import COLORS, COLUMNS, PLACES, ROWS, SHAPES, SIZE_NAMES, Scene
-from workbench.instruct.material import Box, Material, Thing, Turns, padded_box
+from workbench.instruct.material import Material, Thing, Turns
 from workbench.instruct.parse import FIND, LETTER, REGION, WORD, box_text
+from workbench.instruct.words import plural_of
 
 BRIEF = "Describe the image briefly."
 DETAIL = "Describe the image in detail."
@@ -186,7 +188,7 @@ def write_grounding(material: Material, rng: np.random.Generator) -> Turns:
     size = _size(material)
     if size is None:
         return []
-    texts = {thing: box_text(padded_box(_inside(thing.box, *size), *size)) for thing in material.things if thing.box}
+    texts = {thing: box_text(padded_box(inside(thing.box, *size), *size)) for thing in material.things if thing.box}
     seen = Counter(texts.values())
     named = [thing for thing in _named(material) if thing in texts and seen[texts[thing]] == 1]
     told = [thing for thing in named if not _is_flat(texts[thing])]
@@ -195,12 +197,6 @@ def write_grounding(material: Material, rng: np.random.Generator) -> Turns:
         phrase, box = f"the {_words(told[int(index)].label)}", texts[told[int(index)]]
         turns.append((REGION.format(box=box), phrase) if rng.random() < 0.5 else (FIND.format(phrase=phrase), box))
     return turns
-
-
-def _inside(box: Box, width: int, height: int) -> Box:
-    """The part of a box that lies in the image; annotations reach over its edges now and then."""
-    x0, y0, x1, y1 = (min(max(value, 0.0), side) for value, side in zip(box, (width, height) * 2, strict=True))
-    return x0, y0, x1, y1
 
 
 def _is_flat(box: str) -> bool:
@@ -356,21 +352,13 @@ def _one(names: Sequence[str], rng: np.random.Generator) -> str:
 
 # --- English --------------------------------------------------------------------------------------------------
 
-_PLURALS = {
-    "person": "people", "man": "men", "woman": "women", "child": "children", "foot": "feet", "mouse": "mice",
-    "knife": "knives", "leaf": "leaves", "shelf": "shelves", "sheep": "sheep", "fish": "fish", "deer": "deer",
-}  # fmt: skip
 _NO_ARTICLE = "broccoli bread cheese food fruit furniture grass hair luggage rice sand smoke snow water".split()
 
 
 def plural(name: str) -> str:
     """The plural of a label's last word: "wine glass" becomes "wine glasses"."""
     before, _, last = name.rpartition(" ")
-    if last.endswith(("s", "x", "z", "ch", "sh")):
-        regular = f"{last}es"
-    else:
-        regular = f"{last[:-1]}ies" if last[-1:] == "y" and last[-2:-1] not in "aeiou" else f"{last}s"
-    return f"{before} {_PLURALS.get(last, regular)}".strip()
+    return f"{before} {plural_of(last)}".strip()
 
 
 def _is(name: str) -> str:

@@ -20,6 +20,11 @@ _SIZES = dict.fromkeys("small little tiny".split(), "small") | dict.fromkeys("la
 _NUMBERS = {
     word: n for n, word in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())
 }
+_PLURALS = {
+    "person": "people", "man": "men", "woman": "women", "child": "children", "foot": "feet", "mouse": "mice",
+    "knife": "knives", "leaf": "leaves", "shelf": "shelves", "sheep": "sheep", "fish": "fish", "deer": "deer",
+    "scissors": "scissors", "skis": "skis",
+}  # fmt: skip
 _ROWS = {"top": "top", "upper": "top", "bottom": "bottom", "lower": "bottom"}
 _FRAME = (
     "image picture photo photograph scene frame canvas view screen drawing background composition illustration".split()
@@ -158,18 +163,9 @@ def _ends_phrase(word: str) -> bool:
 
 def plural_of(word: str) -> str:
     """The plural of one English noun."""
-    irregular = {
-        "man": "men",
-        "woman": "women",
-        "person": "people",
-        "child": "children",
-        "mouse": "mice",
-        "sheep": "sheep",
-    }
-    irregular |= {"knife": "knives", "scissors": "scissors", "skis": "skis", "fish": "fish"}
-    if word in irregular:
-        return irregular[word]
-    if word.endswith(("s", "x", "ch", "sh")):
+    if word in _PLURALS:
+        return _PLURALS[word]
+    if word.endswith(("s", "x", "z", "ch", "sh")):
         return word + "es"
     return word[:-1] + "ies" if re.search(r"[^aeiou]y$", word) else word + "s"
 
