@@ -205,6 +205,13 @@ def test_an_endpoint_that_is_not_there_may_come_back() -> None:
     with pytest.raises(RemoteError, match="broken connection") as caught:
         ask(RemoteModel("gpt", url="http://127.0.0.1:9/v1"))
     assert caught.value.retry and caught.value.status is None
+    assert caught.value.broken and not caught.value.sent
+
+
+def test_a_connection_that_breaks_may_have_carried_the_request() -> None:
+    with serving(share=1.0, most=1, faults=("drop in body",)) as (_, url), pytest.raises(RemoteError) as caught:
+        ask(RemoteModel("gpt", url=url))
+    assert caught.value.broken and caught.value.sent
 
 
 def test_a_wrong_key_is_final_and_never_shown() -> None:

@@ -59,9 +59,12 @@ _LOOK = 0.05
 
 class RemoteError(WorkbenchError):
     """A request that failed. `retry`: it may succeed later; `retry_after`: seconds the endpoint wants to be left alone;
-    `status`: of HTTP, None where there was no answer."""
+    `status`: of HTTP, None where there was no answer; `broken`: the connection broke off or never was; `sent`: the
+    request may have arrived, and may be charged."""
 
     retry: bool = False
+    broken: bool = False
+    sent: bool = True
     retry_after: float | None = None
     status: int | None = None
 
@@ -74,10 +77,12 @@ class RemoteError(WorkbenchError):
         retry: bool,
         status: int | None = None,
         after: float | None = None,
+        broken: bool = False,
+        sent: bool = True,
         fix: str = "",
     ) -> RemoteError:
         error = cls(where, found=found, fix=fix)
-        error.retry, error.retry_after, error.status = retry, after, status
+        error.retry, error.retry_after, error.status, error.broken, error.sent = retry, after, status, broken, sent
         return error
 
 
@@ -368,7 +373,8 @@ class RemoteModel:
             cause = problem.__cause__ or problem
             told = f"{type(cause).__name__}: {cause}"
             fix = "see that it runs and the URL is right"
-            raise self._error("a broken connection", told, retry=True, fix=fix) from None
+            sent = type(cause).__name__ != "ConnectError"  # httpx's, of whichever generation the client has
+            raise self._error("a broken connection", told, retry=True, broken=True, sent=sent, fix=fix) from None
         except (openai.OpenAIError, ValueError) as problem:  # ValueError: a stream that is no JSON
             raise self._error(type(problem).__name__, str(problem), retry=True) from None
 

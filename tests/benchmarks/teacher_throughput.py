@@ -22,7 +22,8 @@ from PIL import Image as PILImage
 
 from workbench.chat_model import SamplingOptions
 from workbench.conversation import Conversation, Image, Message
-from workbench.instruct.loop import Endpoint, Request, run
+from workbench.instruct.endpoints import Endpoint, Request
+from workbench.instruct.loop import run
 from workbench.instruct.parse import PAIRS
 from workbench.instruct.replies import ReplyStore
 from workbench.remote import RemoteModel

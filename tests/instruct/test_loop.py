@@ -23,8 +23,9 @@ from workbench.chat_model import SamplingOptions, ScriptedModel
 from workbench.conversation import Conversation, Image, Message
 from workbench.errors import WorkbenchError
 from workbench.instruct import limits, loop
+from workbench.instruct.endpoints import Endpoint, LocalEndpoint, Request
 from workbench.instruct.limits import Budget
-from workbench.instruct.loop import Endpoint, LocalEndpoint, Outcome, Request, run
+from workbench.instruct.loop import Outcome, run
 from workbench.instruct.replies import Reply, ReplyStore
 from workbench.remote import RemoteError, RemoteModel, RemoteReply
 

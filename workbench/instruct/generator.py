@@ -26,9 +26,10 @@ from workbench.errors import ConversationError, DataError
 from workbench.instruct.checks import CHECKS, Check, Context, check
 from workbench.instruct.cost import Estimate, estimate_requests
 from workbench.instruct.diversity import describe_conversations
+from workbench.instruct.endpoints import Request
 from workbench.instruct.generated import Generated
 from workbench.instruct.limits import Budget
-from workbench.instruct.loop import Request, run
+from workbench.instruct.loop import run
 from workbench.instruct.material import WHAT, Material, Turns
 from workbench.instruct.parse import ReplyError
 from workbench.instruct.plan import Ground, Job, Row, about, generator, job_id, jobs, parameters

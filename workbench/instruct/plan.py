@@ -19,7 +19,7 @@ from workbench.chat_model import SamplingOptions
 from workbench.conversation import Conversation, Image, Message, check_conversation, new_id
 from workbench.data.dataset import Dataset
 from workbench.instruct.cost import Price, prompt_tokens
-from workbench.instruct.loop import Request
+from workbench.instruct.endpoints import Request
 from workbench.instruct.material import WHAT, Material, Turns, material_of, things_of
 from workbench.instruct.tasks import Task
 

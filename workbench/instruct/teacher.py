@@ -29,7 +29,7 @@ from workbench.data.dataset import Dataset
 from workbench.data.images import load_image
 from workbench.errors import RecipeError
 from workbench.instruct.cost import Price, load_prices, price_of
-from workbench.instruct.loop import Endpoint, LocalEndpoint, Request
+from workbench.instruct.endpoints import Endpoint, LocalEndpoint, Request
 from workbench.instruct.plan import Job, request
 from workbench.recipe import Count, Positive, Section
 from workbench.recipe_yaml import explain, read_yaml
