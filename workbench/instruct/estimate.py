@@ -121,8 +121,12 @@ class Estimate:
 
     def _texts(self) -> Iterator[tuple[int, str]]:
         for number, prompt in enumerate(self.prompts, 1):
-            lines = [f"[{message.role}]{' [image]' * len(message.media)} {message.text}" for message in prompt.messages]
-            yield number, "\n".join(lines)
+            yield number, prompt_text(prompt)
+
+
+def prompt_text(prompt: Conversation) -> str:
+    """A prompt as it is sent, to read: a part for each message that begins with its role and its pictures."""
+    return "\n".join(f"[{one.role}]{' [image]' * len(one.media)} {one.text}" for one in prompt.messages)
 
 
 def _dollars(amount: float) -> str:

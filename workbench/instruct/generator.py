@@ -24,9 +24,10 @@ from workbench.data.dataset import Dataset
 from workbench.data.scene_text import QUESTIONS
 from workbench.errors import ConversationError, DataError
 from workbench.instruct.checks import CHECKS, Check, Context, check
-from workbench.instruct.cost import Estimate, estimate_requests
+from workbench.instruct.cost import estimate_requests
 from workbench.instruct.diversity import describe_conversations
 from workbench.instruct.endpoints import Request
+from workbench.instruct.estimate import Estimate, prompt_text
 from workbench.instruct.generated import Generated
 from workbench.instruct.limits import Budget
 from workbench.instruct.loop import run
@@ -158,7 +159,7 @@ def show_prompt(
         material = ground.material(row)
         if image in (None, row["id"], row["path"]) and found.fits(material, sees=sees):
             asked = found.ask(material, id=row["id"], sees=sees, json=structured and found.schema is not None)
-            return "\n".join(f"[{one.role}]{' [image]' * len(one.media)} {one.text}" for one in asked.messages)
+            return prompt_text(asked)
     needs = ", ".join(found.needs)
     raise DataError(f"prompt of task {found.name}", found=f"no image {image or ''} to ask it of", expected=f"{needs}")
 
