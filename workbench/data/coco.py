@@ -21,11 +21,18 @@ import polars as pl
 from workbench.data.boxes import from_coco
 from workbench.data.captions_file import ID, SPLITS
 from workbench.data.dataset import Dataset
-from workbench.data.image_rows import ROOT, by_reason, image_rows, numbers, refuse_existing, root_for, summary
+from workbench.data.image_rows import (
+    ROOT,
+    by_reason,
+    image_rows,
+    numbers,
+    refuse_existing,
+    root_for,
+    summary,
+    write_report,
+)
 from workbench.errors import DataError
-from workbench.resources import write_atomic
 
-REPORT = "import.json"
 _SHAPE = '{"images": [...], "annotations": [...], "categories": [...]}'
 _PLACED = ("image_id", "category_id", "bbox")
 """Keys of an annotation that become something else; all others are kept in `objects` as they are."""
@@ -69,7 +76,7 @@ def import_coco(
         "images without annotation": sum(key not in captions and key not in objects for key in images),
         "sizes that differ from the file's": _other_sizes(frame, images),
     }
-    write_atomic(out / REPORT, json.dumps(report, indent=1, ensure_ascii=False))
+    write_report(out, report)
     name = name or paths[0].stem
     made: dict[str, Any] = {
         "made": f"imported from COCO files: {', '.join(path.name for path in paths)}",

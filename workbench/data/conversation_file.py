@@ -1,7 +1,7 @@
 """A file of conversations about images as a dataset, whatever the shape of its records, and records as a file.
 
 Knows: ids of the file and our own, bad records, which images are asked for, what any such file cannot hold.
-Does not know: the shapes (`llava_json.py`, `sharegpt.py`, `hf_datasets.py`), or how images are checked.
+Does not know: the shapes (`llava_json.py`, `sharegpt.py`), or how images are checked.
 """
 
 from __future__ import annotations
@@ -15,13 +15,21 @@ from typing import Any
 
 from workbench.conversation import IMAGE_MARK, Conversation, new_id
 from workbench.data.dataset import Dataset
-from workbench.data.image_rows import ROOT, by_reason, image_rows, numbers, refuse_existing, root_for, summary
+from workbench.data.image_rows import (
+    ROOT,
+    by_reason,
+    image_rows,
+    numbers,
+    refuse_existing,
+    root_for,
+    summary,
+    write_report,
+)
 from workbench.data.json_records import BadRecord
 from workbench.data.tables import conversations_to_frame
 from workbench.errors import DataError
 from workbench.resources import write_atomic
 
-REPORT = "import.json"
 _OWN = re.compile(r"[0-9a-f]{20}")
 
 
@@ -53,7 +61,7 @@ def import_conversations(
         raise DataError(str(source), found=found, expected=f"{kind} records")
     frame = image_rows(folder, list(paths), workers=workers)
     report = {"conversations": conversations.height, "quarantined images": by_reason(frame), "bad records": bad}
-    write_atomic(out / REPORT, json.dumps(report, indent=1, ensure_ascii=False))
+    write_report(out, report)
     name = name or source.stem
     dataset = Dataset.create(
         out,

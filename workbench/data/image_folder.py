@@ -11,7 +11,6 @@ Does not know: how images are checked (`image_rows.py`) or what is asked about t
 
 from __future__ import annotations
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -23,12 +22,19 @@ import polars as pl
 
 from workbench.data.captions_file import CAPTION_FILES, SPLITS, Line, read_lines
 from workbench.data.dataset import Dataset
-from workbench.data.image_rows import ROOT, by_reason, image_rows, numbers, refuse_existing, root_for, summary
+from workbench.data.image_rows import (
+    ROOT,
+    by_reason,
+    image_rows,
+    numbers,
+    refuse_existing,
+    root_for,
+    summary,
+    write_report,
+)
 from workbench.data.images import SUFFIXES
 from workbench.errors import DataError
-from workbench.resources import write_atomic
 
-REPORT = "import.json"
 _HIDDEN = {"thumbs.db", "desktop.ini", "__macosx"}
 
 
@@ -92,7 +98,7 @@ def import_folder(
     report = _report(frame, found, report)
     if splits and "split" not in said.has:
         report["in no split folder"] = [path for path in found.images if path not in splits]
-    write_atomic(out / REPORT, json.dumps(report, indent=1, ensure_ascii=False))
+    write_report(out, report)
     name = name or folder.resolve().name
     made = {"made": f"imported from the folder {folder.name}", **(card or {}), "import": numbers(report)}
     dataset = Dataset.create(out, name=name, roots={ROOT: root_for(folder, out)}, card=made, images=annotate(frame))

@@ -6,6 +6,7 @@ Does not know: how the files were found or named (`image_folder.py`, `llava_json
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,10 +20,13 @@ from workbench.data.folder import CARD, resolve_inside
 from workbench.data.images import check_image
 from workbench.data.tables import IMAGE_COLUMNS
 from workbench.errors import DataError
+from workbench.resources import write_atomic
 
 ROOT = "images"
+REPORT = "import.json"
+"""In the dataset folder: what came of the import, with every name."""
 SHOWN = 10
-"""How many names of a kind a printed summary shows; the file `import.json` has them all."""
+"""How many names of a kind a printed summary shows; the report has them all."""
 
 
 def image_rows(folder: Path, paths: Sequence[str], *, workers: int | None = None) -> pl.DataFrame:
@@ -84,6 +88,10 @@ def summary(title: str, report: Mapping[str, Any]) -> str:
             if names:
                 lines.append(f"  {label}: {names}")
     return "\n".join(lines)
+
+
+def write_report(out: Path, report: Mapping[str, Any]) -> None:
+    write_atomic(out / REPORT, json.dumps(report, indent=1, ensure_ascii=False))
 
 
 def numbers(report: Mapping[str, Any]) -> dict[str, Any]:
