@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 
 from workbench.data.dataset import Dataset
+from workbench.errors import RecipeError
+from workbench.quickstart import quickstart
 from workbench.run import Run
 
 FEW = ["--set", "train.max_steps=3", "--set-align", "train.max_steps=3"]
@@ -73,6 +75,13 @@ def test_pictures_with_captions_do(tmp_path: Path, home: Path) -> None:
     done = run_command("quickstart", "--images", str(tmp_path / "mine"), "--out", str(out), *FEW, home=home)
     assert done.returncode == 0, done.stderr[-3000:]
     assert list(json.loads((out / "report.json").read_text())["by_type"]["after"]) == ["caption"]
+
+
+@pytest.mark.parametrize("which", ["overrides", "align_overrides"])
+def test_a_mistyped_override_is_told_before_anything_is_done(which: str, tmp_path: Path, home: Path) -> None:
+    with pytest.raises(RecipeError, match="did you mean train.max_steps"):
+        quickstart(tmp_path / "run", count=30, **{which: ["train.maxsteps=2"]})
+    assert not (tmp_path / "run").exists() and not (home / "datasets").exists()
 
 
 def test_ctrl_c_in_a_stage_ends_the_quickstart_and_resume_goes_on(tmp_path: Path, home: Path) -> None:

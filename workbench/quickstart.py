@@ -81,6 +81,8 @@ def quickstart(
         "overrides": list(overrides),
         "align_overrides": list(align_overrides),
     }
+    for name, changes in zip(_recipe_names(images is not None), (align_overrides, overrides), strict=True):
+        Recipe.load(name, changes)  # a mistake in an override is told before anything is done
     run = Run.create(out, settings, kind="quickstart", resume=resume)
     clock, started = Clock(), time.monotonic()
     torch.set_num_threads(usable_processors())
@@ -191,10 +193,15 @@ def _recipes(
 ) -> tuple[Recipe, Recipe]:
     """The shipped recipes of both stages, pointed at this dataset and this run."""
     data = f"data.dataset={dataset.path}"
-    names = ("tiny-align-images", "tiny-finetune-images") if own else ("tiny-align", "tiny-finetune-qlora")
+    names = _recipe_names(own)
     align = Recipe.load(names[0], [data, *align_overrides])
     finetune = Recipe.load(names[1], [data, f"model.projector_from={run.path / 'align'}", *overrides])
     return align, finetune
+
+
+def _recipe_names(own: bool) -> tuple[str, str]:
+    """Of stage 1 and stage 2; `own`: on a person's own pictures."""
+    return ("tiny-align-images", "tiny-finetune-images") if own else ("tiny-align", "tiny-finetune-qlora")
 
 
 def _stage(recipe: Recipe, out: Path) -> Run:

@@ -61,5 +61,8 @@ def curve_svg(lines: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
     parts.append(f'<text x="{_WIDTH - 8}" y="{_HEIGHT - 6}" text-anchor="end">{x_high:g}</text>')
     for color, width, line in zip(("var(--one)", "var(--two)"), (1.5, 2.5), lines.values(), strict=False):
         path = " ".join(place(x, y) for x, y in line)
+        if len(line) == 1:  # a line of one point would draw nothing
+            across, down = path.split(",")
+            parts.append(f'<circle cx="{across}" cy="{down}" r="3.5" fill="{color}"/>')
         parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="{width}"/>')
     return Markup("".join([*parts, "</svg>"]))

@@ -289,3 +289,9 @@ def test_an_export_overwrites_nothing_and_leaves_no_half(known: Dataset, tmp_pat
     with pytest.raises(DataError, match=r"b.jpg: found no such file; restore it, or leave this image out"):
         export_folder(known, tmp_path / "out")
     assert not (tmp_path / "out").exists() and [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
+
+
+def test_a_file_in_place_of_a_folder_is_called_a_file(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(DataError, match="found a file; expected a folder of images; name the folder it is in"):
+        import_folder(tmp_path / "notes.txt", tmp_path / "out")

@@ -129,7 +129,9 @@ def _report(frame: pl.DataFrame, found: Found, captions: dict[str, Any]) -> dict
 
 def _scan(folder: Path) -> Found:
     if not folder.is_dir():
-        raise DataError(str(folder), found="no such folder", expected="a folder of images", fix="check the path")
+        what = "a file" if folder.is_file() else "no such folder"
+        fix = "name the folder it is in; conversations are .json or .jsonl" if folder.is_file() else "check the path"
+        raise DataError(str(folder), found=what, expected="a folder of images", fix=fix)
     found = Found()
     for path, kind in sorted(_walk(folder, found)):
         getattr(found, kind).append(path)
