@@ -64,6 +64,7 @@ _HOMES = {
     "add_check": "instruct.checks",
     "explain": "instruct.explain",
     "judge": "instruct.judge",
+    "judge_dataset": "instruct.judging",
     "describe_conversations": "instruct.diversity",
     "train": "training.trainer",
     "evaluate": "evaluation.task",
@@ -96,6 +97,7 @@ if TYPE_CHECKING:
     from workbench.instruct.explain import explain
     from workbench.instruct.generator import estimate, generate, show_prompt
     from workbench.instruct.judge import judge
+    from workbench.instruct.judging import judge_dataset
     from workbench.instruct.limits import Budget
     from workbench.instruct.tasks import add_task
     from workbench.model.export import export_hf as export

@@ -21,6 +21,8 @@ from workbench.errors import DatabaseError, DataError, WorkbenchError
 
 if TYPE_CHECKING:
     from workbench.evaluation.task import Results
+    from workbench.instruct.limits import Budget
+    from workbench.instruct.loop import Outcome
 
 Verb = Callable[[argparse.Namespace], int | None]
 
@@ -122,7 +124,6 @@ def _versions(given: argparse.Namespace) -> None:
 def _generate(given: argparse.Namespace) -> int:
     from workbench.data.dataset import Dataset
     from workbench.instruct.generator import estimate, generate
-    from workbench.instruct.limits import Budget
     from workbench.instruct.material import WHAT
 
     tasks = _counted(given.tasks) if given.tasks else None
@@ -133,13 +134,41 @@ def _generate(given: argparse.Namespace) -> int:
         told = estimate(dataset, **asked)
         _show(given, told, told.summary())
         return 0
-    budget = Budget(money=given.max_money, tokens=given.max_tokens, calls=given.max_calls, seconds=given.max_seconds)
-    made = generate(dataset, **asked, seed=given.seed, budget=budget, script=given.script)
+    made = generate(dataset, **asked, seed=given.seed, budget=_budget(given), script=given.script)
     _show(given, made, made.summary())
-    outcome = made.outcome
+    return _ended(made.outcome)
+
+
+def _budget(given: argparse.Namespace) -> Budget:
+    from workbench.instruct.limits import Budget
+
+    return Budget(money=given.max_money, tokens=given.max_tokens, calls=given.max_calls, seconds=given.max_seconds)
+
+
+def _ended(outcome: Outcome | None) -> int:
     if outcome is None or outcome.stopped is None:
         return 0
     return 130 if outcome.stopped == "interrupted" else 0 if outcome.asked or outcome.stored else 1
+
+
+def _judge(given: argparse.Namespace) -> int:
+    from workbench.data.dataset import Dataset
+    from workbench.instruct.judging import judge_dataset
+
+    judged = judge_dataset(
+        Dataset.open(given.dataset),
+        given.judge,
+        rubric=given.rubric,
+        accept_from=given.accept_from,
+        limit=given.limit,
+        reject=given.reject,
+        prices=given.prices,
+        budget=_budget(given),
+    )
+    if given.out:
+        judged.table.write_csv(given.out)
+    _show(given, judged, judged.summary())
+    return _ended(judged.outcome)
 
 
 def _counted(tasks: Sequence[str]) -> dict[str, int]:
@@ -405,10 +434,27 @@ def _add_making(verb: Callable[..., argparse.ArgumentParser]) -> None:
     add("--again", action="store_true", help="ask once more for what a check rejected")
     add("--script", default="latin", help="what answers are to be written in: latin, cjk, cyrillic, ... (%(default)s)")
     add("--prices", metavar="FILE", help="prices of teachers, laid over the shipped ones")
-    add("--max-money", type=float, metavar="USD", help="stop before more is spent")
-    add("--max-tokens", type=_positive, metavar="N", help="stop before more tokens are used")
-    add("--max-calls", type=_positive, metavar="N", help="stop after so many calls")
-    add("--max-seconds", type=float, metavar="S", help="ask nothing new after so many seconds")
+    _add_budget(add)
+    _add_json(add)
+
+    add = verb(
+        "judge",
+        _judge,
+        "Have a model score a dataset's conversations from 1 to 10, and compare it with people's verdicts.",
+        "judge data/holiday --judge gpt-4o@https://api.openai.com/v1 --limit 100 --max-money 1",
+        "judge data/holiday --judge judge.yaml --rubric mine.jinja --reject --out scores.csv",
+    ).add_argument
+    add("dataset", metavar="DATASET", help="dataset folder")
+    add("--judge", required=True, metavar="MODEL", help="MODEL@URL, local:MODEL or a YAML file, as a teacher is named")
+    add("--rubric", metavar="FILE", help="a prompt of your own, with {{ conversation }} in it")
+    add(
+        "--accept-from", type=_positive, default=7, metavar="N", help="score that is good enough (default: %(default)s)"
+    )
+    add("--reject", action="store_true", help="reject what scores lower; what a person accepted or edited stays")
+    add("--limit", type=_positive, metavar="N", help="the first N conversations only")
+    add("--out", metavar="CSV", help="write id, score, verdict and reason of each there")
+    add("--prices", metavar="FILE", help="prices of models, laid over the shipped ones")
+    _add_budget(add)
     _add_json(add)
 
     add = verb(
@@ -523,6 +569,13 @@ def _add_loading(add: Callable[..., Any]) -> None:
 
 def _add_set(add: Callable[..., Any], example: str) -> None:
     add("--set", action="append", default=[], metavar="KEY=VALUE", help=f"change the recipe, for example {example}")
+
+
+def _add_budget(add: Callable[..., Any]) -> None:
+    add("--max-money", type=float, metavar="USD", help="stop before more is spent")
+    add("--max-tokens", type=_positive, metavar="N", help="stop before more tokens are used")
+    add("--max-calls", type=_positive, metavar="N", help="stop after so many calls")
+    add("--max-seconds", type=float, metavar="S", help="ask nothing new after so many seconds")
 
 
 def _add_json(add: Callable[..., Any]) -> None:

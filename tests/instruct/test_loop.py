@@ -322,6 +322,14 @@ def test_prompts_that_are_longer_than_estimated_do_not_break_the_budget(store: R
     assert outcome.prompt_tokens + outcome.completion_tokens == 980
 
 
+def test_the_first_calls_of_many_do_not_break_the_budget_either(store: ReplyStore) -> None:
+    """Before the first reply nobody knows how far the estimates are off; with 16 at once all 16 used to be sent."""
+    short = (Request(one.key, one.conversation, one.options, None, 10) for one in requests(100))  # in truth 50
+    with serving(latency=0.05) as (_, url):
+        outcome = run(short, [endpoint(url, concurrency=16)], store, budget=Budget(tokens=500))
+    assert outcome.prompt_tokens + outcome.completion_tokens <= 500 and outcome.asked > 1
+
+
 def test_interrupting_keeps_what_has_arrived(store: ReplyStore) -> None:
     stop = threading.Event()
     with serving(latency=0.05) as (_, url):

@@ -28,7 +28,14 @@ ACCEPT_FROM = 7
 VERDICTS = ("accept", "reject")
 OPTIONS = SamplingOptions(max_tokens=400)
 """Greedy: a judge that is asked again says the same."""
-_COLUMNS: dict[str, Any] = {
+SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {"reason": {"type": "string"}, "score": {"type": "integer"}},
+    "required": ["reason", "score"],
+    "additionalProperties": False,
+}
+"""Of a reply, for judges that take one; the reason is written before the score that it is for."""
+COLUMNS: dict[str, Any] = {
     "id": pl.String, "score": pl.Int64, "verdict": pl.String, "reason": pl.String, "failed": pl.String,
     "judge": pl.String, "rubric": pl.String,
 }  # fmt: skip
@@ -54,20 +61,21 @@ def judge(
     a score, has the reason in `failed` and neither score nor verdict: it counts to no average. Raises `DataError` for
     a rubric that cannot be used.
     """
-    task = _rubric(rubric)
+    task = find_rubric(rubric)
     shared = (model.name, f"version {task.version}, {task.prompt_hash}")
     rows: list[tuple[Any, ...]] = []
     with progress(f"judging with {model.name}", total=len(conversations), unit="conversation") as bar:
         for start in range(0, len(conversations), _BATCH):
             part = conversations[start : start + _BATCH]
-            asked = [_ask(task, one, (material or {}).get(one.id, Material()), sees) for one in part]
+            asked = [ask(task, one, (material or {}).get(one.id, Material()), sees) for one in part]
             for one, reply in zip(part, _replies(model, asked), strict=True):
-                rows.append((one.id, *_read(reply, accept_from), *shared))
+                rows.append((one.id, *read(reply, accept_from), *shared))
             bar.advance(len(part))
-    return pl.DataFrame(rows, schema=_COLUMNS, orient="row")
+    return pl.DataFrame(rows, schema=COLUMNS, orient="row")
 
 
-def _rubric(given: str | Path | None) -> Task:
+def find_rubric(given: str | Path | None) -> Task:
+    """The shipped rubric, a prompt file, or its text. Raises `DataError` for one that cannot be used."""
     if given is None:
         text = shipped_prompt("judge")
     elif isinstance(given, Path) or given.endswith(".jinja"):
@@ -81,7 +89,8 @@ def _rubric(given: str | Path | None) -> Task:
     return Task("judge", ("pixels",), prompt=text)
 
 
-def _ask(task: Task, conversation: Conversation, material: Material, sees: bool) -> Conversation:
+def ask(task: Task, conversation: Conversation, material: Material, sees: bool) -> Conversation:
+    """What a judge is asked about a conversation."""
     lines = [f"{message.role.upper()}: {message.text}" for message in conversation.messages]
     asked = task.ask(material, id=conversation.id, more={"conversation": "\n".join(lines)})
     if not sees or not conversation.images:
@@ -98,8 +107,8 @@ def _replies(model: ChatModel, asked: Sequence[Conversation]) -> list[str | Work
         return [problem] if len(asked) == 1 else [_replies(model, [one])[0] for one in asked]
 
 
-def _read(reply: str | WorkbenchError, accept_from: int) -> tuple[int | None, str | None, str | None, str | None]:
-    """score, verdict, reason, failed"""
+def read(reply: str | WorkbenchError, accept_from: int) -> tuple[int | None, str | None, str | None, str | None]:
+    """score, verdict, reason, failed: what a reply says, or why it says nothing."""
     if isinstance(reply, WorkbenchError):
         return None, None, None, f"not answered: {reply}"
     said = _last_object(reply)

@@ -141,6 +141,7 @@ class Meter:
     _reserved_money: float = 0.0
     _flying: int = 0
     _short: float = 1.0
+    _compared: bool = False
 
     def expect(self, prompt_tokens: int) -> int:
         """What a prompt of so many estimated tokens takes, at the largest underestimate so far."""
@@ -148,8 +149,15 @@ class Meter:
 
     def compare(self, estimated: int, counted: int) -> None:
         """Learn from a reply how far an estimate was off."""
+        self._compared = True
         if estimated > 0:
             self._short = max(self._short, counted / estimated)
+
+    @property
+    def learns(self) -> bool:
+        """Whether the first call is in flight that shows how far estimates are off, and a budget hangs on that."""
+        bounded = self.budget.tokens is not None or self.budget.money is not None
+        return bounded and not self._compared and self._flying > 0
 
     def reserve(self, tokens: int, money: float) -> str | None:
         """Count a call that may use so much at most; or say which limit it could break, and count nothing."""

@@ -263,6 +263,8 @@ class _Run:
             self._end() if self._all_done else self._wake()
 
     async def _one(self, endpoint: Endpoint, request: Request, tries: float) -> None:
+        while self.meter.learns and not self._ended.is_set():
+            await self._changed()
         prompt = self.meter.expect(request.prompt_tokens)
         most = prompt + request.options.max_tokens, endpoint.money(prompt, request.options.max_tokens)
         if not await self._afford(*most):

@@ -106,10 +106,17 @@ def request(
     options = replace(options, max_tokens=min(options.max_tokens, job.task.max_tokens))
     if options.seed is not None:
         options = replace(options, seed=options.seed + job.number + 1000 * job.attempt)
-    said = [asked_part(message, part) for message in asked.messages for part in message.content]
-    address = [said, model, parameters(options), schema, job.number, job.attempt]
-    key = hashlib.sha256(json.dumps(address, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    key = content_address(asked, model, options, schema, job.number, job.attempt)
     return Request(key, asked, options, schema, prompt_tokens(asked, price.image if price else None))
+
+
+def content_address(
+    asked: Conversation, model: str, options: SamplingOptions, schema: Mapping[str, Any] | None, *more: Any
+) -> str:
+    """The key under which the reply to a question is kept; `more` tells apart what is asked several times."""
+    said = [asked_part(message, part) for message in asked.messages for part in message.content]
+    address = [said, model, parameters(options), schema, *more]
+    return hashlib.sha256(json.dumps(address, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def asked_part(message: Message, part: Any) -> list[Any]:
