@@ -1,4 +1,4 @@
-"""A dataset is judged over HTTP: replies are kept, people's verdicts compared, low scores rejected, people's word left."""
+"""A dataset is judged over HTTP: replies are kept, verdicts compared, low scores rejected, people's word left alone."""
 
 from __future__ import annotations
 

@@ -176,6 +176,7 @@ def test_a_teacher_that_sees_gets_the_picture_and_a_text_model_does_not(scenes: 
         ("modle: x", ["unknown key", "model"]),
         ("model: x\nendpoints: [{url: http://a/v1, concurency: 3}]", ["concurency", "unknown key"]),
         ("model: x\nlocal: true\nendpoints: [{url: http://a/v1}]", ["local: true"]),
+        ("model: x\nadapter: mine", ["adapter", "local: true"]),
         ("model: x\ntemperature: hot", ["temperature", "'hot'", "a number"]),
     ],
 )

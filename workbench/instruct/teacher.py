@@ -68,6 +68,8 @@ class TeacherSpec(Section):
     """Number format of a local model's weights; as saved when absent."""
     device: str = "auto"
     """Of a local model."""
+    adapter: str | None = None
+    """A folder with a peft adapter for a local model, such as your own fine-tune of it."""
     endpoints: Annotated[list[EndpointSpec], Field(min_length=1)] = [EndpointSpec()]
     sees: bool = True
     """Whether it is given the picture; false for a text model."""
@@ -90,6 +92,8 @@ class TeacherSpec(Section):
     def _one_place(self) -> TeacherSpec:
         if self.local and self.endpoints != [EndpointSpec()]:
             raise RecipeError("endpoints", found="endpoints with local: true", expected="one of the two")
+        if self.adapter and not self.local:
+            raise RecipeError("adapter", found="an adapter without local: true", expected="a local model to put it on")
         return self
 
 
@@ -162,7 +166,8 @@ def _described(spec: TeacherSpec, dataset: Dataset, prices: str | Path | None) -
     urls = [one.url or os.environ.get("OPENAI_BASE_URL") for one in spec.endpoints]
     price = Price.free() if spec.local else price_of(spec.model, load_prices(prices), urls)
     made = [_local(spec, dataset)] if spec.local else [_remote(spec, one, dataset, price) for one in spec.endpoints]
-    return Teacher(spec.name or spec.model, spec.model, made, spec.sees, spec.structured, options, price)
+    model = f"{spec.model} + {spec.adapter}" if spec.adapter else spec.model
+    return Teacher(spec.name or model, model, made, spec.sees, spec.structured, options, price)
 
 
 def _remote(spec: TeacherSpec, one: EndpointSpec, dataset: Dataset, price: Price | None) -> Endpoint:
@@ -190,5 +195,7 @@ def _local(spec: TeacherSpec, dataset: Dataset) -> Endpoint:
     def open_image(image: Image) -> Any:
         return load_image(dataset.resolve(image))
 
-    model = VisionLanguageModel(spec.model, load=spec.load, device=spec.device, open_image=open_image)
+    model = VisionLanguageModel(
+        spec.model, load=spec.load, device=spec.device, open_image=open_image, adapter=spec.adapter
+    )
     return LocalEndpoint(model, batch=spec.batch)
