@@ -12,9 +12,10 @@ from workbench.conversation import Image
 from workbench.data import scene_text
 from workbench.data.scenes import COLORS, COLUMNS, PLACES, ROWS, SHAPES, SIZE_NAMES, Scene, SceneObject, sample_scene
 from workbench.instruct import rules
-from workbench.instruct.claims import KINDS, Claim, contradicted, extract
+from workbench.instruct.claims import KINDS, Claim, contradicted
 from workbench.instruct.facts import Ground, ground_of
 from workbench.instruct.material import Material, Thing
+from workbench.instruct.questions import extract
 
 Values = dict[str, str]
 Said = tuple[str, str]

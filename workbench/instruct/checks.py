@@ -19,9 +19,10 @@ from functools import cache
 
 from workbench.conversation import IMAGE_MARK, Conversation, check_conversation
 from workbench.errors import ConversationError, DataError
-from workbench.instruct.claims import Claim, contradicted, extract
+from workbench.instruct.claims import Claim, contradicted
 from workbench.instruct.facts import ground_of
 from workbench.instruct.material import Material
+from workbench.instruct.questions import extract
 from workbench.model.templates import load_template, template_names
 
 WORDS: dict[str, tuple[int, int]] = {
