@@ -61,11 +61,11 @@ class Message:
     @property
     def text(self) -> str:
         """The text parts, joined with nothing between them."""
-        return "".join(part for part in self.content if isinstance(part, str))
+        return "".join([part for part in self.content if isinstance(part, str)])
 
     @property
     def media(self) -> tuple[Image | Video, ...]:
-        return tuple(part for part in self.content if not isinstance(part, str))
+        return tuple([part for part in self.content if not isinstance(part, str)])
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Conversation:
 
     @property
     def images(self) -> tuple[Image, ...]:
-        return tuple(part for message in self.messages for part in message.media if isinstance(part, Image))
+        return tuple([part for message in self.messages for part in message.content if isinstance(part, Image)])
 
     @property
     def prompt(self) -> Conversation:
@@ -137,21 +137,28 @@ def check_conversation(conversation: Conversation) -> Conversation:
         raise ConversationError(name, found="no user message", expected="at least one question")
     expected = "user"
     for number, message in enumerate(turns):
-        where = f"{name}, message {number}"
-        if message.role not in ROLES:
-            raise ConversationError(where, found=f"role {message.role!r}", expected="system, user or assistant")
-        if message.role == "system":
-            if number:
-                raise ConversationError(where, found="a system message", expected="it only as the first message")
-        elif message.role != expected:
-            raise ConversationError(where, found=message.role, expected=f"{expected}: user and assistant alternate")
-        else:
+        fault = _fault(message, number, expected)
+        if fault:
+            raise ConversationError(f"{name}, message {number}", found=fault[0], expected=fault[1])
+        if message.role != "system":
             expected = "assistant" if expected == "user" else "user"
-        if not message.text.strip() and not message.media:
-            raise ConversationError(where, found=f"an empty {message.role} message", expected="text")
-        if message.media and message.role != "user":
-            raise ConversationError(where, found=f"media in a {message.role} message", expected="media in questions")
     return conversation
+
+
+def _fault(message: Message, number: int, role: str) -> tuple[str, str] | None:
+    """(found, expected) of what is wrong with a message where one of `role` would be next."""
+    if message.role not in ROLES:
+        return f"role {message.role!r}", "system, user or assistant"
+    if message.role == "system" and number:
+        return "a system message", "it only as the first message"
+    if message.role not in ("system", role):
+        return message.role, f"{role}: user and assistant alternate"
+    media = message.media
+    if not media and not message.text.strip():
+        return f"an empty {message.role} message", "text"
+    if media and message.role != "user":
+        return f"media in a {message.role} message", "media in questions"
+    return None
 
 
 # --- exchange shapes ------------------------------------------------------------------------------------------

@@ -10,11 +10,13 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from workbench.conversation import IMAGE_MARK, Conversation, new_id
-from workbench.data.dataset import Dataset
+from workbench.data.dataset import Dataset, new_card
+from workbench.data.folder import Folder
 from workbench.data.image_rows import (
     ROOT,
     by_reason,
@@ -26,7 +28,7 @@ from workbench.data.image_rows import (
     write_report,
 )
 from workbench.data.json_records import BadRecord
-from workbench.data.tables import conversations_to_frame
+from workbench.data.tables import as_images, conversation_frames
 from workbench.errors import DataError
 from workbench.resources import write_atomic
 
@@ -53,26 +55,25 @@ def import_conversations(
     refuse_existing(out)
     if not folder.is_dir():
         raise DataError(str(folder), found="no such folder", expected="the folder that the image paths start from")
+    dataset = Folder(out)
     paths: dict[str, None] = {}
     bad: list[str] = []
-    conversations = conversations_to_frame(_good(records, paths, bad))
-    if not conversations.height:
+    good = _good(records, paths, bad)
+    first = next(good, None)
+    if first is None:
         found = f"no conversation among {len(bad)} records; the first: {bad[0]}" if bad else "no record"
         raise DataError(str(source), found=found, expected=f"{kind} records")
-    frame = image_rows(folder, list(paths), workers=workers)
-    report = {"conversations": conversations.height, "quarantined images": by_reason(frame), "bad records": bad}
-    write_report(out, report)
-    name = name or source.stem
-    dataset = Dataset.create(
-        out,
-        name=name,
-        roots={ROOT: root_for(folder, out)},
-        card={"made": f"imported from {kind}: {source.name}", **(card or {}), "import": numbers(report)},
-        images=frame,
-        conversations=conversations,
-    )
-    print(summary(f"{name}: {conversations.height} conversations about {frame.height} images in {out}", report))
-    return dataset
+    with dataset.begin():
+        count = dataset.fill("conversations", conversation_frames(chain([first], good)))
+        images = image_rows(folder, list(paths), workers=workers)
+        dataset.fill("images", [as_images(images)])
+        report = {"conversations": count, "quarantined images": by_reason(images), "bad records": bad}
+        write_report(out, report)
+        name = name or source.stem
+        sections = {"made": f"imported from {kind}: {source.name}", **(card or {}), "import": numbers(report)}
+        dataset.write_card(new_card(name, {ROOT: root_for(folder, out)}, sections))
+    print(summary(f"{name}: {count} conversations about {images.height} images in {out}", report))
+    return Dataset(out)
 
 
 def _good(

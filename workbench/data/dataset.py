@@ -2,7 +2,7 @@
 
     card.yaml               name, roots, source, licence, columns, counts, how it was made, snapshots
     images.parquet          one row per image (or images/*.parquet, shards)
-    conversations.parquet   one row per conversation (or conversations/*.parquet)
+    conversations.parquet   one row per conversation (or conversations/*.parquet; so many are written as they come)
     edits.jsonl             changes by people, undo among them, one by one; laid over the tables when they are read
     snapshots/VERSION/      the dataset as it was, itself a dataset folder
 
@@ -20,7 +20,7 @@ from typing import Any
 import polars as pl
 
 from workbench.conversation import Conversation, Image, Video
-from workbench.data import tables, versions
+from workbench.data import parquet, tables, versions
 from workbench.data.diff import Diff, difference
 from workbench.data.folder import CARD, Folder, now, resolve_inside
 from workbench.errors import DataError
@@ -46,21 +46,17 @@ class Dataset:
     ) -> Dataset:
         """A new dataset in `path`; pictures may already lie there. `roots` are relative to it, or absolute.
 
-        The card is written last: a folder without one is not a dataset yet. Raises `DataError` where one exists.
+        Conversations are written as they come, in shards where they are many. The card is written last: a folder
+        without one is not a dataset yet. Raises `DataError` where one exists.
         """
-        dataset = Dataset(path)
         frame = tables.as_images(images if images is not None else pl.DataFrame(schema=tables.IMAGE_COLUMNS))
-        if not isinstance(conversations, pl.DataFrame):
-            conversations = tables.conversations_to_frame(conversations)
-        with dataset._folder.lock():
-            if dataset._folder.has_card():
-                raise DataError(str(path), found="a dataset", fix="open it, or choose another folder")
-            dataset._folder.commit("images", frame)
-            dataset._folder.commit("conversations", conversations)
-            given: dict[str, Any] = {"name": name, "roots": dict(roots or {"images": "images"})}
-            empty: dict[str, Any] = {"source": None, "licence": None, "made": None, "columns": tables.MEANING}
-            dataset._folder.write_card({**given, **empty, **(card or {}), **given, "snapshots": [], "created": now()})
-        return dataset
+        given = isinstance(conversations, pl.DataFrame)
+        folder = Folder(path)
+        with folder.begin():
+            folder.fill("images", [frame])
+            folder.fill("conversations", [conversations] if given else tables.conversation_frames(conversations))
+            folder.write_card(new_card(name, roots or {"images": "images"}, card or {}))
+        return Dataset(path)
 
     @staticmethod
     def open(path: str | Path) -> Dataset:
@@ -75,7 +71,7 @@ class Dataset:
         dataset._folder.card()
         for table in tables.COLUMNS:
             for file in dataset._folder.files(table):
-                tables.read_meta(file)
+                parquet.read_meta(file)
         return dataset
 
     def __repr__(self) -> str:
@@ -139,38 +135,15 @@ class Dataset:
     def iter_conversations(
         self, split: str | None = None, tasks: Sequence[str] | None = None
     ) -> Iterator[Conversation]:
-        """As `conversations`, made one by one."""
-        rows = self._with_images(self.conversation_rows)
-        rows = rows.filter(pl.col("status") == "ok", pl.col("images ok"))
-        if split is not None:
-            rows = rows.filter(pl.coalesce("split", "image split") == split)
-        if tasks is not None:
-            rows = rows.filter(pl.col("task").is_in(list(tasks)))
-        yield from tables.frame_to_conversations(rows)
-
-    def _with_images(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """The rows with `images ok` and `image split`, looked up by root and path."""
-        parts = (
-            rows.lazy()
-            .select("id", pl.col("messages").list.eval(pl.element().struct.field("content")))
-            .explode("messages")
-            .explode("messages")
-            .filter(pl.col("messages").struct.field("type") == "image")
-            .select("id", pl.col("messages").struct.field("root"), pl.col("messages").struct.field("path"))
-            .join(
-                self.images.lazy().select("root", "path", "status", pl.col("split").alias("image split")),
-                on=["root", "path"],
-                how="left",
-                maintain_order="left",
-            )
-            .group_by("id", maintain_order=True)
-            .agg(
-                (pl.col("status").fill_null("ok") == "ok").all().alias("images ok"),
-                pl.col("image split").drop_nulls().first(),
-            )
-        )
-        joined = rows.lazy().join(parts, on="id", how="left", maintain_order="left")
-        return joined.with_columns(pl.col("images ok").fill_null(True)).collect()
+        """As `conversations`, made one by one; of a table in shards one shard is in memory at a time."""
+        images = self.images.lazy().select("root", "path", "status", pl.col("split").alias("image split"))
+        for part in self._folder.parts("conversations"):
+            rows = _with_images(part, images).filter(pl.col("status") == "ok", pl.col("images ok"))
+            if split is not None:
+                rows = rows.filter(pl.coalesce("split", "image split") == split)
+            if tasks is not None:
+                rows = rows.filter(pl.col("task").is_in(list(tasks)))
+            yield from tables.frame_to_conversations(rows)
 
     # --- writing ------------------------------------------------------------------------------------------------
 
@@ -279,6 +252,13 @@ class Dataset:
             return versions.undo(self._folder, version)
 
 
+def new_card(name: str, roots: Mapping[str, str], card: Mapping[str, Any]) -> dict[str, Any]:
+    """The card of a dataset that is made now; `card` has further sections, and cannot change name, roots, snapshots."""
+    given = {"name": name, "roots": dict(roots)}
+    empty = {"source": None, "licence": None, "made": None, "columns": tables.MEANING}
+    return {**given, **empty, **card, **given, "snapshots": [], "created": now()}
+
+
 def _check_ids(changes: pl.DataFrame, frame: pl.DataFrame) -> None:
     where = "changes to images"
     if "id" not in changes.columns:
@@ -288,3 +268,23 @@ def _check_ids(changes: pl.DataFrame, frame: pl.DataFrame) -> None:
         raise DataError(where, found=f"ids that it lacks: {unknown}", expected="ids of rows")
     if changes["id"].is_duplicated().any():
         raise DataError(where, found="an id twice", expected="one row per id")
+
+
+def _with_images(rows: pl.DataFrame, images: pl.LazyFrame) -> pl.DataFrame:
+    """The rows with `images ok` and `image split`, looked up by root and path."""
+    parts = (
+        rows.lazy()
+        .select("id", pl.col("messages").list.eval(pl.element().struct.field("content")))
+        .explode("messages")
+        .explode("messages")
+        .filter(pl.col("messages").struct.field("type") == "image")
+        .select("id", pl.col("messages").struct.field("root"), pl.col("messages").struct.field("path"))
+        .join(images, on=["root", "path"], how="left", maintain_order="left")
+        .group_by("id", maintain_order=True)
+        .agg(
+            (pl.col("status").fill_null("ok") == "ok").all().alias("images ok"),
+            pl.col("image split").drop_nulls().first(),
+        )
+    )
+    joined = rows.lazy().join(parts, on="id", how="left", maintain_order="left")
+    return joined.with_columns(pl.col("images ok").fill_null(True)).collect()

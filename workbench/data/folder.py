@@ -14,9 +14,10 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,11 +25,13 @@ import polars as pl
 import yaml
 
 from workbench.conversation import new_id
-from workbench.data import tables
+from workbench.data import parquet, tables
 from workbench.errors import DataError
 from workbench.resources import atomic_folder, disk_errors, file_lock, write_atomic
 
 CARD, EDITS, SNAPSHOTS, LOCK = "card.yaml", "edits.jsonl", "snapshots", ".lock"
+SHARDS = "part-*.parquet"
+"""What we name shards in the folder `conversations/`; other tools may name theirs as they like."""
 STAYS = ("name", "roots", "source", "licence", "created", "snapshots")
 """Sections of the card that an undo leaves alone: they tell of the dataset, not of what was in it at a time."""
 WAIT = 60.0
@@ -59,9 +62,27 @@ class Folder:
                     rest.unlink(missing_ok=True)
             for rest in (self.path / SNAPSHOTS).glob(".*.tmp"):
                 shutil.rmtree(rest, ignore_errors=True)
+            for table in tables.COLUMNS if self.has_card() else ():
+                if (self.path / f"{table}.parquet").exists():  # it took the place of these shards
+                    self._clear(table, shards_only=True)
             if self.has_card() and self.pending_undo():
                 self.take_in_undo()
             yield
+
+    @contextmanager
+    def begin(self) -> Iterator[None]:
+        """The lock of a folder that becomes a dataset with its card, written last; a failure leaves no table.
+
+        Raises `DataError` where there is a dataset already.
+        """
+        with self.lock():
+            if self.has_card():
+                raise DataError(str(self.path), found="a dataset", fix="open it, or choose another folder")
+            try:
+                yield
+            finally:
+                for table in tables.COLUMNS if not self.has_card() else ():
+                    self._clear(table)
 
     # --- card ---------------------------------------------------------------------------------------------------
 
@@ -109,30 +130,39 @@ class Folder:
             for column in ("status", "split")
         }
         undone = self._undo_of("conversations")
-        conversations = tables.count_rows((self.kept(undone["undo"]) if undone else self).files("conversations"))
+        conversations = parquet.count_rows((self.kept(undone["undo"]) if undone else self).files("conversations"))
         return {"images": images.height, "conversations": conversations, **by_column}
 
     # --- tables -------------------------------------------------------------------------------------------------
 
     def files(self, table: str) -> list[Path]:
         """The table's file, or its shards."""
-        single = self.path / f"{table}.parquet"
-        files = [single] if single.exists() else sorted((self.path / table).glob("*.parquet"))
+        files = self._files(table)
         if not files:
             fix = "the folder is half written: copy it again, or import again into a new folder"
-            raise DataError(str(self.path), found=f"no {single.name}", expected=f"{single.name} beside {CARD}", fix=fix)
+            name = f"{table}.parquet"
+            raise DataError(str(self.path), found=f"no {name}", expected=f"{name} beside {CARD}", fix=fix)
         return files
+
+    def _files(self, table: str) -> list[Path]:
+        single = self.path / f"{table}.parquet"
+        return [single] if single.exists() else sorted((self.path / table).glob("*.parquet"))
 
     def meta(self, table: str) -> dict[str, Any]:
         """`operations` that made the table, and `edits`: the number of the last one it took in."""
-        return tables.read_meta(self.files(table)[0])
+        return parquet.read_meta(self.files(table)[0])
 
     def table(self, table: str) -> pl.DataFrame:
         """The rows as they are now: the file, and over it the edits that it has not taken in."""
         files = self.files(table)
         stamp = [_stamp(file) for file in (*files, self.path / EDITS)]
         if table not in self._tables or self._tables[table][0] != stamp:
-            frame, meta = tables.read_parquet(files)
+            try:
+                frame, meta = parquet.read_parquet(files)
+            except DataError:
+                if self.files(table) == files:
+                    raise
+                return self.table(table)  # a writer put one file in the place of shards
             taken = meta["edits"]
             for edit in self.edits(table, taken):
                 if "undo" in edit:
@@ -140,6 +170,38 @@ class Folder:
             rows = tables.apply_edits(tables.complete(frame, table), self.edits(table, taken), table)
             self._tables[table] = stamp, rows
         return self._tables[table][1]
+
+    def parts(self, table: str) -> Iterator[pl.DataFrame]:
+        """The rows as `table` has them, shard by shard: what is in memory is one shard, and the edits."""
+        files = self.files(table)
+        if len(files) == 1 or self._undo_of(table) or not parquet.one_schema(files):
+            yield self.table(table)
+            return
+        edits = self.edits(table, parquet.read_meta(files[0])["edits"])
+        for frame in parquet.each_parquet(files):
+            yield tables.apply_edits(tables.complete(frame, table), edits, table)
+
+    def fill(self, table: str, frames: Iterable[pl.DataFrame]) -> int:
+        """Make the frames a table of a folder that has no card yet; returns its rows. Several are as many shards."""
+        self._clear(table)
+        meta = {"operations": [], "edits": self._last_edit()}
+        waiting, rows = iter(frames), 0
+        some = list(islice(waiting, 2))
+        for number, frame in enumerate(chain(some, waiting)):
+            name = f"{table}/{SHARDS.replace('*', f'{number:05}')}" if len(some) > 1 else f"{table}.parquet"
+            write_atomic(self.path / name, parquet.to_parquet(frame, meta))
+            rows += frame.height
+        return rows
+
+    def _clear(self, table: str, *, shards_only: bool = False) -> None:
+        """Remove what `fill` wrote; in a folder named as the table there may be pictures too, which stay."""
+        if not shards_only:
+            (self.path / f"{table}.parquet").unlink(missing_ok=True)
+        shards = list((self.path / table).glob(SHARDS))
+        for file in [*shards, *(self.path / table).glob(f".{SHARDS}.*.tmp")]:
+            file.unlink(missing_ok=True)
+        if shards and not any((self.path / table).iterdir()):
+            (self.path / table).rmdir()
 
     def commit(self, table: str, frame: pl.DataFrame, operation: Mapping[str, Any] | None = None) -> None:
         """Make `frame` the table: one rename. The counts on the card follow; readers count for themselves."""
@@ -149,7 +211,7 @@ class Folder:
             new = [*self.waiting(table), *([dict(operation)] if operation else [])]
             operations = [*meta["operations"], *({**one, "table": table, "id": new_id(), "time": now()} for one in new)]
         try:
-            data = tables.to_parquet(frame, {"operations": operations, "edits": self._last_edit()})
+            data = parquet.to_parquet(frame, {"operations": operations, "edits": self._last_edit()})
         except TypeError as problem:
             raise DataError(
                 f"operation {operation}", found=str(problem), expected="parameters as JSON has them"
@@ -203,7 +265,7 @@ class Folder:
 
     def _last_edit(self) -> int:
         """The number of the latest edit, also of those that a table took in before the log was cut."""
-        taken = [self.meta(table)["edits"] for table in tables.COLUMNS if (self.path / f"{table}.parquet").exists()]
+        taken = [self.meta(table)["edits"] for table in tables.COLUMNS if self._files(table)]
         return max([0, *taken, *(edit["number"] for edit in self.edits())])
 
     # --- snapshots ----------------------------------------------------------------------------------------------
