@@ -61,7 +61,10 @@ class Message:
     @property
     def text(self) -> str:
         """The text parts, joined with nothing between them."""
-        return "".join([part for part in self.content if isinstance(part, str)])
+        content = self.content
+        if len(content) == 1 and isinstance(content[0], str):  # nearly every message, asked for all the time
+            return content[0]
+        return "".join([part for part in content if isinstance(part, str)])
 
     @property
     def media(self) -> tuple[Image | Video, ...]:
@@ -252,8 +255,8 @@ def from_llava(record: Mapping[str, Any], *, root: str = "images", id: str | Non
 
 
 def _llava_value(message: Message) -> str:
-    marks = [IMAGE_MARK for _ in message.media]
-    return "\n".join([*marks, message.text] if message.text or not marks else marks)
+    text, marks = message.text, [IMAGE_MARK] * len(message.media)
+    return "\n".join([*marks, text] if text or not marks else marks)
 
 
 def _part_to_dict(part: Part) -> dict[str, Any]:

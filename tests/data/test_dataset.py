@@ -456,6 +456,72 @@ def test_shards_are_read_as_one_table(dataset: Dataset) -> None:
     assert Dataset.open(dataset.path).images.equals(frame)
 
 
+# --- many conversations: shards ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "SHARD", 4)
+    monkeypatch.setattr(tables, "_CHUNK", 2)
+
+
+def many(count: int) -> list[Conversation]:
+    return [asked(f"{number:02}", "abc"[number % 3], source={"number": number}) for number in range(count)]
+
+
+@pytest.mark.parametrize("count, files", [(0, 1), (3, 1), (4, 1), (5, 2), (11, 3)])
+def test_conversations_are_written_in_shards_as_they_come(
+    tmp_path: Path, small_shards: None, count: int, files: int
+) -> None:
+    dataset = Dataset.create(tmp_path / "ds", name="many", images=rows("a", "b", "c"), conversations=iter(many(count)))
+    there = [*dataset.path.glob("conversations.parquet"), *dataset.path.glob("conversations/*.parquet")]
+    assert len(there) == files
+    again = Dataset.open(dataset.path)
+    assert again.conversations() == many(count)
+    assert again.card["counts"]["conversations"] == count == again.conversation_rows.height
+
+
+def test_shards_are_edited_kept_undone_and_replaced_as_one_file_is(tmp_path: Path, small_shards: None) -> None:
+    dataset = Dataset.create(tmp_path / "ds", name="many", images=rows("a", "b", "c"), conversations=many(11))
+    one = Dataset.create(tmp_path / "one", name="one", images=rows("a", "b", "c"))
+    one.write_conversations(many(11))
+    first = dataset.snapshot()
+    assert first == one.snapshot(), "a version is named by content, not by files"
+    dataset.update_images(pl.DataFrame({"id": ["b"], "status": ["removed"]}), operation={"name": "filter"})
+    dataset.edit({"table": "conversations", "id": "09", "set": {"split": "val"}, "who": "eva"})
+    rest = [one for one in many(11) if one.images[0].path != "b.png"]
+    assert ids(dataset.conversations()) == ids(rest)
+    assert ids(dataset.conversations("val")) == ["09"]
+    dataset.snapshot()
+    assert (dataset.path / "conversations.parquet").exists(), "the edit is taken in"
+    assert ids(dataset.conversations()) == ids(rest)
+    assert dataset.diff(first).summary()["conversations"]["changed"] == 1
+    assert dataset.undo(first) == first
+    assert dataset.conversations() == many(11) == Dataset.open(dataset.path).conversations()
+    assert not list(dataset.path.glob("conversations/*")), "shards that one file replaced are gone"
+    assert len(list((dataset.path / "snapshots" / first).glob("conversations/*.parquet"))) == 3
+
+
+def test_an_id_in_two_shards_is_refused_and_nothing_is_left(tmp_path: Path, small_shards: None) -> None:
+    (tmp_path / "ds/conversations").mkdir(parents=True)
+    (tmp_path / "ds/conversations/a.png").write_bytes(b"a picture of a class of this name")
+    with pytest.raises(DataError, match="the same id twice: 00"):
+        Dataset.create(tmp_path / "ds", name="many", conversations=[*many(9), many(1)[0]])
+    assert [file.name for file in (tmp_path / "ds").rglob("*.p*")] == ["a.png"]
+
+
+def test_shards_are_read_one_at_a_time_and_as_they_were_when_reading_began(tmp_path: Path, small_shards: None) -> None:
+    dataset = Dataset.create(tmp_path / "ds", name="many", images=rows("a", "b", "c"), conversations=many(11))
+    stream = dataset.iter_conversations()
+    first = next(stream)
+    assert "conversations" not in dataset._folder._tables, "the whole table was read"
+    writer = Dataset.open(dataset.path)
+    writer.write_conversations(many(2))
+    writer.update_images(pl.DataFrame({"id": ["b"], "label": ["cat"]}), operation={"name": "label"})
+    assert [first, *stream] == many(11)
+    assert dataset.conversations() == many(2)
+
+
 # --- killed, or out of disk, at any moment ----------------------------------------------------------------------
 
 WRITER = """

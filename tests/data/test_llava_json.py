@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +252,60 @@ def test_a_file_without_a_conversation_says_so(tmp_path: Path, pictures: Path, r
     with pytest.raises(DataError, match=f"in.json: found {words}"):
         import_llava(write(tmp_path / "in.json", records), pictures, tmp_path / "ds")
     assert not (tmp_path / "ds").exists()
+
+
+# --- killed -----------------------------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+from workbench.data import tables
+from workbench.data.formats import import_llava
+
+tables.SHARD, tables._CHUNK, left = 4, 2, int(sys.argv[4])
+
+def counted(real):
+    def call(*given):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*given)
+    return call
+
+os.replace, os.fsync = counted(os.replace), counted(os.fsync)
+import_llava(sys.argv[1], sys.argv[2], sys.argv[3], workers=1)
+print(left)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kill -9")
+def test_killed_before_any_step_on_the_disk_an_import_begins_anew(tmp_path: Path, pictures: Path) -> None:
+    file = write(tmp_path / "mix.json", [record for record in PRETRAIN + MIX for _ in range(2)])
+    whole = _import(file, pictures, tmp_path / "whole", 10_000)
+    steps = 10_000 - int(whole.stdout.splitlines()[-1])
+    files = _files(tmp_path / "whole")
+    assert steps > 20 and sum(name.startswith("conversations/part-") for name in files) == 4
+    for step in range(1, steps + 1, 3):
+        out = tmp_path / f"killed-{step}"
+        assert _import(file, pictures, out, step).returncode == -signal.SIGKILL
+        if (out / "card.yaml").exists():  # the card is the last step
+            assert step > steps - 2
+            continue
+        with pytest.raises(DataError, match="import was interrupted"):
+            Dataset.open(out)
+        assert _import(file, pictures, out, 10_000).returncode == 0
+        assert _files(out) == files
+        assert Dataset.open(out).conversations() == Dataset.open(tmp_path / "whole").conversations()
+    assert _import(file, pictures, tmp_path / "small", 9).returncode == -signal.SIGKILL
+    import_llava(write(tmp_path / "few.json", PRETRAIN), pictures, tmp_path / "small", workers=1)
+    assert len(Dataset.open(tmp_path / "small").conversations()) == 3, "shards of the interrupted one do not count"
+
+
+def _import(file: Path, pictures: Path, out: Path, step: int) -> subprocess.CompletedProcess[str]:
+    here = {**os.environ, "PYTHONPATH": str(Path(json_records.__file__).parents[2])}
+    command = [sys.executable, "-c", KILLED, str(file), str(pictures), str(out), str(step)]
+    return subprocess.run(command, capture_output=True, text=True, env=here)
+
+
+def _files(out: Path) -> set[str]:
+    return {path.relative_to(out).as_posix() for path in out.rglob("*")}

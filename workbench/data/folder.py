@@ -14,10 +14,11 @@ import errno
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from itertools import chain, islice
+from itertools import count, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,6 +31,8 @@ from workbench.errors import DataError
 from workbench.resources import atomic_folder, disk_errors, file_lock, write_atomic
 
 CARD, EDITS, SNAPSHOTS, LOCK = "card.yaml", "edits.jsonl", "snapshots", ".lock"
+REPORT = "import.json"
+"""In the dataset folder: what came of the import, with every name."""
 SHARDS = "part-*.parquet"
 """What we name shards in the folder `conversations/`; other tools may name theirs as they like."""
 STAYS = ("name", "roots", "source", "licence", "created", "snapshots")
@@ -57,7 +60,7 @@ class Folder:
                 raise DataError(
                     str(self.path), found="a snapshot", fix="snapshots do not change: write to their dataset"
                 )
-            for name in (CARD, *(f"{table}.parquet" for table in tables.COLUMNS)):
+            for name in (CARD, REPORT, *(f"{table}.parquet" for table in tables.COLUMNS)):
                 for rest in self.path.glob(f".{name}.*.tmp"):  # of a writer that was killed
                     rest.unlink(missing_ok=True)
             for rest in (self.path / SNAPSHOTS).glob(".*.tmp"):
@@ -186,11 +189,13 @@ class Folder:
         self._clear(table)
         meta = {"operations": [], "edits": self._last_edit()}
         waiting, rows = iter(frames), 0
-        some = list(islice(waiting, 2))
-        for number, frame in enumerate(chain(some, waiting)):
-            name = f"{table}/{SHARDS.replace('*', f'{number:05}')}" if len(some) > 1 else f"{table}.parquet"
-            write_atomic(self.path / name, parquet.to_parquet(frame, meta))
-            rows += frame.height
+        ahead = deque(islice(waiting, 2))
+        names = (f"{table}/{SHARDS.replace('*', f'{number:05}')}" for number in count())
+        names = names if len(ahead) > 1 else iter([f"{table}.parquet"])
+        while ahead:
+            rows += ahead[0].height
+            write_atomic(self.path / next(names), parquet.to_parquet(ahead.popleft(), meta))
+            ahead.extend(islice(waiting, 1))
         return rows
 
     def _clear(self, table: str, *, shards_only: bool = False) -> None:

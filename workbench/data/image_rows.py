@@ -16,15 +16,13 @@ import polars as pl
 
 from workbench.conversation import new_id
 from workbench.data.batches import map_batches
-from workbench.data.folder import CARD, resolve_inside
+from workbench.data.folder import CARD, REPORT, resolve_inside
 from workbench.data.images import check_image
 from workbench.data.tables import IMAGE_COLUMNS
 from workbench.errors import DataError
 from workbench.resources import write_atomic
 
 ROOT = "images"
-REPORT = "import.json"
-"""In the dataset folder: what came of the import, with every name."""
 SHOWN = 10
 """How many names of a kind a printed summary shows; the report has them all."""
 

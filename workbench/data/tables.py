@@ -79,9 +79,9 @@ MEANING = {
 }
 """What the card says about the columns."""
 
-SHARD = 20_000
+SHARD = 10_000
 """Conversations in one file of a table that is written as they come."""
-_CHUNK = 2_000
+_CHUNK = 1_000
 """Conversations that are Python values at a time: they take many times the room of a table."""
 _DEFAULTS: dict[str, Any] = {"root": "images", "status": "ok", "captions": []}
 
