@@ -50,11 +50,14 @@ class Dataset:
         without one is not a dataset yet. Raises `DataError` where one exists.
         """
         frame = tables.as_images(images if images is not None else pl.DataFrame(schema=tables.IMAGE_COLUMNS))
-        given = isinstance(conversations, pl.DataFrame)
+        if isinstance(conversations, pl.DataFrame):
+            frames = iter([conversations])
+        else:
+            frames = tables.conversation_frames(conversations)
         folder = Folder(path)
         with folder.begin():
             folder.fill("images", [frame])
-            folder.fill("conversations", [conversations] if given else tables.conversation_frames(conversations))
+            folder.fill("conversations", frames)
             folder.write_card(new_card(name, roots or {"images": "images"}, card or {}))
         return Dataset(path)
 

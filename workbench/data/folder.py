@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -188,13 +188,14 @@ class Folder:
         """Make the frames a table of a folder that has no card yet; returns its rows. Several are as many shards."""
         self._clear(table)
         meta = {"operations": [], "edits": self._last_edit()}
-        waiting, rows = iter(frames), 0
+        waiting = iter(frames)
         ahead = deque(islice(waiting, 2))
-        names = (f"{table}/{SHARDS.replace('*', f'{number:05}')}" for number in count())
-        names = names if len(ahead) > 1 else iter([f"{table}.parquet"])
+        many, number, rows = len(ahead) > 1, 0, 0
         while ahead:
-            rows += ahead[0].height
-            write_atomic(self.path / next(names), parquet.to_parquet(ahead.popleft(), meta))
+            frame = ahead.popleft()
+            name = f"{table}/{SHARDS.replace('*', f'{number:05}')}" if many else f"{table}.parquet"
+            write_atomic(self.path / name, parquet.to_parquet(frame, meta))
+            number, rows = number + 1, rows + frame.height
             ahead.extend(islice(waiting, 1))
         return rows
 
@@ -202,10 +203,10 @@ class Folder:
         """Remove what `fill` wrote; in a folder named as the table there may be pictures too, which stay."""
         if not shards_only:
             (self.path / f"{table}.parquet").unlink(missing_ok=True)
-        shards = list((self.path / table).glob(SHARDS))
-        for file in [*shards, *(self.path / table).glob(f".{SHARDS}.*.tmp")]:
+        ours = [*(self.path / table).glob(SHARDS), *(self.path / table).glob(f".{SHARDS}.*.tmp")]
+        for file in ours:
             file.unlink(missing_ok=True)
-        if shards and not any((self.path / table).iterdir()):
+        if ours and not any((self.path / table).iterdir()):
             (self.path / table).rmdir()
 
     def commit(self, table: str, frame: pl.DataFrame, operation: Mapping[str, Any] | None = None) -> None:

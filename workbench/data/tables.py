@@ -224,7 +224,8 @@ def conversation_frames(conversations: Iterable[Conversation]) -> Iterator[pl.Da
 
     Raises also where an id comes twice; after the last frame, if it came in two of them.
     """
-    waiting, ids = iter(conversations), []
+    waiting = iter(conversations)
+    ids: list[pl.Series] = []
     while (parts := [_frame(list(islice(waiting, _CHUNK))) for _ in range(SHARD // _CHUNK)])[0].height or not ids:
         frame = check_table(pl.concat(parts), "conversations")
         ids.append(frame["id"])
