@@ -1,9 +1,13 @@
-"""Seconds and peak memory of curating many small generated pictures: import, measures, funnel, duplicates.
+"""Seconds and peak memory of curating many small generated pictures: import, measures, funnel, duplicates, the App.
 
     python tests/benchmarks/curation.py [5000 50000]
 
 Each step runs in a process of its own; the memory is the largest that it and its workers held together, looked at ten
 times a second. The last column is the time per picture in proportion to that of the first count: 1.00 is linear growth.
+`fiftyone` makes the FiftyOne dataset with its measures. `app` is the time from opening that dataset until a headless
+Chromium ($CHROMIUM, or the one on PATH) shows the first pictures of the grid; its memory is that of the App's server,
+without the browser, and it is left out where there is no Chromium or no Playwright. The database's memory is in
+neither.
 """
 
 from __future__ import annotations
@@ -11,10 +15,13 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +29,25 @@ import numpy as np
 import psutil
 from PIL import Image
 
-STEPS = ("import", "measures", "funnel", "duplicates", "leakage")
+from workbench.curation.database import open_fiftyone
+from workbench.curation.duplicates import near_groups
+from workbench.curation.filters import curate
+from workbench.curation.image_measures import image_measures
+from workbench.curation.server import free_port
+from workbench.curation.splits import check_leakage, split
+from workbench.curation.table import to_fiftyone
+from workbench.data.dataset import Dataset
+from workbench.data.formats import import_folder
+
+STEPS = ("import", "measures", "funnel", "duplicates", "leakage", "fiftyone", "app")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
 WORDS = "a the small large red blue old dog house tree river street person on in beside under walks stands".split()
+GRID = '[data-cy="looker"]'
+NOT_OURS = ("mongod", "chrom", "node")
+"""Processes whose memory does not count: the database, the browser and what drives it."""
 RECIPE = """
 kind: curate
 name: benchmark
@@ -63,13 +87,6 @@ def draw(folder: Path, count: int) -> None:
 
 def step(name: str, folder: Path) -> dict[str, Any]:
     """Run one step in this process."""
-    from workbench.curation.duplicates import near_groups
-    from workbench.curation.filters import curate
-    from workbench.curation.image_measures import image_measures
-    from workbench.curation.splits import check_leakage, split
-    from workbench.data.dataset import Dataset
-    from workbench.data.formats import import_folder
-
     start = time.perf_counter()
     if name == "import":
         found = import_folder(folder / "pictures", folder / "dataset").images.height
@@ -82,10 +99,37 @@ def step(name: str, folder: Path) -> dict[str, Any]:
             found = int(curate(dataset, folder / "recipe.yaml").table["removed"].sum())
         elif name == "duplicates":
             found = near_groups(dataset, dataset.images).height
-        else:
+        elif name == "leakage":
             split(dataset)
             found = check_leakage(dataset).height
+        elif name == "fiftyone":
+            found = to_fiftyone(dataset, measures=image_measures(dataset)).count()
+        else:
+            return app(dataset)
     return {"seconds": time.perf_counter() - start, "found": found}
+
+
+def app(dataset: Dataset) -> dict[str, Any]:
+    """Seconds until the grid is there, from a running Python to pictures in the browser."""
+    from playwright.sync_api import sync_playwright
+
+    fiftyone, port = open_fiftyone(), free_port()
+    start = time.perf_counter()
+    session = fiftyone.launch_app(fiftyone.load_dataset(dataset.name), address="127.0.0.1", port=port, remote=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
+        page = browser.new_page()
+        page.goto(session.url)
+        page.wait_for_selector(GRID, timeout=300_000)
+        seconds = time.perf_counter() - start
+        found = page.locator(GRID).count()
+        browser.close()
+    session.close()
+    return {"seconds": seconds, "found": found}
+
+
+def chromium() -> str | None:
+    return os.environ.get("CHROMIUM") or shutil.which("chromium")
 
 
 def watched(command: list[str]) -> tuple[dict[str, Any], int]:
@@ -94,7 +138,8 @@ def watched(command: list[str]) -> tuple[dict[str, Any], int]:
     first, most = psutil.Process(running.pid), 0
     while running.poll() is None:
         with contextlib.suppress(psutil.Error):  # one may end while it is looked at
-            held = sum(one.memory_info().rss for one in [first, *first.children(recursive=True)])
+            every = [first, *first.children(recursive=True)]
+            held = sum(one.memory_info().rss for one in every if not one.name().startswith(NOT_OURS))
             most = max(most, held // 2**20)
         time.sleep(0.1)
     assert running.stdout is not None
@@ -107,7 +152,8 @@ def main(counts: list[int]) -> None:
     for count in counts:
         with tempfile.TemporaryDirectory() as temporary:
             draw(Path(temporary) / "pictures", count)
-            for name in STEPS:
+            os.environ["WORKBENCH_HOME"] = str(Path(temporary) / "home")
+            for name in STEPS if chromium() and find_spec("playwright") else STEPS[:-1]:
                 told, memory = watched([sys.executable, __file__, "--step", name, temporary])
                 each = told["seconds"] / count
                 growth = each / base.setdefault(name, each)

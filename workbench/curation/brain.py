@@ -65,7 +65,9 @@ def embedding_map(view: fo.Dataset, vectors: pl.DataFrame, *, method: Literal["p
     together, and needs the package umap-learn. Raises `MissingPackageError` where it is not installed.
     """
     if method == "umap" and find_spec("umap") is None:
-        raise MissingPackageError("a map by UMAP", found="no package umap-learn", fix="pip install umap-learn")
+        raise MissingPackageError(
+            "a map by UMAP", found="no package umap-learn", fix="pip install 'llava-workbench[umap]'"
+        )
     open_fiftyone()
     import fiftyone.brain as brain
 

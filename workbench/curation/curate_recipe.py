@@ -125,6 +125,9 @@ class CurateRecipe(Section):
     text_as: str = "{text}"
     """What the shares of characters and words are measured on, for thresholds that were set on texts with something
     around them; `{text}` stands for the text."""
+    engine: Literal["local", "ray"] | None = None
+    """Where pictures are measured: by processes of this machine, or on a Ray cluster; by default $WORKBENCH_ENGINE, or
+    local."""
     filters: Filters
 
     @classmethod

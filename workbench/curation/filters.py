@@ -17,6 +17,7 @@ import polars as pl
 from workbench.curation.duplicates import exact_groups, near_groups
 from workbench.curation.funnel import Funnel
 from workbench.curation.measures import image_paths
+from workbench.data.batches import use_engine
 from workbench.data.dataset import Dataset
 
 if TYPE_CHECKING:
@@ -78,12 +79,13 @@ def curate(
     duplicates. `view`, made by `to_fiftyone`, gets the same status, reason and tags, and a saved view of what each
     filter took out. Images that were removed before stay removed and are not counted again.
     """
-    filters = _filters(recipe)
+    filters, engine = _filters(recipe)
     left = dataset.images.filter(pl.col("status") != "removed")
     table: list[tuple[str, int, int, int]] = []
     removed = [pl.DataFrame(schema={"id": pl.String, "filter": pl.String, "reason": pl.String, "status": pl.String})]
     for step in filters:
-        found = step.find(dataset, left).cast(pl.String)
+        with use_engine(engine):
+            found = step.find(dataset, left).cast(pl.String)
         after = left.join(found, on="id", how="anti", maintain_order="left")
         table.append((step.name, left.height, after.height, left.height - after.height))
         removed.append(found.select("id", filter=pl.lit(step.name), reason="reason", status=pl.lit(step.status)))
@@ -96,14 +98,15 @@ def curate(
     return funnel
 
 
-def _filters(recipe: CurateRecipe | str | Path | Sequence[Filter] | None) -> Sequence[Filter]:
+def _filters(recipe: CurateRecipe | str | Path | Sequence[Filter] | None) -> tuple[Sequence[Filter], str | None]:
+    """The steps, and the engine that they ask for."""
     if recipe is None:
-        return [broken(), exact_duplicates(), near_duplicates()]
+        return [broken(), exact_duplicates(), near_duplicates()], None
     from workbench.curation.curate_recipe import CurateRecipe
 
     if isinstance(recipe, (str, Path)):
         recipe = CurateRecipe.load(recipe)
-    return recipe.steps() if isinstance(recipe, CurateRecipe) else recipe
+    return (recipe.steps(), recipe.engine) if isinstance(recipe, CurateRecipe) else (recipe, None)
 
 
 def _show(view: fo.Dataset, dataset: Dataset, funnel: Funnel) -> None:

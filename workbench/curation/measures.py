@@ -10,6 +10,7 @@ import io
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from PIL.Image import Image
 
 from workbench.conversation import Image as ImageReference
 from workbench.conversation import new_id
+from workbench.data.batches import engine_in_use, map_batches
 from workbench.data.dataset import Dataset, resolve_inside
 from workbench.data.images import load_image
 from workbench.errors import DataError
-from workbench.progress import progress
 from workbench.resources import write_atomic
 
 Embed = Callable[[Sequence[Image]], np.ndarray]
@@ -65,23 +66,29 @@ def vectors(
     """A vector for every image that is ok, or for these rows of `images`. Columns: id, vector (list of float32).
 
     `name` stands for the model with its version: under one name each content is measured once, also for copies and
-    after a restart. Raises `ImageError` for an unreadable file and `DataError` for vectors of a wrong shape.
+    after a restart. With Ray as engine the model travels to the cluster's processes, where it works on their CPUs.
+    Raises `ImageError` for an unreadable file and `DataError` for vectors of a wrong shape.
     """
     rows = ok_images(dataset, images)
     paths = image_paths(dataset, rows)
 
     def make(missing: list[int], known: pl.DataFrame) -> Iterator[tuple[list[float]]]:
         width = len(known["vector"][0]) if known.height else None
-        with progress(f"measuring {name}", total=len(missing), unit="image") as bar:
-            for start in range(0, len(missing), batch):
-                pictures = [load_image(paths[row]) for row in missing[start : start + batch]]
-                array = _checked(embed(pictures), len(pictures), width, name)
-                width = array.shape[1]
-                yield from ((vector,) for vector in array.tolist())
-                bar.advance(len(pictures))
+        parts = [[paths[row] for row in missing[start : start + batch]] for start in range(0, len(missing), batch)]
+        workers = 1 if engine_in_use() == "local" else None  # here the model is, and perhaps its GPU
+        options: dict[str, Any] = {"batch_size": 1, "workers": workers, "size": len}
+        arrays = map_batches(partial(_embedded, embed), parts, f"measuring {name}", **options)
+        for part, found in zip(parts, arrays, strict=True):
+            array = _checked(found, len(part), width, name)
+            width = array.shape[1]
+            yield from ((vector,) for vector in array.tolist())
 
     found = measured_once(dataset, name, rows["hash"], {"vector": pl.List(pl.Float32)}, make)
     return rows.select("id").with_columns(found)
+
+
+def _embedded(embed: Embed, paths: Sequence[Path]) -> np.ndarray:
+    return embed([load_image(path) for path in paths])
 
 
 def pair_keys(pairs: pl.DataFrame) -> pl.Series:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from workbench.conversation import SPLITS
+from workbench.curation.brain import show_measures
 from workbench.curation.database import database_errors, open_fiftyone
 from workbench.curation.documents import (
     RESERVED_TAGS,
@@ -49,11 +50,17 @@ _MADE_BY = "workbench"
 
 
 def to_fiftyone(
-    dataset: Dataset, *, name: str | None = None, conversations: bool = True, persistent: bool = True
+    dataset: Dataset,
+    *,
+    name: str | None = None,
+    conversations: bool = True,
+    measures: pl.DataFrame | None = None,
+    persistent: bool = True,
 ) -> fo.Dataset:
     """A FiftyOne dataset with every image, the broken and removed ones too; one made before is replaced.
 
-    `name` is the dataset's own by default. Tags that were set in FiftyOne and not brought back are gone, so take
+    `name` is the dataset's own by default. `measures` (id and a column each, as `image_measures` gives them) become
+    fields to sort and filter by. Tags that were set in FiftyOne and not brought back are gone, so take
     `changes` first. Raises `DataError` where the name belongs to a dataset that was not made here.
     """
     fo = open_fiftyone()
@@ -72,6 +79,8 @@ def to_fiftyone(
         made.create_index("workbench_id", unique=True)
         for status in ("ok", *STATUS_TAGS):
             made.save_view(STATUS_TAGS.get(status, status), made.match(fo.ViewField("status") == status))
+    if measures is not None:
+        show_measures(made, measures)
     return made
 
 

@@ -1,6 +1,7 @@
 """One function over many items, a batch at a time in other processes, in order, with progress.
 
-Knows: a local pool of processes, backpressure, and which item it was that killed a worker.
+Knows: a local pool of processes, backpressure, and which item it was that killed a worker. A Ray cluster does the same
+(`ray_batches.py`).
 Does not know: what the function does. It takes one item and is defined at the top of a module, because it travels to
 the workers by name.
 """
@@ -15,12 +16,18 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib.util import find_spec
+from itertools import islice
 from multiprocessing.process import BaseProcess
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from workbench.errors import DataError
+from workbench.errors import DataError, MissingPackageError
 from workbench.progress import progress
 
+ENGINE = "WORKBENCH_ENGINE"
+_used: ContextVar[str | None] = ContextVar("engine", default=None)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -33,23 +40,72 @@ def map_batches(
     batch_size: int = 32,
     workers: int | None = None,
     on_crash: Callable[[Item], Result] | None = None,
+    engine: str | None = None,
+    size: Callable[[Item], int] = lambda _: 1,
 ) -> Iterator[Result]:
     """The results for all items, in their order. `workers` None uses every processor; 1 stays in this process.
 
-    An exception of the function ends it. An item whose worker process dies (a decoder that crashes, no memory left)
-    gets the result `on_crash(item)`; without `on_crash` it raises a `DataError` that names the item.
+    `engine`: `local`, a pool of processes here, or `ray`, the cluster that Ray finds or a local one that it starts;
+    None takes that of `use_engine`. Results and errors are the same. `size`: how much an item counts in the progress.
+
+    An exception of the function ends it, with a note that names the item. An item whose worker process dies (a decoder
+    that crashes, no memory left) gets the result `on_crash(item)`; without `on_crash` it raises a `DataError` that
+    names the item. Raises `DataError` for an unknown engine and `MissingPackageError` for Ray where it is not
+    installed.
     """
+    run = _engine(engine)
     batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
-    count = min(workers or usable_processors(), len(batches))
-    with progress(description, total=len(items)) as bar:
-        if count <= 1:
-            for item in items:
-                yield function(item)
-                bar.advance()
-            return
-        for results in _in_pool(function, batches, count, on_crash):
+    if len(batches) <= 1 or workers == 1:
+        run = _here
+    left = iter(items)
+    with progress(description, total=sum(map(size, items))) as bar:
+        for results in run(function, batches, workers, on_crash):
             yield from results
-            bar.advance(len(results))
+            bar.advance(sum(map(size, islice(left, len(results)))))
+
+
+@contextmanager
+def use_engine(name: str | None) -> Iterator[None]:
+    """What `map_batches` takes inside this block; None leaves it as it is: `$WORKBENCH_ENGINE`, else `local`."""
+    token = _used.set(name or _used.get())
+    try:
+        yield
+    finally:
+        _used.reset(token)
+
+
+def engine_in_use() -> str:
+    return _used.get() or os.environ.get(ENGINE) or "local"
+
+
+def _engine(name: str | None) -> Callable[..., Iterator[list[Any]]]:
+    """What runs the batches. Raises `DataError` and `MissingPackageError` as `map_batches` says."""
+    name = name or engine_in_use()
+    if name not in ("local", "ray"):
+        raise DataError(f"engine, or ${ENGINE}", found=repr(name), expected="local or ray")
+    if name == "local":
+        return _in_pool
+    if find_spec("ray") is None:
+        fix = "pip install 'llava-workbench[ray]', or leave the engine out"
+        raise MissingPackageError("engine ray", found="no package ray", fix=fix)
+    from workbench.data.ray_batches import in_ray
+
+    return in_ray
+
+
+def call(function: Callable[[Item], Result], item: Item) -> Result:
+    """The function's result. An exception that leaves it says which item it was about."""
+    try:
+        return function(item)
+    except Exception as problem:
+        problem.add_note(f"while working on {str(item)[:200]}")
+        raise
+
+
+def _here(function: Callable[[Item], Result], batches: Sequence[Sequence[Item]], *_: object) -> Iterator[list[Result]]:
+    for batch in batches:
+        for item in batch:
+            yield [call(function, item)]
 
 
 def usable_processors() -> int:
@@ -60,9 +116,13 @@ def usable_processors() -> int:
 def _in_pool(
     function: Callable[[Item], Result],
     batches: Sequence[Sequence[Item]],
-    count: int,
+    workers: int | None,
     on_crash: Callable[[Item], Result] | None,
 ) -> Iterator[list[Result]]:
+    count = min(workers or usable_processors(), len(batches))
+    if count == 1:
+        yield from _here(function, batches)
+        return
     pool = _start(count)
     running: deque[tuple[int, Future[list[Result]]]] = deque()
     following = 0
@@ -87,7 +147,7 @@ def _in_pool(
 
 
 def _batch(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    return [function(item) for item in items]
+    return [call(function, item) for item in items]
 
 
 def _one_by_one(
@@ -99,17 +159,21 @@ def _one_by_one(
     try:
         for item in items:
             try:
-                results.append(pool.submit(function, item).result())
+                results.append(pool.submit(call, function, item).result())
             except BrokenProcessPool:
-                if on_crash is None:
-                    fix = "take it out, or give the machine more memory"
-                    found = "its worker process died while working on it"
-                    raise DataError(str(item), found=found, fix=fix) from None
-                results.append(on_crash(item))
+                results.append(crashed(item, on_crash))
                 pool = _start(1)
         return results
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def crashed(item: Item, on_crash: Callable[[Item], Result] | None) -> Result:
+    """The result of an item whose process died. Raises `DataError` where there is none."""
+    if on_crash is None:
+        fix = "take it out, or give the machine more memory"
+        raise DataError(str(item), found="its worker process died while working on it", fix=fix) from None
+    return on_crash(item)
 
 
 def _start(count: int) -> ProcessPoolExecutor:
