@@ -52,11 +52,24 @@ def test_what_is_measured_is_what_a_person_sees(dataset: Dataset) -> None:
     assert rows["grain"]["bytes"] == size
 
 
+def test_an_edge_between_colours_of_equal_brightness_is_sharp(tmp_path: Path, helpers: SimpleNamespace) -> None:
+    (tmp_path / "images").mkdir()
+    halves = Image.new("RGB", (64, 64), (200, 60, 60))
+    halves.paste((40, 130, 80), (32, 0, 64, 64))
+    assert np.ptp(np.asarray(halves.convert("L"))) <= 5
+    halves.save(tmp_path / "images/sharp.png")
+    halves.filter(ImageFilter.GaussianBlur(4)).save(tmp_path / "images/soft.png")
+    found = dict(
+        image_measures(helpers.dataset_of(tmp_path, ["sharp.png", "soft.png"])).select("id", "sharpness").rows()
+    )
+    assert found["sharp"] > 300 > 10 > found["soft"]
+
+
 def test_each_content_is_opened_once_and_a_missing_file_is_named(dataset: Dataset) -> None:
     first = image_measures(dataset)
     (dataset.path / "images" / "grain.png").unlink()
     assert image_measures(Dataset.open(dataset.path)).equals(first)
-    for part in (dataset.path / "measures" / "pixels-1").iterdir():
+    for part in (dataset.path / "measures" / "pixels-2").iterdir():
         part.unlink()
     with pytest.raises(ImageError, match=r"grain\.png: found no such file"):
         image_measures(dataset)
@@ -64,7 +77,7 @@ def test_each_content_is_opened_once_and_a_missing_file_is_named(dataset: Datase
 
 def test_a_damaged_part_is_named_with_what_to_do(dataset: Dataset) -> None:
     image_measures(dataset)
-    (part,) = (dataset.path / "measures" / "pixels-1").iterdir()
+    (part,) = (dataset.path / "measures" / "pixels-2").iterdir()
     part.write_bytes(part.read_bytes()[:100])
     with pytest.raises(DataError, match=r"\.parquet: found a damaged measure .*delete it: it is made anew"):
         image_measures(dataset)
@@ -72,7 +85,7 @@ def test_a_damaged_part_is_named_with_what_to_do(dataset: Dataset) -> None:
 
 def test_processes_measure_the_same_as_this_one(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = image_measures(dataset)
-    for part in (dataset.path / "measures" / "pixels-1").iterdir():
+    for part in (dataset.path / "measures" / "pixels-2").iterdir():
         part.unlink()
     monkeypatch.setattr(module, "POOL_FROM", 1)
     assert image_measures(dataset, workers=2).equals(alone)
@@ -100,7 +113,7 @@ def test_a_killed_process_goes_on_where_it_was(tmp_path: Path, helpers: SimpleNa
         helpers.draw(number).resize((32, 32)).save(tmp_path / "images" / name)
     dataset = helpers.dataset_of(tmp_path, names)
     worker = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], env=os.environ)
-    folder = tmp_path / "measures" / "pixels-1"
+    folder = tmp_path / "measures" / "pixels-2"
     deadline = time.monotonic() + 60
     while len(list(folder.glob("*.parquet"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -1,4 +1,8 @@
-"""Faults planted among drawn scenes: how many are found, and how many of those found are faults, kind by kind."""
+"""Faults planted among drawn scenes: how many are found, and how many of those found are faults, kind by kind.
+
+The thresholds were chosen on the first set, with pictures as they are drawn; the second is of another seed and another
+size, and nothing was chosen on it.
+"""
 
 from __future__ import annotations
 
@@ -16,28 +20,31 @@ from workbench.data.formats import import_folder
 from workbench.data.scene_text import caption
 from workbench.data.scenes import draw_scene, sample_scene
 
-COUNT, EACH = 400, 20
-KINDS = ("exact", "near", "blurred", "black", "truncated", "misnamed", "swapped")
+COUNT = 400
+PLANTED = {"exact": 20, "near": 60, "blurred": 40, "black": 20, "truncated": 20, "misnamed": 20, "swapped": 20}
 
 
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, dict[str, set[int]]]:
+@pytest.fixture(scope="module", params=[(11, 96), (1234, 128)], ids=["chosen on", "another seed and size"])
+def planted(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Dataset, dict[str, set[int]]]:
     """Scenes with captions; for each kind of fault, the numbers of the pictures it was planted in."""
+    seed, side = request.param
     folder = tmp_path_factory.mktemp("faults")
     pictures = folder / "pictures"
     pictures.mkdir()
-    rng = np.random.default_rng(11)
+    rng = np.random.default_rng(seed)
     scenes = [sample_scene(rng) for _ in range(COUNT)]
-    drawn = [draw_scene(scene, rng) for scene in scenes]
+    drawn = [draw_scene(scene, rng).resize((side, side), Image.Resampling.LANCZOS) for scene in scenes]
     said = [caption(scene) for scene in scenes]
     places = iter(rng.permutation(COUNT).tolist())
-    chosen = {kind: [next(places) for _ in range(EACH)] for kind in KINDS}
+    chosen = {kind: [next(places) for _ in range(count)] for kind, count in PLANTED.items()}
     swapped = chosen["swapped"]
-    for one, other in zip(swapped[: EACH // 2], swapped[EACH // 2 :], strict=True):
+    for one, other in zip(swapped[::2], swapped[1::2], strict=True):
         said[one], said[other] = said[other], said[one]
     rows = []
     for number, picture in enumerate(drawn):
-        kind = next((kind for kind in KINDS if number in chosen[kind]), None)
+        kind = next((kind for kind in PLANTED if number in chosen[kind]), None)
         rows += [(name, said[number]) for name in _write(pictures, number, picture, kind, rng)]
     with open(pictures / "captions.csv", "w", encoding="utf-8", newline="") as handle:
         csv.writer(handle).writerows([("file", "caption"), *rows])
@@ -75,7 +82,7 @@ filters:
   exact_duplicates: true
   near_duplicates: true
   brightness: {min: 10}
-  sharpness: {min: 3}
+  sharpness: {min: 6}
   similarity: {min: 0.55, model: tiny}
 """
 FILTER = {
@@ -86,7 +93,7 @@ FILTER = {
     "truncated": "broken",
     "swapped": "similarity",
 }
-LEAST = {"exact": 1.0, "near": 0.95, "blurred": 0.9, "black": 1.0, "truncated": 1.0, "misnamed": 1.0, "swapped": 0.9}
+LEAST = {"exact": 1.0, "near": 0.95, "blurred": 0.95, "black": 1.0, "truncated": 1.0, "misnamed": 1.0, "swapped": 0.9}
 
 
 def test_planted_faults_are_found_and_little_else(
@@ -99,9 +106,9 @@ def test_planted_faults_are_found_and_little_else(
     funnel = curate(dataset, tmp_path / "faults.yaml")
     found = {kind: {numbers[one] for one in funnel.removed.filter(filter=FILTER[kind])["id"]} for kind in FILTER}
     found["misnamed"] = {numbers[one] for one in misnamed["id"]}
-    lines = ["fault      recall  precision"]
+    lines = [f"fault      recall  precision   ({dataset.images['width'].mode()[0]} pixels a side)"]
     scores = {}
-    for kind in KINDS:
+    for kind in PLANTED:
         hits = len(found[kind] & truth[kind])
         scores[kind] = (hits / len(truth[kind]), hits / max(len(found[kind]), 1))
         lines.append(f"{kind:10} {scores[kind][0]:6.2f} {scores[kind][1]:10.2f}")

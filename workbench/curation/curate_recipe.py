@@ -75,7 +75,7 @@ class Filters(Section):
     contrast: Range | None = None
     """Standard deviation of the grey levels."""
     sharpness: Range | None = None
-    """Variance of the Laplacian: near 0 for a blurred or empty picture."""
+    """Variance of the Laplacian, near 0 for a blurred or empty picture; an enlarged one has less of it."""
     entropy: Range | None = None
     """Bits per pixel, 0 for one colour to 8."""
     characters: Range | None = None
