@@ -6,7 +6,9 @@ Does not know: models, or how a view is made (`table.py`).
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from importlib.util import find_spec
+from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
 
 MAP = "map"
 """The name of the map in the App's panel Embeddings."""
-FEWEST = {"map": 3, "uniqueness": 20}
-"""Images that each needs: FiftyOne Brain makes 20 groups to see what is typical."""
+FEWEST = {"pca": 3, "umap": 20, "uniqueness": 20}
+"""Images that each needs: UMAP looks at 15 neighbours, FiftyOne Brain makes 20 groups to see what is typical."""
 
 
 def show_measures(view: SampleCollection, measures: pl.DataFrame) -> None:
@@ -30,14 +32,29 @@ def show_measures(view: SampleCollection, measures: pl.DataFrame) -> None:
 
     Images of the view that `measures` lacks keep what they have, and ids that the view lacks are passed over.
     """
-    known = set(view.values("workbench_id"))
-    rows = measures.filter(pl.col("id").is_in(list(known)))
+    from pymongo import UpdateOne
+
+    fo = open_fiftyone()
+    columns = [name for name in measures.columns if name != "id"]
     with database_errors():
-        for name in rows.columns:
-            if name != "id":
-                values = dict(rows.select("id", name).drop_nulls().iter_rows())
-                if values:
-                    view.set_values(name, values, key_field="workbench_id", dynamic=True)
+        known = dict(zip(*view.values(["workbench_id", "_id"]), strict=True))
+        rows = measures.filter(pl.col("id").is_in(list(known)))
+        for name in columns:
+            if rows[name].count() and not view.has_sample_field(name):
+                view._dataset.add_sample_field(name, _field_of(fo, rows.schema[name]))
+        changed = {"last_modified_at": datetime.now(UTC)}
+        writes = []
+        for row in rows.iter_rows(named=True):
+            values = {name: row[name] for name in columns if row[name] is not None}
+            writes.append(UpdateOne({"_id": known[row["id"]]}, {"$set": {**values, **changed}}))
+        if writes:  # at once: `set_values` goes through all images once for each field
+            view._dataset._bulk_write(writes)
+
+
+def _field_of(fo: ModuleType, kind: pl.DataType) -> type:
+    if kind.is_float():
+        return fo.FloatField
+    return fo.IntField if kind.is_integer() else fo.BooleanField if kind == pl.Boolean else fo.StringField
 
 
 def uniqueness(view: fo.Dataset, vectors: pl.DataFrame) -> pl.DataFrame:
@@ -58,25 +75,29 @@ def uniqueness(view: fo.Dataset, vectors: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame({"id": ids, "uniqueness": found[0], "representativeness": found[1]}).fill_nan(None)
 
 
-def embedding_map(view: fo.Dataset, vectors: pl.DataFrame, *, method: Literal["pca", "umap"] = "pca") -> pl.DataFrame:
+def embedding_map(
+    view: fo.Dataset, vectors: pl.DataFrame, *, method: Literal["pca", "umap"] | None = None
+) -> pl.DataFrame:
     """Every image as a point in the plane, alike ones near each other: in the App's panel Embeddings under `map`.
 
     Columns: id, x, y. `pca` shows the two directions in which the vectors differ most; `umap` keeps neighbours
-    together, and needs the package umap-learn. Raises `MissingPackageError` where it is not installed.
+    together, and needs the package umap-learn and 20 images. None is umap where it can be used, else pca. Raises
+    `MissingPackageError` where umap is asked for and not installed, and `DataError` for too few images.
     """
-    if method == "umap" and find_spec("umap") is None:
-        raise MissingPackageError(
-            "a map by UMAP", found="no package umap-learn", fix="pip install 'llava-workbench[umap]'"
-        )
+    installed = find_spec("umap") is not None
+    if method == "umap" and not installed:
+        fix = "pip install 'llava-workbench[umap]'"
+        raise MissingPackageError("a map by UMAP", found="no package umap-learn", fix=fix)
     open_fiftyone()
     import fiftyone.brain as brain
 
-    part, matrix = _matched(view, vectors, FEWEST["map"])
+    part, matrix = _matched(view, vectors, FEWEST[method or "pca"])
+    chosen = method or ("umap" if installed and len(matrix) >= FEWEST["umap"] else "pca")
     with database_errors():
         if MAP in view.list_brain_runs():
             view.delete_brain_run(MAP)
         made = brain.compute_visualization(
-            part, embeddings=matrix, method=method, num_dims=2, brain_key=MAP, seed=0, progress=False
+            part, embeddings=matrix, method=chosen, num_dims=2, brain_key=MAP, seed=0, progress=False
         )
         points = np.asarray(made.points)
         return pl.DataFrame({"id": part.values("workbench_id"), "x": points[:, 0], "y": points[:, 1]})
