@@ -172,6 +172,27 @@ def test_a_named_server_is_used_and_none_is_started(users: Users, tmp_path: Path
     assert not elsewhere.folder.exists()
 
 
+VIEW = """
+import sys
+from workbench.curation.table import to_fiftyone
+from workbench.data.scene_files import Planted, make
+import contextlib, io
+with contextlib.redirect_stdout(io.StringIO()):
+    view = to_fiftyone(make(sys.argv[1], count=2, planted=Planted(0, 0, 0)))
+print(view.name, view.count())
+"""
+
+
+def test_a_dataset_is_shown_by_way_of_the_named_server_alone(users: Users, tmp_path: Path) -> None:
+    uri = users.uri(users.start())
+    elsewhere = Users(tmp_path / "elsewhere")
+    code = f"import sys; sys.argv = ['', {str(tmp_path / 'scenes')!r}]\n{VIEW}"
+    assert elsewhere.attempt(code, FIFTYONE_DATABASE_URI=uri) == "scenes 2"
+    assert not elsewhere.folder.exists(), "no server of our own"
+    with pymongo.MongoClient(uri) as client:
+        assert [one["name"] for one in client["fiftyone"]["datasets"].find()] == ["scenes"]
+
+
 def test_a_named_server_that_does_not_answer_is_named_without_its_password(users: Users) -> None:
     said = users.attempt(FIFTYONE_DATABASE_URI=f"mongodb://ann:secret@127.0.0.1:{server.free_port()}/")
     assert said.startswith("DatabaseError FIFTYONE_DATABASE_URI: found mongodb://...@127.0.0.1:")
