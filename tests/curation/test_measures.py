@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -80,3 +85,40 @@ def test_what_is_no_vector_for_each_picture_is_refused(dataset: Dataset) -> None
 
 def _set_status(dataset: Dataset, status: str) -> None:
     dataset.update_images(pl.DataFrame({"id": ["4"], "status": [status]}), operation={"name": "test"})
+
+
+KILLED = """
+import sys, time
+import numpy as np
+from workbench.curation import measures
+from workbench.data.dataset import Dataset
+measures.SAVE_EVERY = 8
+
+def slow(pictures):
+    time.sleep(0.05)
+    return np.stack([np.asarray(picture).mean(axis=(0, 1)) for picture in pictures])
+
+measures.vectors(Dataset.open(sys.argv[1]), slow, name="color", batch=4)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kill -9")
+def test_embeddings_of_a_killed_process_go_on_where_they_were(tmp_path: Path, helpers: SimpleNamespace) -> None:
+    (tmp_path / "images").mkdir()
+    names = [f"{number}.png" for number in range(80)]
+    for number, name in enumerate(names):
+        helpers.draw(number).resize((32, 32)).save(tmp_path / "images" / name)
+    dataset, folder = helpers.dataset_of(tmp_path, names), tmp_path / "measures" / "color"
+    here = {**os.environ, "PYTHONPATH": str(Path(measures.__file__).parents[2])}
+    worker = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], env=here)
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("*.parquet"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    kept = pl.concat([pl.read_parquet(path) for path in folder.glob("*.parquet")]).height
+    assert 16 <= kept < 80, "it was killed half way"
+    colors = Colors()
+    found = vectors(dataset, colors, name="color", batch=4)
+    assert colors.shown == 80 - kept, "what was measured is not measured again"
+    assert found.equals(vectors(dataset, colors, name="undisturbed", batch=4))

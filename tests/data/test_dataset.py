@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench.conversation import Conversation, Image, Message, Video, to_chat
-from workbench.data import tables
+from workbench.data import parquet, tables
 from workbench.data.dataset import Dataset
 from workbench.data.folder import resolve_inside
 from workbench.errors import ConversationError, DataError
@@ -520,6 +520,25 @@ def test_shards_are_read_one_at_a_time_and_as_they_were_when_reading_began(tmp_p
     writer.update_images(pl.DataFrame({"id": ["b"], "label": ["cat"]}), operation={"name": "label"})
     assert [first, *stream] == many(11)
     assert dataset.conversations() == many(2)
+
+
+def test_a_writer_may_put_one_file_in_the_place_of_shards_while_they_are_read(
+    tmp_path: Path, small_shards: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = Dataset.create(tmp_path / "ds", name="many", images=rows("a", "b", "c"), conversations=many(11))
+    real, came = parquet.read_parquet, []
+
+    def read(files: list[Path]) -> Any:
+        if not came and len(files) > 1:
+            came.append(True)
+            writer = Dataset.open(dataset.path)
+            writer.write_conversations(many(2))
+            writer.update_images(pl.DataFrame({"id": ["b"], "label": ["cat"]}), operation={"name": "label"})
+            assert not files[0].exists()
+        return real(files)
+
+    monkeypatch.setattr(parquet, "read_parquet", read)
+    assert dataset.conversation_rows.height == 2 and came
 
 
 # --- killed, or out of disk, at any moment ----------------------------------------------------------------------
