@@ -129,22 +129,22 @@ def pairs_by_bits(hashes: np.ndarray) -> dict[int, set[tuple[int, int]]]:
     return pairs
 
 
-@pytest.mark.parametrize("crowded", [100, 10**9], ids=["by index", "each with each"])
+@pytest.mark.parametrize("crowded", [1, 10**9], ids=["by index", "each with each"])
 def test_close_hashes_are_those_of_all_pairs(monkeypatch: pytest.MonkeyPatch, crowded: int) -> None:
     monkeypatch.setattr(near_pairs, "_CROWDED", crowded)
     monkeypatch.setattr(near_pairs, "_PIECE", 64)  # pieces, and the choice between the two ways, also for so few
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 2**64, 1200, dtype=np.uint64)
+    hashes[600:] = hashes[:600]
     for row in range(600, 1200):  # 0 to 13 bits away from another
-        for bit in rng.choice(64, int(rng.integers(0, 14)), replace=False):
+        for bit in rng.choice(64, row % 14, replace=False):
             hashes[row] ^= np.uint64(1) << np.uint64(bit)
-        hashes[row] = hashes[row] if row % 2 else hashes[row - 600]
     wanted = pairs_by_bits(hashes)
     found = [(first, int(other)) for first, others in close_hashes(hashes) for other in others]
     assert len(found) == len(set(found)) and set(found) <= set().union(*wanted.values())
     surely = set().union(*(wanted[bits] for bits in range(8)))
-    assert surely <= set(found) and len(surely) > 150
-    assert len(set(found)) >= (0.97 if crowded == 100 else 1.0) * len(set().union(*wanted.values()))
+    assert surely <= set(found) and len(surely) > 300
+    assert len(set(found)) >= (0.97 if crowded == 1 else 1.0) * len(set().union(*wanted.values()))
     assert [first for first, _ in found] == sorted(first for first, _ in found)
     assert list(close_hashes(hashes[:0])) == list(close_hashes(hashes[:1])) == []
 
