@@ -114,7 +114,11 @@ def test_nothing_asks_for_torchvision() -> None:
 
 def test_every_third_party_import_is_declared() -> None:
     declared = {distribution(requirement) for requirement in PROJECT["project"]["dependencies"]}
-    optional = {"msvcrt"}
+    extras = PROJECT["project"]["optional-dependencies"]
+    optional = {
+        "msvcrt",
+        *(distribution(requirement) for name in extras.keys() - {"test"} for requirement in extras[name]),
+    }
     owners = metadata.packages_distributions()
     missing = {}
     for path in (ROOT / "workbench").rglob("*.py"):
