@@ -9,6 +9,7 @@ from workbench.data.image_folder import import_folder
 from workbench.data.image_folder_out import export_folder
 from workbench.data.json_records import BadRecord
 from workbench.data.llava_json import export_llava, import_llava, read_conversations
+from workbench.data.pdf import import_pdf
 from workbench.data.sharegpt import export_sharegpt, import_sharegpt, read_sharegpt
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "import_coco",
     "import_folder",
     "import_llava",
+    "import_pdf",
     "import_sharegpt",
     "read_conversations",
     "read_sharegpt",
