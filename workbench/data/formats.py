@@ -5,6 +5,7 @@ Knows: which there are. Each lives in a module of its own.
 
 from workbench.data.coco import import_coco
 from workbench.data.coco_out import export_coco
+from workbench.data.hf_datasets import export_hf, import_hf
 from workbench.data.image_folder import import_folder
 from workbench.data.image_folder_out import export_folder
 from workbench.data.json_records import BadRecord
@@ -16,10 +17,12 @@ __all__ = [
     "BadRecord",
     "export_coco",
     "export_folder",
+    "export_hf",
     "export_llava",
     "export_sharegpt",
     "import_coco",
     "import_folder",
+    "import_hf",
     "import_llava",
     "import_pdf",
     "import_sharegpt",
