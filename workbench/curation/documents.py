@@ -118,6 +118,11 @@ def _detections(row: Mapping[str, Any], types: Mapping[str, type]) -> Document |
     return _labels("Detections", found)
 
 
+def own_name(key: str) -> str:
+    """The name that an annotation had before it became an attribute of a Detection."""
+    return key.removeprefix("object_") if key.removeprefix("object_") in _TAKEN else key
+
+
 def _attributes(thing: Mapping[str, Any]) -> Document:
     """Everything beside label and box, under names that MongoDB allows and FiftyOne does not use itself."""
     named = {re.sub(r"\W", "_", key).strip("_"): value for key, value in thing.items() if key not in ("label", "box")}
@@ -129,6 +134,7 @@ def _conversation(conversation: Conversation, status: str, reason: str | None) -
         "Classification",
         label=conversation.task or "conversation",
         conversation_id=conversation.id,
+        task=conversation.task,
         messages=json.dumps(to_chat(conversation), ensure_ascii=False),
         text=readable(conversation),
         split=conversation.split,

@@ -11,8 +11,9 @@ Does not know: why an image was left out (`filters.py`), or how to write the tru
     label            Classification
     objects          Detections; whatever else an annotation says (color, size, ...) as attributes
     captions         list of texts
-    conversations    Classifications, one per conversation: label is its task; attributes conversation_id, messages
-                     (JSON, the Hugging Face chat shape), text (the same to read), split, status, reason, verdict
+    conversations    Classifications, one per conversation: label is its task; attributes conversation_id, task,
+                     messages (JSON, the Hugging Face chat shape), text (the same to read), split, status, reason,
+                     verdict
     status, reason, phash    as in the dataset
 
 Saved views: `ok`, `broken`, `removed`. The FiftyOne dataset is a view of the truth: `to_fiftyone` builds it anew.
@@ -68,7 +69,8 @@ def to_fiftyone(
     with database_errors():
         _remove_old(fo, name)
         made = fo.Dataset(name, persistent=persistent)
-        made.info = {_MADE_BY: {"dataset": str(dataset.path.absolute()), "name": dataset.name}}
+        roots = [[root, str(folder)] for root, folder in dataset.roots.items()]  # a key must not hold a dot
+        made.info = {_MADE_BY: {"dataset": str(dataset.path.absolute()), "name": dataset.name, "roots": roots}}
         made.save()
         images = dataset.images
         types = attribute_types(images["objects"])
@@ -175,7 +177,7 @@ def _declare_fields(fo: ModuleType, made: fo.Dataset, attributes: Mapping[str, t
 
     Done by adding and deleting one full example, as one call for each field takes ten times as long.
     """
-    said = {key: "" for key in ("conversation_id", "messages", "text", "split", "status", "reason", "verdict")}
+    said = {key: "" for key in ("conversation_id", "task", "messages", "text", "split", "status", "reason", "verdict")}
     thing = fo.Detection(label="", bounding_box=[0, 0, 1, 1], **{key: kind() for key, kind in attributes.items()})
     example = fo.Sample(
         "example.png",

@@ -1,0 +1,119 @@
+"""FiftyOne datasets come in: ours as they went out, other people's by their labels, boxes, captions and tags."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import polars as pl
+import pytest
+from PIL import Image as PILImage
+
+from workbench.conversation import Conversation, Image, Message
+from workbench.curation.from_fiftyone import import_fiftyone
+from workbench.curation.table import to_fiftyone
+from workbench.data.dataset import Dataset
+from workbench.errors import DataError
+
+pytestmark = pytest.mark.usefixtures("fiftyone")
+
+
+@pytest.fixture
+def theirs(tmp_path: Path, fiftyone: ModuleType):
+    """Four photographs of somebody who has never heard of us, one of them broken."""
+    fo = fiftyone
+    made = fo.Dataset("theirs")
+    for number in range(4):
+        path = tmp_path / "photos" / ("cats" if number % 2 else "dogs") / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PILImage.new("RGB", (200, 100), (40 * number, 90, 20)).save(path)
+        if number == 3:
+            path.write_bytes(path.read_bytes()[:200])
+        sample = fo.Sample(str(path), tags=[["train"], ["validation", "Good one"], [], ["test"]][number])
+        sample["caption"] = f"animal {number}" if number else None
+        sample["kind"] = fo.Classification(label="cat" if number % 2 else "dog")
+        thing = fo.Detection(label="ear", bounding_box=[0.25, 0.5, 0.5, 0.25], confidence=0.5, iscrowd=1, tags=["left"])
+        sample["ground_truth"] = fo.Detections(detections=[thing] if number < 2 else [])
+        sample["score"] = 0.5
+        made.add_sample(sample)
+    yield made
+    made.delete()
+
+
+def test_ours_out_and_in_again_is_equal(shapes: Dataset, tmp_path: Path) -> None:
+    first = shapes.conversations()[0]
+    both = Message("user", (Image("shape-0.png"), "or ", Image("shape-1.png"), "?"))
+    more = Conversation("two", (Message("system", "Be brief."), both, Message("assistant", "One.")), "val")
+    shapes.add_conversations([more, replace(first, id="bad")], rejected={"bad": "check empty: no words"})
+    shapes.update_images(
+        pl.DataFrame({"id": ["shape-2"], "status": ["removed"], "reason": ["too dark"], "tags": [["night"]]}),
+        operation={"name": "review"},
+    )
+    again = import_fiftyone(to_fiftyone(shapes), tmp_path / "again", workers=1)
+    before, after = (ds.images.drop("objects", "reason").sort("id") for ds in (shapes, again))
+    assert after.with_columns(pl.col("tags").fill_null([])).equals(
+        before.select(after.columns).with_columns(pl.col("tags").fill_null([]))
+    )
+    read = [[json.loads(text or "[]") for text in ds.images.sort("id")["objects"]] for ds in (shapes, again)]
+    assert read[0] == read[1] and read[0][0][0]["box"] == [12, 24, 36, 72]
+    assert dict(again.images.filter(status="removed").select("id", "reason").rows()) == {"shape-2": "too dark"}
+    assert {one.id: one for one in again.conversations()} == {one.id: one for one in shapes.conversations()}
+    states = [ds.conversation_rows.sort("id").select("id", "status", "reason").rows() for ds in (shapes, again)]
+    assert states[0] == states[1] and ("bad", "removed", "check empty: no words") in states[0]
+    assert again.roots == shapes.roots and again.name == "shapes"
+
+
+def test_a_verdict_comes_along(shapes: Dataset, tmp_path: Path) -> None:
+    view = to_fiftyone(shapes)
+    view.select_by("workbench_id", ["shape-0"]).tag_labels("accept", "conversations")
+    again = import_fiftyone(view.select_by("workbench_id", ["shape-0", "shape-2"]), tmp_path / "again", workers=1)
+    assert again.images["id"].to_list() == ["shape-0", "shape-2"]
+    assert [one.metadata for one in again.conversations()] == [{"verdict": "accept"}] * 2
+
+
+def test_a_dataset_of_somebody_else(theirs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = import_fiftyone("theirs", tmp_path / "ds", workers=1)
+    assert made.images.select("path", "label", "split", "captions", "tags", "status").rows() == [
+        ("dogs/0.jpg", "dog", "train", [], [], "ok"),
+        ("cats/1.jpg", "cat", "val", ["animal 1"], ["Good one"], "ok"),
+        ("dogs/2.jpg", "dog", None, ["animal 2"], [], "ok"),
+        ("cats/3.jpg", "cat", "test", ["animal 3"], [], "quarantined"),
+    ]
+    thing = {"label": "ear", "box": [50, 50, 150, 75], "confidence": 0.5, "iscrowd": 1, "tags": ["left"]}
+    assert json.loads(made.images["objects"][0]) == [thing] and made.images["objects"][2] is None
+    assert made.roots == {"images": tmp_path / "photos"}
+    assert json.loads((tmp_path / "ds/import.json").read_text())["fields left out"] == ["score"]
+    assert "ground_truth as objects" in capsys.readouterr().out
+
+
+def test_the_caller_says_which_of_several_fields_is_meant(theirs, tmp_path: Path, fiftyone: ModuleType) -> None:
+    theirs.set_values("guess", [fiftyone.Classification(label="fox")] * 4)
+    with pytest.raises(DataError, match="several fields for label: kind, guess; expected one; name the one to take"):
+        import_fiftyone(theirs, tmp_path / "ds", workers=1)
+    with pytest.raises(DataError, match="no field 'kin' for label; expected kind, guess"):
+        import_fiftyone(theirs, tmp_path / "ds", label="kin", workers=1)
+    assert not (tmp_path / "ds").exists()
+    made = import_fiftyone(theirs, tmp_path / "ds", label="guess", workers=1)
+    assert made.images["label"].to_list() == ["fox"] * 4
+
+
+def test_what_cannot_come_in_is_one_error(theirs, tmp_path: Path, fiftyone: ModuleType) -> None:
+    with pytest.raises(DataError, match="'their': found none of that name; did you mean 'theirs'?"):
+        import_fiftyone("their", tmp_path / "ds")
+    with pytest.raises(DataError, match="found no sample"):
+        import_fiftyone(theirs.match_tags("nobody"), tmp_path / "ds")
+    theirs.match_tags("train").tag_samples("val")
+    with pytest.raises(DataError, match="dogs/0.jpg: found the splits train, val as tags"):
+        import_fiftyone(theirs, tmp_path / "ds", workers=1)
+    theirs.untag_samples("val")
+    theirs.add_sample(fiftyone.Sample(theirs.first().filepath))
+    with pytest.raises(DataError, match="0.jpg: found two samples of this file"):
+        import_fiftyone(theirs, tmp_path / "ds", workers=1)
+    clip = fiftyone.Dataset("clips")
+    clip.add_sample(fiftyone.Sample(str(tmp_path / "a.mp4")))
+    with pytest.raises(DataError, match="media type video; expected images"):
+        import_fiftyone("clips", tmp_path / "ds")
+    clip.delete()
+    assert not (tmp_path / "ds").exists()
