@@ -35,6 +35,8 @@ _HOMES = {
     "SamplingOptions": "chat_model",
     "ScriptedModel": "chat_model",
     "Dataset": "data.dataset",
+    "import_dataset": "curation.in_and_out",
+    "export_dataset": "curation.in_and_out",
     "import_folder": "data.formats",
     "import_llava": "data.formats",
     "export_llava": "data.formats",
@@ -81,6 +83,7 @@ if TYPE_CHECKING:
     from workbench.curation.describe import describe
     from workbench.curation.filters import curate
     from workbench.curation.image_measures import image_measures
+    from workbench.curation.in_and_out import export_dataset, import_dataset
     from workbench.curation.outliers import outliers
     from workbench.curation.review import conversations
     from workbench.curation.search import caption_similarity, search

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from workbench.instruct.loop import Outcome
 
 Verb = Callable[[argparse.Namespace], int | None]
+_FORMATS = ("images", "llava", "sharegpt", "coco", "hf-dataset", "fiftyone")
+"""What a dataset is exported as."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,15 +80,15 @@ def _doctor(given: argparse.Namespace) -> int:
 
 
 def _import(given: argparse.Namespace) -> None:
-    from workbench.data.formats import import_folder, import_llava
+    from workbench.curation.in_and_out import import_dataset
 
-    source = Path(given.source)
-    if source.suffix in (".json", ".jsonl"):
-        dataset = import_llava(source, given.images or source.parent, given.out)
-    else:
-        dataset = import_folder(source, given.out)
+    source = given.source if len(given.source) > 1 else given.source[0]
+    asked = {"images": given.images, "dpi": given.dpi, "name": given.name}
+    options = {key: value for key, value in asked.items() if value is not None}
+    dataset = import_dataset(source, given.out, format=given.format, **options)
     card = dataset.card
-    _show(given, f"next: workbench generate {given.out}", {"dataset": str(dataset.path), "counts": card["counts"]})
+    following = "curate" if card["counts"]["conversations"] else "generate"
+    _show(given, f"next: workbench {following} {given.out}", {"dataset": str(dataset.path), "counts": card["counts"]})
 
 
 def _curate(given: argparse.Namespace) -> None:
@@ -240,12 +242,29 @@ def _chat(given: argparse.Namespace) -> None:
 
 
 def _export(given: argparse.Namespace) -> None:
+    if given.form != "hf":
+        return _export_dataset(given)
     from workbench.model.export import export_hf
 
+    if Path(given.run, "card.yaml").is_file():
+        fix = "--as llava, sharegpt, coco, hf-dataset, images or fiftyone"
+        raise DataError(given.run, found="a dataset", expected="with --as hf the run folder of a model", fix=fix)
     written = export_hf(given.run, given.out, base=given.base)
     _show(given, f"written: {written}", {"written": str(written)})
     if given.base == "original":
         _say_change(given)
+
+
+def _export_dataset(given: argparse.Namespace) -> None:
+    from workbench.curation.in_and_out import export_dataset
+    from workbench.data.dataset import Dataset
+    from workbench.data.formats import check_format
+
+    check_format(given.form, ("hf", *_FORMATS))
+    options = {"split": given.split} if given.split else {}
+    count = export_dataset(Dataset.open(given.run), given.out, format=given.form, **options)
+    what = "images" if given.form in ("images", "coco", "fiftyone") else "conversations"
+    _show(given, f"written: {count} {what} to {given.out}", {"written": given.out, "count": count})
 
 
 def _say_change(given: argparse.Namespace) -> None:
@@ -373,12 +392,19 @@ def _add_making(verb: Callable[..., argparse.ArgumentParser]) -> None:
     add = verb(
         "import",
         _import,
-        "Read a folder of pictures, or a LLaVA JSON file, into a dataset folder. Pictures stay where they lie.",
+        "Read pictures, documents, conversations or annotations into a dataset folder. Pictures stay where they lie.",
         "import holiday/ --out data/holiday",
+        "import reports/ --dpi 200 --out data/pages",
         "import llava_v1_5_mix665k.json --images coco/ --out data/mix",
+        "import captions.json instances.json --images val2017/ --out data/coco",
+        "import my-view --format fiftyone --out data/view",
     ).add_argument
-    add("source", metavar="SOURCE", help="folder of pictures, or LLaVA .json / .jsonl")
-    add("--images", metavar="FOLDER", help="where the paths in a LLaVA file start (default: beside the file)")
+    sources = "a folder of pictures or PDFs; a PDF, LLaVA, ShareGPT, COCO or Parquet file; owner/name on the Hub"
+    add("source", nargs="+", metavar="SOURCE", help=f"{sources}; a FiftyOne dataset (several: COCO files)")
+    add("--format", metavar="F", help="images, pdf, llava, sharegpt, coco, hf-dataset (told by content) or fiftyone")
+    add("--images", metavar="FOLDER", help="where the paths in a JSON file start (default: beside the file)")
+    add("--dpi", type=_positive, metavar="N", help="resolution of PDF pages (default: 150)")
+    add("--name", metavar="NAME", help="what the dataset is called (default: as the source)")
     add("--out", required=True, metavar="DIR", help="the dataset folder to make")
     _add_json(add)
 
@@ -520,13 +546,17 @@ def _add_training(verb: Callable[..., argparse.ArgumentParser]) -> None:
     add = verb(
         "export",
         _export,
-        "Merge a run's best checkpoint into a standard LLaVA folder that transformers and vLLM load.",
+        "A run's best checkpoint as a standard LLaVA folder for transformers and vLLM; or a dataset in any format.",
         "export runs/mine exported --as hf",
         "export runs/mine exported --as hf --base original",
+        "export data/holiday holiday.json --as llava",
+        "export data/holiday holiday-hf --as hf-dataset --split train",
     ).add_argument
-    add("run", metavar="RUN", help="run folder or checkpoint")
-    add("out", metavar="OUT", help="folder to write")
-    add("--as", dest="form", default="hf", choices=("hf",), help="layout: Hugging Face LLaVA (default)")
+    add("run", metavar="RUN|DATASET", help="run folder or checkpoint; or dataset folder")
+    add("out", metavar="OUT", help="folder to write; for llava, sharegpt and coco a file; for fiftyone a name")
+    forms = f"of a run hf, a Hugging Face LLaVA (default); of a dataset {', '.join(_FORMATS)}"
+    add("--as", dest="form", default="hf", metavar="F", help=forms)
+    add("--split", choices=("train", "val", "test"), help="this part of a dataset only")
     bases = "merge onto the 4-bit weights it was trained on (default), or onto the original ones, and say what changes"
     add("--data", metavar="DATASET", help="with --base original: questions from here (default: the run's own dataset)")
     add("--base", default="nf4", choices=("nf4", "original"), help=bases)

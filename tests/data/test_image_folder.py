@@ -185,8 +185,8 @@ def test_a_dataset_beside_its_pictures_can_be_moved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({}, ["no images, but nothing", ".png"]),
-        ({"a.psd": "x", "b.txt": "y"}, ["no images, but a.psd, b.txt", ".tiff"]),
+        ({}, ["an empty folder", "expected pictures: JPEG, PNG"]),
+        ({"a.psd": "x", "b.txt": "y"}, ["no picture, but a.psd, b.txt", "TIFF"]),
         (
             {"a.png": None, "captions.csv": "picture,words\na.png,x\n"},
             ["columns picture, words", "file_name", "caption"],

@@ -89,6 +89,9 @@ def import_fiftyone(
     """
     out = Path(out)
     refuse_existing(out)
+    if isinstance(source, (list, tuple)):
+        raise DataError(", ".join(map(str, source)), found="several names", expected="one FiftyOne dataset")
+    source = str(source) if isinstance(source, Path) else source
     fo = open_fiftyone()
     with database_errors():
         view = _load(fo, source) if isinstance(source, str) else source

@@ -97,9 +97,8 @@ class Folder:
         file = self.path / CARD
         stamp = _stamp(file)
         if stamp is None:
-            found = f"no {CARD}" if self.path.is_dir() else "no such folder"
-            fix = "check the path; if an import was interrupted, run it again"
-            raise DataError(str(self.path), found=found, expected="a dataset folder", fix=fix)
+            found = f"no {CARD}" if self.path.is_dir() else "a file" if self.path.exists() else "no such folder"
+            raise DataError(str(self.path), found=found, expected="a dataset folder", fix=self._way_to_one())
         if self._card is None or self._card[0] != stamp:
             try:
                 read = yaml.load(file.read_text(encoding="utf-8"), Loader=_SafeLoader)
@@ -110,6 +109,13 @@ class Folder:
                 str(name): (self.path / Path(place).expanduser()).resolve() for name, place in read["roots"].items()
             }
         return dict(self._card[1])
+
+    def _way_to_one(self) -> str:
+        """What to do where there is no card: people name their pictures where a dataset is meant."""
+        interrupted = any(self.path.glob("*.parquet")) or (self.path / "import.json").exists()
+        if interrupted or not self.path.exists() or not (self.path.is_file() or any(self.path.iterdir())):
+            return "check the path; if an import was interrupted, run it again"
+        return f"make one first: workbench import {self.path} --out DIR"
 
     def roots(self) -> dict[str, Path]:
         """Absolute folders by name, as the card has them now."""

@@ -45,7 +45,8 @@ def import_hf(source: str | Path, out: str | Path, **options: Any) -> Dataset:
     Embedded pictures are written to `out/media`: under `image_paths` where the rows have it, else by their content.
     Rows that are no conversation are listed in `out/import.json`. Raises `DataError` as `hf_rows` and `download` do.
     """
-    out, path, card = Path(out), Path(source).expanduser(), {}
+    out, path = Path(out), Path(source).expanduser()
+    card: dict[str, Any] = {}
     refuse_existing(out)
     if not path.exists() and NAME.fullmatch(str(source)):
         path, card = download(str(source))

@@ -136,13 +136,21 @@ def _scan(folder: Path) -> Found:
     for path, kind in sorted(_walk(folder, found)):
         getattr(found, kind).append(path)
     if not found.images:
-        names = ", ".join([*found.others, *found.texts, *found.unreadable][:5]) or "nothing"
-        expected = f"files ending in {', '.join(sorted(SUFFIXES))}"
-        raise DataError(str(folder), found=f"no images, but {names}", expected=expected)
+        raise DataError(str(folder), **_nothing(found))
     stems = {_stem(path) for path in found.images}
     found.others = sorted([*found.others, *(path for path in found.texts if _stem(path) not in stems)])
     found.texts = [path for path in found.texts if _stem(path) in stems]
     return found
+
+
+def _nothing(found: Found) -> dict[str, str]:
+    """What to say of a folder without an image."""
+    expected = "pictures: JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC or AVIF"
+    others = [*found.others, *found.texts, *found.captions, *found.unreadable]
+    if not others:
+        return {"found": "an empty folder", "expected": expected, "fix": "check the path"}
+    listed = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+    return {"found": f"no picture, but {listed}", "expected": f"{expected}, by the endings of their names"}
 
 
 def _stem(path: str) -> str:

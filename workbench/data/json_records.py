@@ -45,7 +45,11 @@ def json_records(path: Path) -> Iterator[tuple[str, Any]]:
     except UnicodeDecodeError as problem:
         raise DataError(str(path), found=f"bytes that are not UTF-8 ({problem})", fix="save it as UTF-8") from problem
     except OSError as problem:
-        raise DataError(str(path), found=str(problem.strerror or problem), expected="a file to read") from problem
+        found, fix = str(problem.strerror or problem), ""
+        if path.is_dir():
+            names = sorted(inside.name for inside in path.iterdir() if inside.suffix in (".json", ".jsonl"))[:3]
+            found, fix = "a folder", f"name the file in it: {', '.join(names) or 'a .json or .jsonl'}"
+        raise DataError(str(path), found=found, expected="a file to read", fix=fix) from problem
 
 
 def _lines(file: Any) -> Iterator[tuple[str, Any]]:

@@ -104,6 +104,7 @@ def _counts(folder: Path, documents: list[str], workers: int | None) -> list[tup
 
 def _rows(media: Path, jobs: list[Pages], bad: Mapping[str, str], workers: int | None) -> pl.DataFrame:
     """One row per page, and one for each document that could not be opened."""
+    pages: list[tuple[str, str, int | None]]
     pages = [(page_path(job[2], page), job[2], page + 1) for job in jobs for page in range(job[4], job[5])]
     known = {path for path, _, _ in pages}
     pages += [(document, document, None) for document in bad if document not in known]
