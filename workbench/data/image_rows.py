@@ -89,6 +89,8 @@ def summary(title: str, report: Mapping[str, Any]) -> str:
 
 
 def write_report(out: Path, report: Mapping[str, Any]) -> None:
+    for rest in out.glob(f".{REPORT}.*.tmp"):  # of an import that was killed
+        rest.unlink(missing_ok=True)
     write_atomic(out / REPORT, json.dumps(report, indent=1, ensure_ascii=False))
 
 
