@@ -13,7 +13,9 @@ from PIL import Image as PILImage
 
 from workbench.conversation import Conversation, Image, Message
 from workbench.curation.from_fiftyone import import_fiftyone
+from workbench.curation.in_and_out import export_dataset, import_dataset
 from workbench.curation.table import to_fiftyone
+from workbench.data import scene_files
 from workbench.data.dataset import Dataset
 from workbench.errors import DataError
 
@@ -117,3 +119,17 @@ def test_what_cannot_come_in_is_one_error(theirs, tmp_path: Path, fiftyone: Modu
         import_fiftyone("clips", tmp_path / "ds")
     clip.delete()
     assert not (tmp_path / "ds").exists()
+
+
+def test_scenes_out_and_in_again_are_equal_through_the_front_door(tmp_path: Path) -> None:
+    scenes = scene_files.make(tmp_path / "ds", count=8, seed=3, planted=scene_files.Planted(1, 1, 1))
+    assert export_dataset(scenes, "scenes-out", format="fiftyone") == 11
+    again = import_dataset("scenes-out", tmp_path / "again", format="fiftyone", workers=1)
+    shown = ["id", "root", "path", "width", "height", "hash", "phash", "split", "label", "captions", "status", "reason"]
+    assert again.images.select(shown).equals(scenes.images.select(shown))
+    for before, after in zip(scenes.images["objects"], again.images["objects"], strict=True):
+        assert json.loads(before or "[]") == json.loads(after or "[]")
+    with pytest.raises(DataError, match="option split: found it for FiftyOne"):
+        export_dataset(scenes, "other", format="fiftyone", split="train")
+    with pytest.raises(DataError, match="option dpi: found it for the format fiftyone; expected name, workers, card"):
+        import_dataset("scenes-out", tmp_path / "x", format="fiftyone", dpi=9)

@@ -113,9 +113,22 @@ def _detections(row: Mapping[str, Any], types: Mapping[str, type]) -> Document |
     for thing in json.loads(row["objects"]):
         if thing.get("box"):
             box = list(to_fiftyone(thing["box"], width, height))
-            more = {key: types[key](value) for key, value in _attributes(thing).items()}
+            more = {key: _plain(types[key], value) for key, value in _attributes(thing).items()}
             found.append(_label("Detection", attributes={}, label=thing.get("label"), bounding_box=box, **more))
     return _labels("Detections", found)
+
+
+def _plain(kind: type, value: Any) -> Any:
+    """Numbers and texts; lists and mappings, such as an outline, as JSON."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else kind(value)
+
+
+def own_value(value: Any) -> Any:
+    """What `_plain` was given."""
+    try:
+        return json.loads(value) if isinstance(value, str) and value[:1] in ("[", "{") else value
+    except ValueError:  # a text that only begins so
+        return value
 
 
 def own_name(key: str) -> str:

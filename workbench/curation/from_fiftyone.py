@@ -24,7 +24,7 @@ import polars as pl
 
 from workbench.conversation import Conversation, from_chat, new_id
 from workbench.curation.database import database_errors, open_fiftyone
-from workbench.curation.documents import RESERVED_TAGS, STATUS_TAGS, own_name
+from workbench.curation.documents import RESERVED_TAGS, STATUS_TAGS, own_name, own_value
 from workbench.curation.table import VERDICTS
 from workbench.data.boxes import from_fiftyone
 from workbench.data.captions_file import SPLITS
@@ -275,7 +275,8 @@ def _objects(size: tuple[str, int | None, int | None], things: Any, odd: list[st
             continue
         box = list(from_fiftyone(thing.bounding_box, width, height))
         held = thing.to_dict()
-        more = {own_name(key): value for key, value in held.items() if key not in _FIFTYONE and value is not None}
+        kept = {key: value for key, value in held.items() if key not in _FIFTYONE and value is not None}
+        more = {own_name(key): own_value(value) for key, value in kept.items()}
         tags = {"tags": list(thing.tags)} if thing.tags else {}
         made.append({"label": thing.label, "box": box, **more, **tags})
     return json.dumps(made, ensure_ascii=False, default=str) if made else None

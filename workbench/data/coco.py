@@ -27,6 +27,7 @@ from workbench.data.image_rows import (
     image_rows,
     numbers,
     refuse_existing,
+    refuse_missing,
     root_for,
     summary,
     write_report,
@@ -67,6 +68,7 @@ def import_coco(
         pl.Series("label", [_word(image, "label") for image in images.values()], dtype=pl.String),
         pl.Series("coco_id", list(images), dtype=pl.Int64),
     )
+    refuse_missing(", ".join(map(str, paths)), folder, frame)
     own = pl.Series("id", [_word(image, ID) for image in images.values()], dtype=pl.String)
     frame = frame.with_columns(pl.coalesce(own, "id").alias("id"))
     report: dict[str, Any] = {

@@ -23,6 +23,7 @@ from workbench.data.image_rows import (
     image_rows,
     numbers,
     refuse_existing,
+    refuse_missing,
     root_for,
     summary,
     write_report,
@@ -49,7 +50,7 @@ def import_conversations(
     """Make the dataset `out` of conversations and the images below `images_root`, and print what came of it.
 
     Images are checked, and bad records and quarantined images listed in `out/import.json`. Raises `DataError` where
-    the folder is missing, no record is a conversation, or `out` is a dataset already.
+    the folder is missing or has none of the images, no record is a conversation, or `out` is a dataset already.
     """
     source, folder, out = Path(source), Path(images_root), Path(out)
     refuse_existing(out)
@@ -66,6 +67,7 @@ def import_conversations(
     with dataset.begin():
         count = dataset.fill("conversations", conversation_frames(chain([first], good)))
         images = image_rows(folder, list(paths), workers=workers)
+        refuse_missing(str(source), folder, images)
         dataset.fill("images", [as_images(images)])
         report = {"conversations": count, "quarantined images": by_reason(images), "bad records": bad}
         write_report(out, report)

@@ -23,6 +23,8 @@ from workbench.errors import DataError
 from workbench.resources import write_atomic
 
 ROOT = "images"
+NO_FILE = "no such file"
+"""How the reason of an image begins whose file is not there."""
 SHOWN = 10
 """How many names of a kind a printed summary shows; the report has them all."""
 
@@ -63,6 +65,15 @@ def refuse_existing(out: Path) -> None:
     """Before the long part: raise `DataError` where `out` is a dataset already."""
     if (out / CARD).exists():
         raise DataError(str(out), found="a dataset", fix="choose another folder, or delete this one to import again")
+
+
+def refuse_missing(source: str, folder: Path, frame: pl.DataFrame) -> None:
+    """Raise `DataError` where not one of the files that `source` names lies below `folder`: it is the wrong folder."""
+    missing = frame["reason"].str.starts_with(NO_FILE).fill_null(False)
+    if frame.height and missing.all():
+        found = f"none of its {frame.height} images below {folder}; the first: {frame['path'][0]}"
+        fix = "name that folder: images=FOLDER, or --images FOLDER"
+        raise DataError(source, found=found, expected="the folder that the image paths start from", fix=fix)
 
 
 def by_reason(frame: pl.DataFrame) -> dict[str, list[str]]:

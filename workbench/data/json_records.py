@@ -47,8 +47,8 @@ def json_records(path: Path) -> Iterator[tuple[str, Any]]:
     except OSError as problem:
         found, fix = str(problem.strerror or problem), ""
         if path.is_dir():
-            names = sorted(inside.name for inside in path.iterdir() if inside.suffix in (".json", ".jsonl"))[:3]
-            found, fix = "a folder", f"name the file in it: {', '.join(names) or 'a .json or .jsonl'}"
+            fix = "name the file in it; a dataset becomes one by: workbench export DATASET FILE.json --as llava"
+            found = "a folder"
         raise DataError(str(path), found=found, expected="a file to read", fix=fix) from problem
 
 
