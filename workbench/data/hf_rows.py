@@ -69,7 +69,7 @@ def _parquet(file: Path) -> Iterator[Row]:
     # train.parquet, train-00000-of-00002.parquet, or as the Hub converts them, train/0000.parquet
     split, number = split_of_file(file.stem) or split_of_file(file.parent.name), 0
     try:
-        with pq.ParquetFile(file) as opened:
+        with pq.ParquetFile(file, pre_buffer=False) as opened:  # else every picture of the file stays in memory
             for batch in opened.iter_batches(_AT_ONCE):
                 for row in batch.to_pylist():
                     number += 1
