@@ -112,7 +112,7 @@ class Folder:
 
     def _way_to_one(self) -> str:
         """What to do where there is no card: people name their pictures where a dataset is meant."""
-        interrupted = any(self.path.glob("*.parquet")) or (self.path / "import.json").exists()
+        interrupted = any(self.path.glob("*.parquet")) or any((self.path / name).exists() for name in (REPORT, LOCK))
         if interrupted or not self.path.exists() or not (self.path.is_file() or any(self.path.iterdir())):
             return "check the path; if an import was interrupted, run it again"
         return f"make one first: workbench import {self.path} --out DIR"
