@@ -78,14 +78,19 @@ class Folder:
 
         Raises `DataError` where there is a dataset already.
         """
-        with self.lock():
-            if self.has_card():
-                raise DataError(str(self.path), found="a dataset", fix="open it, or choose another folder")
-            try:
-                yield
-            finally:
-                for table in tables.COLUMNS if not self.has_card() else ():
-                    self._clear(table)
+        try:
+            with self.lock():
+                if self.has_card():
+                    raise DataError(str(self.path), found="a dataset", fix="open it, or choose another folder")
+                try:
+                    yield
+                finally:
+                    for table in tables.COLUMNS if not self.has_card() else ():
+                        self._clear(table)
+        except BaseException:
+            if [one.name for one in self.path.iterdir()] == [LOCK]:  # nothing came of it, so nothing is left
+                shutil.rmtree(self.path)
+            raise
 
     # --- card ---------------------------------------------------------------------------------------------------
 
