@@ -55,6 +55,7 @@ _HOMES = {
     "outliers": "curation.outliers",
     "check_benchmark": "curation.splits",
     "conversations": "curation.review",
+    "open": "curation.app",
     "search": "curation.search",
     "caption_similarity": "curation.search",
     "RemoteModel": "remote",
@@ -74,11 +75,12 @@ _HOMES = {
     "doctor": "doctor",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = ["__version__", *(name for name in _HOMES if name != "open")]  # a star import must not hide the builtin
 
 if TYPE_CHECKING:
     from workbench.chat_model import SamplingOptions, ScriptedModel
     from workbench.conversation import Conversation, Image, Message, Video
+    from workbench.curation.app import open
     from workbench.curation.curate_recipe import CurateRecipe
     from workbench.curation.describe import describe
     from workbench.curation.filters import curate

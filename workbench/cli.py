@@ -103,6 +103,17 @@ def _curate(given: argparse.Namespace) -> None:
     _show(given, funnel, funnel.table.to_dicts())
 
 
+def _open(given: argparse.Namespace) -> None:
+    import threading
+
+    from workbench.curation.app import open
+
+    open(given.dataset, port=given.port, browser=not given.no_browser)
+    print("Ctrl-C closes it", flush=True)
+    while not threading.Event().wait(0.5):  # a wait without an end is not always interrupted
+        pass
+
+
 def _versions(given: argparse.Namespace) -> None:
     from workbench.data.dataset import Dataset
 
@@ -420,6 +431,17 @@ def _add_making(verb: Callable[..., argparse.ArgumentParser]) -> None:
     _add_set(add, "filters.aspect.max=2.5")
     add("--out", metavar="FILE", help="write the funnel, with the pictures it took out, as a page (.html)")
     _add_json(add)
+
+    add = verb(
+        "open",
+        _open,
+        "Look at a dataset in the FiftyOne App and review its conversations there; ends with Ctrl-C.",
+        "open data/holiday",
+        "open data/holiday --port 5160 --no-browser",
+    ).add_argument
+    add("dataset", metavar="DATASET", help="dataset folder")
+    add("--port", type=_positive, metavar="N", help="of this machine (default: 5151, or a free one)")
+    add("--no-browser", action="store_true", help="only print the address")
 
     adding = verb(
         "versions",

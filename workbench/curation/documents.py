@@ -28,6 +28,8 @@ from workbench.data.dataset import Dataset
 from workbench.data.tables import frame_to_conversations
 
 Document = dict[str, Any]
+LABELS = "conversations.classifications"
+"""Where FiftyOne keeps the conversations of a sample."""
 STATUS_TAGS = {"quarantined": "broken", "removed": "removed"}
 RESERVED_TAGS = {*SPLITS, *STATUS_TAGS.values()}
 """Tags that stand for a column; all others are a person's own."""
@@ -54,7 +56,7 @@ def documents(
             "label": None if row["label"] is None else _label("Classification", label=row["label"]),
             "objects": _detections(row, types),
             "captions": row["captions"],
-            "conversations": _labels("Classifications", said.get((row["root"], row["path"]))),
+            "conversations": label_list("Classifications", said.get((row["root"], row["path"]))),
             **{key: row[key] for key in ("status", "reason", "phash")},
         }
         yield {key: value for key, value in document.items() if value is not None}
@@ -115,7 +117,7 @@ def _detections(row: Mapping[str, Any], types: Mapping[str, type]) -> Document |
             box = list(to_fiftyone(thing["box"], width, height))
             more = {key: _plain(types[key], value) for key, value in _attributes(thing).items()}
             found.append(_label("Detection", attributes={}, label=thing.get("label"), bounding_box=box, **more))
-    return _labels("Detections", found)
+    return label_list("Detections", found)
 
 
 def _plain(kind: type, value: Any) -> Any:
@@ -161,5 +163,5 @@ def _label(kind: str, **fields: Any) -> Document:
     return {"_id": ObjectId(), "_cls": kind, "tags": [], **fields}
 
 
-def _labels(kind: str, labels: Sequence[Document] | None) -> Document | None:
+def label_list(kind: str, labels: Sequence[Document] | None) -> Document | None:
     return {"_cls": kind, kind.lower(): list(labels)} if labels else None

@@ -7,17 +7,20 @@ is the truth, and `to_fiftyone` builds the view anew.
 
 from __future__ import annotations
 
+import getpass
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from workbench.conversation import Conversation, to_chat
 from workbench.curation.database import database_errors
-from workbench.curation.documents import readable
+from workbench.curation.documents import LABELS, readable
 from workbench.curation.table import VERDICTS
+from workbench.curation.turns import REGENERATED
 from workbench.data.dataset import Dataset
 from workbench.data.tables import frame_to_conversations
 from workbench.errors import DataError
@@ -25,7 +28,13 @@ from workbench.errors import DataError
 if TYPE_CHECKING:
     from fiftyone.core.collections import SampleCollection
 
-_LABELS = "conversations.classifications"
+
+def person() -> str:
+    """Who is at this machine, for the lineage; a container may know nobody."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "somebody"
 
 
 def dataset_of(view: SampleCollection) -> Dataset:
@@ -38,12 +47,18 @@ def dataset_of(view: SampleCollection) -> Dataset:
             found="one that was not made from a dataset folder",
             fix="use to_fiftyone",
         )
+    return _opened(path)
+
+
+@lru_cache(maxsize=16)
+def _opened(path: str) -> Dataset:
+    """One `Dataset` per folder: it reads a table again only when the folder has changed."""
     return Dataset.open(path)
 
 
 def conversations(view: SampleCollection) -> list[Conversation]:
     """The conversations whose labels the view shows, as the dataset folder has them now; only those that are ok."""
-    shown = {name for names in view.values(f"{_LABELS}.conversation_id") for name in names or []}
+    shown = {name for names in view.values(f"{LABELS}.conversation_id") for name in names or []}
     return [one for one in dataset_of(view).iter_conversations() if one.id in shown]
 
 
@@ -73,6 +88,18 @@ def edit_messages(view: SampleCollection, name: str, messages: Sequence[Mapping[
         _save(view, dataset, name, {"messages": list(messages)}, who)
 
 
+def rewrite(view: SampleCollection, new: Conversation, *, rejected: str | None = None, who: str) -> None:
+    """A teacher's new text takes the place of the conversation with the id of `new`; what it said before is kept.
+
+    The verdict on the old text goes. `rejected`: why a check would not keep it. Raises as `edit_messages` does.
+    """
+    dataset = dataset_of(view)
+    metadata = {key: value for key, value in _read(dataset, new.id)[0].metadata.items() if key != "verdict"}
+    state = {"status": "removed" if rejected else "ok", "reason": rejected, "metadata": metadata}
+    values = {"messages": to_chat(new), "source": dict(new.source), **state}
+    _save(view, dataset, new.id, values, who, why=f"{REGENERATED} by {new.source.get('teacher', 'a teacher')}")
+
+
 def _read(dataset: Dataset, name: str) -> tuple[Conversation, str, str | None]:
     """A conversation with its status and reason."""
     rows = dataset.conversation_rows.filter(pl.col("id") == name)
@@ -81,8 +108,11 @@ def _read(dataset: Dataset, name: str) -> tuple[Conversation, str, str | None]:
     return next(frame_to_conversations(rows)), rows["status"][0], rows["reason"][0]
 
 
-def _save(view: SampleCollection, dataset: Dataset, name: str, values: Mapping[str, Any], who: str) -> None:
-    dataset.edit({"table": "conversations", "id": name, "set": dict(values), "who": who})
+def _save(
+    view: SampleCollection, dataset: Dataset, name: str, values: Mapping[str, Any], who: str, why: str | None = None
+) -> None:
+    said = {"why": why} if why else {}
+    dataset.edit({"table": "conversations", "id": name, "set": dict(values), "who": who, **said})
     _show(view, name, *_read(dataset, name))
 
 
@@ -99,8 +129,8 @@ def _show(view: SampleCollection, name: str, conversation: Conversation, status:
         "verdict": conversation.metadata.get("verdict"),
     }
     change = {
-        "$set": {**{f"{_LABELS}.$.{key}": value for key, value in new.items()}, "last_modified_at": datetime.now(UTC)},
-        "$pull": {f"{_LABELS}.$.tags": {"$in": list(VERDICTS)}},
+        "$set": {**{f"{LABELS}.$.{key}": value for key, value in new.items()}, "last_modified_at": datetime.now(UTC)},
+        "$pull": {f"{LABELS}.$.tags": {"$in": list(VERDICTS)}},
     }
     with database_errors():
-        view._root_dataset._sample_collection.update_one({f"{_LABELS}.conversation_id": name}, change)
+        view._root_dataset._sample_collection.update_one({f"{LABELS}.conversation_id": name}, change)

@@ -62,7 +62,7 @@ def _start(mongod: Mongod, folder: Path, port: int | None) -> int:
     """Start one mongod in a session of its own, so that Ctrl-C does not reach it, and wait until it answers."""
     data = folder / f"data-{mongod.major}"  # one folder a major version: an older one cannot read a newer one's files
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    port = port if port and _is_free(port) else free_port()
+    port = port if port and is_free(port) else free_port()
     log = folder / "mongod.log"
     if log.exists():
         log.replace(folder / "mongod.log.old")
@@ -131,7 +131,8 @@ def _logged_reason(text: str) -> str:
     return ""
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether nothing listens on this port of 127.0.0.1."""
     with socket.socket() as probe:
         if sys.platform != "win32":  # as mongod does: connections of the server before it may still be closing
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

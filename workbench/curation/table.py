@@ -31,6 +31,7 @@ from workbench.conversation import SPLITS
 from workbench.curation.brain import show_measures
 from workbench.curation.database import database_errors, open_fiftyone
 from workbench.curation.documents import (
+    LABELS,
     RESERVED_TAGS,
     STATUS_TAGS,
     attribute_types,
@@ -79,6 +80,7 @@ def to_fiftyone(
         rows = ({**document, "_dataset_id": made._doc.id} for document in documents(dataset, images, types, said))
         fo.core.odm.insert_documents(rows, made._sample_collection)
         made.create_index("workbench_id", unique=True)
+        made.create_index(f"{LABELS}.conversation_id")
         for status in ("ok", *STATUS_TAGS):
             made.save_view(STATUS_TAGS.get(status, status), made.match(fo.ViewField("status") == status))
     if measures is not None:

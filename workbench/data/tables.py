@@ -195,10 +195,13 @@ def with_history(frame: pl.DataFrame, record: Mapping[str, Any], time: str) -> d
     old = {column: row[column][0] for column in record["set"] if column != "messages"}
     if "messages" in record["set"]:
         old["messages"] = to_chat(next(frame_to_conversations(row)))
-    given = record["set"].get("source", row["source"][0])
-    source = dict(given if isinstance(given, Mapping) else json.loads(given))
+    known = json.loads(row["source"][0])
+    given = record["set"].get("source", known)
+    source = {"edits": known.get("edits", []), **(given if isinstance(given, Mapping) else json.loads(given))}
+    if "source" in old:  # without its edits, which stay where they are
+        old["source"] = {key: value for key, value in known.items() if key != "edits"}
     edit = {"who": record.get("who", record.get("by")), "why": record.get("why"), "time": time, "before": old}
-    source["edits"] = [*source.get("edits", []), {key: value for key, value in edit.items() if value is not None}]
+    source["edits"] = [*source["edits"], {key: value for key, value in edit.items() if value is not None}]
     return {**record, "set": {**record["set"], "source": source}}
 
 

@@ -313,7 +313,7 @@ def _read_replies(
             if reply is None:
                 continue
             context = Context(others, checks.script)
-            conversation, problems = _read(job, one, reply, teacher, seed, checks.checks, context)
+            conversation, problems = read_reply(job, one, reply, teacher, seed, checks.checks, context)
             report.answered(job, [name for name, _ in problems])
             kept.append(conversation)
             if problems:
@@ -323,7 +323,7 @@ def _read_replies(
     return kept, rejected
 
 
-def _read(
+def read_reply(
     job: Job,
     asked: Request,
     reply: Reply,

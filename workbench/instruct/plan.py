@@ -35,12 +35,19 @@ class Ground:
         self.rows: list[Row] = (
             list(rows.head(limit).iter_rows(named=True)) if limit else list(rows.iter_rows(named=True))
         )
+        self._places: dict[tuple[str, str], Row] = {}
         self._shared: dict[str, Any] = {
             "classes": sorted(set(rows["label"].drop_nulls().to_list())),
             "all_captions": sorted({text for texts in rows["captions"].to_list() for text in texts or ()}),
             "labels": sorted({thing.label for text in rows["objects"].drop_nulls() for thing in things_of(text)}),
             "question": question,
         }
+
+    def row(self, root: str, path: str) -> Row | None:
+        """The image that lies there, if it is usable."""
+        if not self._places:
+            self._places = {(row["root"], row["path"]): row for row in self.rows}
+        return self._places.get((root, path))
 
     def material(self, row: Row) -> Material:
         return material_of(row, **self._shared)

@@ -1,0 +1,187 @@
+"""The FiftyOne App on a dataset: in the browser, inside a notebook, or through whatever lies between.
+
+Knows: where the App can be reached from (a tab, JupyterLab, JupyterHub, an SSH tunnel), and that the review panel is
+found.
+Does not know: how the view is made (`refresh.py`), or what the panel does (`workbench/plugin`).
+
+The App listens on this machine's loopback address alone, whatever FiftyOne's settings say: it asks nobody who they are.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import workbench
+from workbench.curation.database import open_fiftyone
+from workbench.curation.plugin_link import link_plugin
+from workbench.curation.refresh import view_of
+from workbench.curation.review import person
+from workbench.curation.server import free_port, is_free
+from workbench.data.dataset import Dataset
+from workbench.errors import DataError
+
+if TYPE_CHECKING:
+    import fiftyone as fo
+    from fiftyone.core.collections import SampleCollection
+
+LOOPBACK = "127.0.0.1"
+PANEL = "workbench_review"
+"""The name of the panel Conversations, as `fiftyone.yml` has it."""
+
+
+def open(
+    dataset: Dataset | str | Path | SampleCollection,
+    *,
+    port: int | None = None,
+    proxy_url: str | None = None,
+    browser: bool = True,
+) -> fo.Session:
+    """Show a dataset in the FiftyOne App, with the panel Conversations to review it; returns the App's session.
+
+    `dataset`: one of ours, its folder, or a FiftyOne dataset or view. In a notebook the App appears below the cell,
+    else in the browser, unless `browser` is False. `port`: FiftyOne's own by default, or a free one if it is taken.
+
+    `proxy_url`: where this machine's port is reached from the outside, such as `https://host/user/ada/proxy/{port}/`.
+    In JupyterHub, and in JupyterLab with jupyter-server-proxy, it is found; where it may be needed and is not found,
+    the way is printed. Raises `DataError` for a port that is taken, `DatabaseError` where no database can be used.
+    """
+    fiftyone = open_fiftyone()
+    view = view_of(_dataset(dataset)) if isinstance(dataset, (Dataset, str, Path)) else dataset
+    _importable()
+    linked = _link(fiftyone.config.plugins_dir)
+    notebook = _in_notebook()
+    with _own_words():
+        fiftyone.close_app()
+        port = _port(port, fiftyone.config.default_app_port)
+        config = fiftyone.app_config.copy()
+        config.proxy_url = (proxy_url or config.proxy_url or _proxy(notebook) or "").replace(
+            "{port}", str(port)
+        ) or None
+        window = browser and (notebook or _has_display())
+        spaces = _side_by_side(fiftyone, view) if linked else None
+        where: dict[str, Any] = {"port": port, "address": LOOPBACK, "remote": not window}
+        session = fiftyone.launch_app(view, spaces=spaces, config=config, **where)
+    print(_told(session, port, notebook, window, config.proxy_url))
+    return session
+
+
+def _importable() -> None:
+    """Let the App's server, a process in a folder of its own, import this package from wherever it was here."""
+    root = str(Path(workbench.__file__).resolve().parents[1])
+    paths = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if root not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *paths):
+        paths.append(root)
+    if paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+
+
+def _link(plugins: str) -> bool:
+    """Whether the panel is found; the App is of use without it."""
+    try:
+        link_plugin(plugins)
+    except DataError as problem:
+        print(f"the panel Conversations is not there: {problem}", file=sys.stderr)
+        return False
+    return True
+
+
+def _side_by_side(fiftyone: ModuleType, view: SampleCollection) -> fo.Space | None:
+    """The images and, where there are any, their conversations beside them."""
+    if not view.count("conversations.classifications"):
+        return None
+    panels = [fiftyone.Panel(type="Samples", pinned=True), fiftyone.Panel(type=PANEL)]
+    spaces = [fiftyone.Space(children=[panel], active_child=panel.component_id) for panel in panels]
+    return fiftyone.Space(children=spaces, orientation="horizontal", active_child=spaces[0].component_id)
+
+
+def _dataset(dataset: Dataset | str | Path) -> Dataset:
+    return dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
+
+
+def _port(wanted: int | None, usual: int) -> int:
+    if wanted is None:
+        return usual if is_free(usual) else free_port()
+    if not is_free(wanted):
+        raise DataError(f"port {wanted}", found="a program that uses it", fix="leave out the port, or choose another")
+    return wanted
+
+
+@contextmanager
+def _own_words() -> Iterator[None]:
+    """Without FiftyOne's welcome and its hints, which speak of a session that listens to the network."""
+    logger = logging.getLogger("fiftyone.core.session.session")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+# --- where the App is reached from ------------------------------------------------------------------------------
+
+
+def _in_notebook() -> bool:
+    import fiftyone.core.context as context
+
+    return bool(context.is_notebook_context())
+
+
+def _has_display() -> bool:
+    """Whether a browser that is started here would be seen."""
+    if sys.platform != "linux":
+        return "SSH_CONNECTION" not in os.environ
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def _proxy(notebook: bool) -> str | None:
+    """The path below which Jupyter passes our port on: it is reached however the notebook itself was."""
+    if not notebook or find_spec("jupyter_server_proxy") is None:
+        return None
+    base = os.environ.get("JUPYTERHUB_SERVICE_PREFIX") or _jupyter_base()
+    return f"{base.rstrip('/')}/proxy/{{port}}/" if base else None
+
+
+def _jupyter_base() -> str | None:
+    """The path of the Jupyter server that started this kernel: its process wrote it down in its runtime folder."""
+    from jupyter_core.paths import jupyter_runtime_dir
+
+    for file in Path(jupyter_runtime_dir()).glob("jpserver-*.json"):
+        try:
+            server = json.loads(file.read_text(encoding="utf-8"))
+            if str(server["pid"]) == os.environ.get("JPY_PARENT_PID"):
+                return str(server["base_url"])
+        except (OSError, ValueError, KeyError):
+            continue
+    return None
+
+
+def _told(session: Any, port: int, notebook: bool, window: bool, proxy_url: str | None) -> str:
+    tunnel = f"ssh -N -L {port}:{LOOPBACK}:{port} {_me()}"
+    if proxy_url:
+        return f"the App is reached below {proxy_url}"
+    url = f"http://{LOOPBACK}:{port}/"
+    if notebook and ("JUPYTERHUB_SERVICE_PREFIX" in os.environ or "SSH_CONNECTION" in os.environ):
+        return (
+            f"the App is at {url} of the machine that runs this notebook. If it stays empty: pip install "
+            f"jupyter-server-proxy there and restart Jupyter, or run {tunnel} on your own machine, or name the address "
+            f'yourself: wb.open(dataset, proxy_url="https://HOST/proxy/{{port}}/")'
+        )
+    if notebook:
+        return f"the App is at {url}; if Jupyter runs on another machine: {tunnel}, or proxy_url= of wb.open"
+    return f"the App is at {url}" + ("" if window else f"; from another machine: {tunnel}, then open that address")
+
+
+def _me() -> str:
+    return f"{person()}@{socket.gethostname()}"
