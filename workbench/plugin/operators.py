@@ -6,7 +6,6 @@ Does not know: how anything is done. Steps run in a thread of the App's server p
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,11 @@ from fiftyone.operators import types
 from workbench.curation.brain import show_measures
 from workbench.curation.filters import curate
 from workbench.curation.image_measures import image_measures
+from workbench.curation.in_and_out import export_dataset, import_dataset
 from workbench.curation.refresh import view_of
 from workbench.curation.review import dataset_of
-from workbench.data import formats
 from workbench.data.dataset import Dataset
+from workbench.data.formats import IN, OUT
 from workbench.errors import WorkbenchError
 from workbench.instruct.generator import generate
 from workbench.instruct.tasks import TASKS
@@ -72,15 +72,15 @@ class Import(Step):
     description = "Read a folder of pictures, or a file of conversations or captions, into a new dataset folder."
 
     def fields(self, form: types.Object) -> None:
-        form.enum("format", list(IMPORTS), default="images", required=True, label="What it is")
         form.str("source", required=True, label="Folder or file", description="on the App's machine")
+        form.enum("format", list(IN), label="What it is", description="told by what is in it where left out")
         form.str("images", label="Folder where the paths in the file start", description="default: beside the file")
         form.str("out", required=True, label="Dataset folder to make")
 
     def run(self, ctx: Any) -> str:
-        source = Path(ctx.params["source"]).expanduser()
-        images = Path(ctx.params.get("images") or source.parent).expanduser()
-        dataset = IMPORTS[ctx.params["format"]](source, images, Path(ctx.params["out"]).expanduser())
+        images = {"images": Path(ctx.params["images"]).expanduser()} if ctx.params.get("images") else {}
+        source, out = (Path(ctx.params[name]).expanduser() for name in ("source", "out"))
+        dataset = import_dataset(source, out, format=ctx.params.get("format"), **images)
         _show(ctx, dataset)
         counts = dataset.card["counts"]
         return f"{counts['images']:,} images and {counts['conversations']:,} conversations in {dataset.path}"
@@ -125,13 +125,14 @@ class Export(Step):
     description = "Write what is ok as a file or folder that other programs read."
 
     def fields(self, form: types.Object) -> None:
-        form.enum("format", list(EXPORTS), default="llava", required=True, label="As what")
+        form.enum("format", list(OUT), default="llava", required=True, label="As what")
         form.str("out", required=True, label="File, or folder for images", description="on the App's machine")
         form.enum("split", ["train", "val", "test"], label="Only this split")
 
     def run(self, ctx: Any) -> str:
         out = Path(ctx.params["out"]).expanduser()
-        count = EXPORTS[ctx.params["format"]](dataset_of(ctx.dataset), out, split=ctx.params.get("split"))
+        form = ctx.params["format"]
+        count = export_dataset(dataset_of(ctx.dataset), out, format=form, split=ctx.params.get("split"))
         return f"{count:,} written to {out}"
 
 
@@ -157,20 +158,6 @@ class Undo(Step):
 
 
 OPERATORS = (Import, Measures, Dedupe, Generate, Export, Snapshot, Undo)
-IMPORTS: dict[str, Callable[[Path, Path, Path], Dataset]] = {
-    "images": lambda source, _, out: formats.import_folder(source, out),
-    "llava": lambda source, images, out: formats.import_llava(source, images, out),
-    "coco": lambda source, images, out: formats.import_coco(source, images, out),
-    "sharegpt": lambda source, images, out: formats.import_sharegpt(source, images, out),
-}
-EXPORTS: dict[str, Callable[..., int]] = {
-    "images": formats.export_folder,
-    "llava": formats.export_llava,
-    "coco": formats.export_coco,
-    "sharegpt": formats.export_sharegpt,
-}
-
-
 def _show(ctx: Any, dataset: Dataset) -> None:
     """The App shows the dataset as its folder is now; open panels read their queue anew."""
     made = view_of(dataset)
