@@ -49,7 +49,7 @@ def claims_of(reading: Reading, text: str) -> list[Claim]:
     for said in reading.said:
         if said.part.kind == "relation" and said.part.value[0] == "near":
             continue
-        part = _plain(said.part)
+        part = plain(said.part)
         about = tuple(parts_of(phrase) for phrase in said.about)
         first = said.about[0]
         counted = first.number if said.each and first.number and not said.denied else None
@@ -80,10 +80,10 @@ def _of_phrase(phrase: Phrase, text: str) -> list[Claim]:
 
 def parts_of(phrase: Phrase) -> tuple[Part, ...]:
     """What is said in a phrase."""
-    return tuple(_plain(part) for part in phrase.parts)
+    return tuple(plain(part) for part in phrase.parts)
 
 
-def _plain(part: Part) -> Part:
+def plain(part: Part) -> Part:
     """A relation with the parts of the other thing in place of its phrase."""
     if part.kind != "relation" or not isinstance(part.value[1], Phrase):
         return part

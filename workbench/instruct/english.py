@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from workbench.instruct.phrases import Item, Part, Phrase, items_of
+from workbench.instruct.phrases import ONLY, Item, Part, Phrase, items_of
 from workbench.instruct.words import BREAKS, Lexicon, Span, Token
 
 
@@ -47,14 +47,15 @@ class Reader:
         reading = Reading()
         before = list(about)
         for number, clause in enumerate(self._clauses(text)):
-            if any(_hedges(token, after) for token, after in zip(clause, [*clause[1:], None], strict=True)):
-                continue
-            known = len(reading.phrases)
-            walk = _Clause(reading, before)
+            around = zip([None, *clause[:-1]], clause, [*clause[1:], None], strict=True)
+            guess = any(_hedges(*tokens) for tokens in around)
+            into = Reading() if guess else reading  # a guess says nothing, but what comes next may be about the same
+            known = len(into.phrases)
+            walk = _Clause(into, before)
             walk.run(items_of(clause))
-            if number == 0:
+            if number == 0 and not guess:
                 reading.first = walk.subjects
-            before = [phrase for phrase in reading.phrases[known:] if not phrase.repeats] or walk.subjects or before
+            before = [phrase for phrase in into.phrases[known:] if not phrase.repeats] or walk.subjects or before
         return reading
 
     def first_end(self, text: str) -> int:
@@ -70,7 +71,9 @@ class Reader:
     def _clauses(self, text: str) -> Iterator[list[Token]]:
         clause: list[Token] = []
         for token in self._lexicon.tokens(text):
-            if token.text in ".;:!?\n—–" or token.text in BREAKS:
+            if token.text == ":" and _names_an_aspect(clause):
+                clause.append(Token(":", token.span, "be"))
+            elif token.text in ".;:!?\n—–" or token.text in BREAKS:
                 if clause:
                     yield clause
                 clause = []
@@ -80,13 +83,29 @@ class Reader:
             yield clause
 
 
-def _hedges(token: Token, after: Token | None) -> bool:
-    """ "might be", but not "I would say" or "if you look"."""
-    return token.kind == "hedge" and (after is None or after.text not in ("say", "call", "describe", "you", "we"))
+def _hedges(before: Token | None, token: Token, after: Token | None) -> bool:
+    """ "might be", but not "I would say", "if you look" or "that would be"."""
+    if token.text == "would" and after is not None and after.text == "be":
+        return before is None or before.text not in ("that", "it", "this")
+    return token.kind == "hedge" and (after is None or after.text not in _PLAIN)
+
+
+def _names_an_aspect(clause: Sequence[Token]) -> bool:
+    """ "Color of the ring: red" says what it is."""
+    words = [token.text for token in clause]
+    return any(word in (*_ASPECTS, *_SPOTS) for word in words[:2]) and any(token.kind == "noun" for token in clause)
 
 
 _PAINTED = ("in", "with", "painted", "filled", "rendered", "drawn", "shaded")
-_ASPECTS = ("color", "colour", "hue", "shade", "tone", "size", "answer")
+_ASPECTS = tuple(
+    "color colour hue shade tone tint coloring colouring size scale dimensions proportions stature answer".split()
+)
+_SPOTS = ("location", "position", "place", "spot")
+_WHOLE = ("surface", "body", "face", "fill", "interior")
+"""What has the color of the thing itself."""
+_PLAIN = tuple("say call describe you we notice see find spot observe recognize look that".split())
+"""After "would" or "if" these do not make a guess of it."""
+_SEEN_AS = ("describe", "described", "call", "see", "label", "characterize", "classify")
 _THERE = ("visible", "present", "shown", "seen", "found", "here", "there", "pictured", "depicted")
 
 
@@ -96,6 +115,7 @@ class _Clause:
     def __init__(self, reading: Reading, before: list[Phrase]) -> None:
         self.reading, self.before = reading, before
         self.subjects: list[Phrase] = []
+        self.owner: list[Phrase] = []
         self.last: Phrase | None = None
         self.be = self.denies = self.joined = self.after_object = self.lost = False
         self.denied_span: Span = (0, 0)
@@ -121,7 +141,7 @@ class _Clause:
                 self._unknown_noun()
             elif item.kind == "not":
                 self.denies, self.denied_span = True, item.span
-            elif item.kind == "number" and self.last is None:
+            elif item.kind == "number" and (self.last is None or self.last.repeats):
                 self.reading.loose.append(Part("number", item.value, item.span))
             elif item.kind == ",":
                 self.denies = False
@@ -132,15 +152,18 @@ class _Clause:
                     phrase.denied, phrase.denied_span = True, self.denied_span
         if self.last is None and not self.lost:
             self.reading.loose += self.waiting
+        if not self.subjects and not self.denies:  # "Above the ring." says where something is that was spoken of
+            self.reading.loose += [Part("relation", (value, other), span) for value, span, other in self.front if other]
 
     def _unknown_noun(self) -> None:
         """ "and its outline is black": what follows is said of something that has no annotation."""
         before, after = self._around(-1), self._around(1)
-        if after is not None and after.text in _ASPECTS:
+        if after is not None and after.text in (*_ASPECTS, *_WHOLE, *_SPOTS):
             return
         if before is not None and before.text in ("has", "have"):
             following = [item.text for item in self.items[self.index + 1 : self.index + 5]]
-            if not any(text in _ASPECTS for text in following):
+            if not any(text in (*_ASPECTS, *_SPOTS) for text in following):
+                self.owner = self.subjects
                 self.subjects, self.last, self.be, self.lost = [], None, False, True
         first = before is None and after is not None and after.kind in ("frame", "word")
         if first or (before is not None and before.kind in ("and", ",")):
@@ -149,18 +172,42 @@ class _Clause:
     def _bare(self, part: Part) -> None:
         """A color or size without a noun: "is red", "has a red hue", "painted red", "in red", "call it red"."""
         before, after = self._around(-1), self._around(1)
-        aspect = after is not None and after.text in _ASPECTS
+        aspect = (after is not None and after.text in _ASPECTS) or self._of_an_aspect()
         of_pronoun = before is not None and before.kind == "phrase" and before.value.repeats
-        if (self.be or aspect or of_pronoun) and self.subjects:
+        seen_as = before is not None and before.text == "as" and any(
+            item.text in _SEEN_AS for item in self.items[: self.index]
+        )
+        if (self.be or aspect or of_pronoun or seen_as) and self.subjects:
             self.be = True
             self._predicate(part)
+        elif aspect and self.last is None and self._comes("phrase"):  # "With its red tone, the star ..."
+            self.waiting.append(part)
+        elif aspect and before is not None and before.text == "its" and len(self.before) == 1:
+            self.reading.said.append(Said((self.before[0],), part, self.denies))
+        elif self.last is not None and self._apposed(part):
+            self.reading.said.append(Said((self.last,), part))
         elif self.last is None:
             if self.lost:
+                return
+            opens = before is None and after is not None and after.kind == "be"  # "Red is the color of the star"
+            if opens or (before is not None and before.text == "how"):  # "how red the star is"
+                self.waiting.append(part)
                 return
             opens = before is not None and before.text in _PAINTED and after is not None and after.kind == ","
             (self.waiting if opens else self.reading.loose).append(part)
         elif part.kind == "color" and before is not None and before.text in _PAINTED:
             self.reading.said.append(Said((self.last,), part, self.denies))
+
+    def _of_an_aspect(self) -> bool:
+        """ "a rich shade of purple"."""
+        of, aspect = self._around(-1), self._around(-2)
+        return of is not None and of.text == "of" and aspect is not None and aspect.text in _ASPECTS
+
+    def _apposed(self, part: Part) -> bool:
+        """ "Red square, large in size." and "A star, small": a comma before it, and nothing it could belong to after."""
+        before, phrase, after = self._around(-1), self._around(-2), self._around(1)
+        ends = after is None or after.kind == "," or after.text == "in"
+        return before is not None and before.kind == "," and phrase is not None and phrase.kind == "phrase" and ends
 
     def _around(self, step: int) -> Item | None:
         index = self.index + step
@@ -170,18 +217,24 @@ class _Clause:
         before = self._around(-1)
         if before is not None and (before.kind == "which" or before.text == "that") and self.last is not None:
             self.subjects = [self.last]
+        elif before is not None and before.kind == "and" and self.owner and not self.subjects:  # "has a rim and is red"
+            self.subjects, self.last, self.lost = self.owner, self.owner[-1], False
         self.be = True
 
     def _phrase(self, phrase: Phrase, vague: bool) -> None:
         before = self._around(-1)
-        joined = before is not None and not self.relations and (before.kind == "and" or self._in_list(before))
+        joined = before is not None and not self.relations and (self._anded(before) or self._in_list(before))
         phrase.denied = phrase.denied or (self.denies and not phrase.definite and not (self.be and self.subjects))
         if phrase.denied and phrase.denied_span == (0, 0):
             phrase.denied_span = self.denied_span
         if before is not None and before.text in ("or", "nor") and self.last is not None and self.last.denied:
             phrase.denied, phrase.denied_span = True, self.last.denied_span
-        if phrase.number == 1 and not phrase.partial and self.last is None and self.index > 0:
-            phrase.exact = True  # "there is one star", not "one star is red"
+        only = before is not None and before.text in ONLY
+        alone = self.index == 0 and phrase.bare and not any(item.kind in ("be", "phrase") for item in self.items[1:])
+        called = before is not None and before.kind == "be"
+        new = (self.last is None and self.index > 0) or (self.last is not None and self.last.repeats and not called)
+        if phrase.number == 1 and not phrase.partial and (only or alone or new):
+            phrase.exact = True  # "there is one star", "one shape on a plain ground", not "one star is red"
         if phrase.denied and not self._whole_image():
             phrase.parts.append(Part("unknown", None, phrase.span))
         named = self._resolve(phrase)
@@ -194,17 +247,25 @@ class _Clause:
             self.front = [(value, span, other or phrase) for value, span, other in self.front]
             self.last = phrase
             return
-        names = before is not None and (before.kind == "be" or before.text.endswith("ly"))
+        names = before is not None and (before.kind == "be" or (before.text.endswith("ly") and not only))
         if self.be and self.subjects and names and not self.denies:
             self._identify(phrase)
         phrase.parts += [
             Part("relation", (value, other), span) for value, span, other in self.front if other is not phrase
         ]
         self.front = []
-        phrase.parts += self.waiting
+        if phrase.repeats:  # its parts were said elsewhere: these are said of it here
+            self.reading.said += [Said((phrase,), part) for part in self.waiting]
+        else:
+            phrase.parts += self.waiting
         self.waiting = []
         self.subjects = [*self.subjects, *named] if joined and self.joined and not self.be else named
         self.joined, self.be, self.after_object, self.last = True, False, False, named[-1]
+
+    def _anded(self, before: Item) -> bool:
+        """ "A and B are large", not "A has an edge, and B is large"."""
+        known = [item for item in self.items[: self.index - 1] if item.kind != ","]
+        return before.kind == "and" and bool(known) and (known[-1].kind == "phrase" or known[-1].value is not None)
 
     def _in_list(self, before: Item) -> bool:
         """ "A, B and C are large", not "Next to A, B is large"."""
@@ -273,6 +334,10 @@ class _Clause:
             "phrase"
         )
 
+    def _comes_before_comma(self, kind: str) -> bool:
+        rest = [item.kind for item in self.items[self.index + 1 :]]
+        return kind in (rest[: rest.index(",")] if "," in rest else rest)
+
     def _comes(self, kind: str) -> bool:
         return any(item.kind == kind for item in self.items[self.index + 1 :])
 
@@ -285,6 +350,8 @@ class _Clause:
 
     def _relation(self, item: Item) -> None:
         value, _, it = item.value.partition(":")
+        if value == "near" and not self._comes_before_comma("phrase"):  # "with its red tone, the star ..."
+            return
         about = self.subjects if self.be and self.subjects else [self.last] if self.last is not None else []
         if not it:
             if about:

@@ -49,7 +49,7 @@ class Phrase:
 
 
 _ADJECTIVES = ("color", "size", "word")
-_EXACT = ("only", "just", "exactly", "precisely", "single")
+ONLY = ("only", "just", "exactly", "precisely", "single")
 
 
 @dataclass
@@ -85,9 +85,9 @@ def _phrase_from(tokens: list[Token], start: int) -> tuple[int, Phrase | None]:
     index = start
     phrase = Phrase(tokens[start].span)
     while index < len(tokens) and (
-        tokens[index].kind in ("det", "number") or tokens[index].text in (*_EXACT, "of", "other")
+        tokens[index].kind in ("det", "number") or tokens[index].text in (*ONLY, "of", "other")
     ):
-        if tokens[index].text in ("of", *_EXACT) and index == start:
+        if tokens[index].text in ("of", *ONLY) and index == start:
             return start, None
         _determine(phrase, tokens, index)
         index += 1
@@ -113,7 +113,7 @@ def _determine(phrase: Phrase, tokens: list[Token], index: int) -> None:
         phrase.denied, phrase.denied_span = True, token.span
     elif token.text == "of":
         phrase.partial = phrase.number is not None
-    elif token.text in _EXACT:
+    elif token.text in ONLY:
         phrase.exact = True
         if token.text in ("only", "single") and phrase.number is None:
             phrase.number, phrase.number_span = 1, token.span

@@ -9,13 +9,46 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 
-from workbench.instruct.claims import Claim, claims_of, parts_of
+from workbench.instruct.claims import Claim, claims_of, parts_of, plain
 from workbench.instruct.english import Reader, Reading
-from workbench.instruct.phrases import Phrase
+from workbench.instruct.phrases import Part, Phrase
 
 _OPTIONS = re.compile(r"\n\s*\(?A[.):] |\s*Choose from:|\n(?:Answer|Reply) ")
 _OPTION = re.compile(r"^\s*\(?([A-H])[.):]\s+(.+?)\s*$", re.MULTILINE)
-_YES = re.compile(r"\s*(yes|no|yeah|nope|correct)\b", re.IGNORECASE)
+_END = r"(?=\s*(?:[.,;!?]|$|indeed\b|too\b|with you\b))"
+_YES = re.compile(
+    r"\s*(?:(?P<yes>yes|yeah|yep|yup|indeed|exactly|precisely|absolutely|certainly|definitely|affirmative|of course|sure"
+    rf"|i agree|agreed|(?:that|you)(?:['’]re| are|['’]s| is)? (?:correct|right|true|accurate)|(?:correct|right|true){_END}"
+    rf"|(?:it|they|there|that) (?:is|are|does|do){_END})\b(?! not\b)"
+    r"|(?P<no>no|nope|incorrect|i disagree|(?:certainly|definitely|absolutely|of course|exactly) not|not (?:quite|exactly|really)"
+    rf"|(?:it|they|there) (?:is|are|does|do) not{_END}|(?:it|they|there) (?:is|are|does|do)n['’]t{_END})\b)"
+    r"(?! (?:problem|worries|doubt)\b)",
+    re.IGNORECASE,
+)
+_PLAIN = re.compile(r"\s*(?:(?P<yes>yes|yeah|correct)|(?P<no>no|nope))\b(?! (?:problem|worries|doubt)\b)", re.IGNORECASE)
+_LEAD = re.compile(
+    r"\s*(?:(?:now|so|and|then|ok|okay|well|great|thanks|hi|hey|hello|please|also|alright)\b[,!.]?\s*)+", re.IGNORECASE
+)
+_TOLD = re.compile(
+    r"\s*(?:(?:just (?:checking|to be sure|to confirm|making sure)|let me check|to confirm|is (?:it|that) (?:true|correct|right)"
+    r"|am i (?:right|correct)(?: (?:that|in (?:saying|thinking)))?|(?:would|do|could) you (?:say|agree|think|confirm)"
+    r"|(?:would|is) it (?:be )?(?:accurate|right|correct|fair|true|safe) to say"
+    r"|(?:can|could) you (?:please )?(?:tell|confirm|see|say|verify|check)(?: me| for me)?(?= (?:whether|if|that)\b)"
+    r"|do you know(?= (?:whether|if)\b)|(?:my|a) \w+ (?:says|said|thinks|claims|believes)"
+    r"|i (?:think|believe|see|counted|count|was told|heard|guess|noticed))\b[,:]?(?: (?:that|whether|if)\b)?)?"
+    r"(?P<said>.+?)(?P<tag>\s*[,.;]\s*(?:(?:is|are|does|do)(?:n['’]t| not)? (?:it|they|there|he|she)(?: not)?"
+    r"|(?:is|are) (?:that|this|i|we) (?:right|correct|true|accurate|so)|(?:is|are)n['’]t (?:that|it) (?:right|so)|right|correct|yes|true"
+    r"|true or false|do you agree|would you agree|am i (?:right|correct)|can you confirm(?: that| this)?))?\s*\?\s*$",
+    re.IGNORECASE | re.DOTALL,
+)
+_TOLD_TAG = re.compile(
+    r"\s*(?:is|are) (?:that|this|i|we) (?:right|correct|true|accurate|so)\s*\?\s*|\s*(?:do|would) you agree\s*\?\s*"
+    r"|\s*(?:true or false|right|correct|am i (?:right|correct))\s*\?\s*",
+    re.IGNORECASE,
+)
+"""A statement to be confirmed: "So the star is red, correct?", "Would you say it is small?"."""
+_STATES = re.compile(r"\s*(?:the|there|it|this|that|these|those|an?)\b.*\?\s*$", re.IGNORECASE | re.DOTALL)
+_MODAL = re.compile(r"\b(?:should|would|could|can|might|may|do|does|did)\b", re.IGNORECASE)
 _THERE_IS = re.compile(
     r"(?:is|are|was|were) there(?: any)?|(?:can|could|do) (?:you|we) (?:see|spot|find|notice)(?: any)?"
     r"|(?:does|do) (?:the|this) \w+ (?:show|contain|have|include|feature)(?: any)?"
@@ -27,9 +60,17 @@ _WHAT = re.compile(
     r"(?:what|which)(?: (?:kind|type) of)?(?: (?:colou?r|shape|size|object|thing|item)s?)?(?: is| are| do you see)?\b"
     r"(?: the (?:colou?r|shape|size|position|location) of\b)?"
     r"|where(?: in the \w+)?(?: is| are)?\b|how (?:big|large|small)(?: is| are)?\b|how many(?: of the)?\b"
+    r"|how (?:is|are)\b|what about\b"
 )
 _THAT = re.compile(r"\s*it (?:true|correct|right) that ", re.IGNORECASE)
-_COUNTS = re.compile(r"\b(?:how many|count|number of)\b")
+_COUNTS = re.compile(r"\b(?:how many|count|number|total|quantity)\b")
+_COUNTED = re.compile(r"\b(?:there(?:'s|’s| are| is)|count|see|total of|make out|go with)\W*$")
+_LABEL = re.compile(
+    r"\s*(?:the )?(?P<what>[^:.,;\n]*\b(?:count|number|total|quantity)\b[^:.,;\n]*?)"
+    r"(?:\s*:|\s(?:is|comes to|equals|amounts to|stands at)\b)(?=\s*(?:exactly |just |only )?(?:\w+|\d+)\s*(?:[.,;]|$))",
+    re.IGNORECASE,
+)
+"""What it is that a number is given of, in an answer: "Object count: 3", "The number of shapes is 3."."""
 _PLACED = re.compile(
     r"(?:directly |just |located |placed |lies |sits )*"
     r"(?:at|in|on|to|above|below|beneath|under\w*|left|right|next|near|over|further|farther)\b"
@@ -46,7 +87,11 @@ class _Asked:
     """What it takes for granted."""
     yes: list[Claim] = field(default_factory=list)
     number: bool = False
+    many: bool = False
+    """Whether there are such things, so that a number may follow."""
     which: bool = False
+    others: list[Phrase] = field(default_factory=list)
+    """What else the question names, which "it" may mean where something is said of `about`."""
 
 
 def extract(question: str, answer: str, reader: Reader) -> list[Claim]:
@@ -58,11 +103,14 @@ def extract(question: str, answer: str, reader: Reader) -> list[Claim]:
     asked = _ask(reader, question)
     chosen = {letter: text for letter, text in _OPTION.findall(question)}.get(answer.strip().rstrip(".)").lstrip("("))
     text = re.sub(r"\[[\d\s.,]*\]", lambda match: " " * len(match[0]), chosen or answer)
-    said_yes = _YES.match(text)
+    if label := _LABEL.match(text):
+        asked = _Asked(reader.read(label["what"]).phrases[:1] or [Phrase((0, 0))], asked.taken, number=True)
+        text = _blank(text, label.end())
+    said_yes = _YES.match(text) if asked.yes else _PLAIN.match(text)
     claims = [] if _DENIES.search(text) else [claim for claim in asked.taken if claim.kind != "count"]
     if said_yes:
         claims += _yes_or_no(asked.yes, said_yes)
-        text = " " * said_yes.end() + text[said_yes.end() :]
+        text = _blank(text, said_yes.end())
     reading = reader.read(text, asked.about)
     for phrase in reading.first if asked.number else ():
         phrase.exact = phrase.exact or phrase.number is not None
@@ -78,21 +126,62 @@ def extract(question: str, answer: str, reader: Reader) -> list[Claim]:
 
 
 def _ask(reader: Reader, question: str) -> _Asked:
-    text = _OPTIONS.split(question)[0].strip()
-    lower, nothing = text.lower(), _Asked()
-    if _NOT_SHOWN.search(lower):
+    stem = _stem(question)
+    lead = len(stem) - len(stem.lstrip())
+    lower, nothing = stem.strip().lower(), _Asked()
+    if _NOT_SHOWN.search(re.sub(r"\bif (?:you|we|i|that)\b", "", lower)):
         return nothing
     exists, what, verb = _THERE_IS.match(lower), _WHAT.match(lower), _IS.match(lower)
-    lead = question.index(text)
     if exists:
-        first = reader.read(_blank(question, lead + exists.end())).phrases[:1]
-        return _Asked(first, yes=claims_of(Reading(first), question))
+        return _ask_exists(reader, stem, lead + exists.end())
     if what:
-        return _ask_what(reader, question, lead + what.end(), what[0])
+        return _ask_what(reader, stem, lead + what.end(), what[0])
+    if told := _told(stem):
+        reading = reader.read(_unmodal(_blank(stem[: told[1]], told[0])))
+        return _Asked(reading.first, [], claims_of(reading, stem))
     if verb:
-        return _ask_whether(reader, question, lead + verb.end())
-    named = reader.read(text).phrases
-    return _Asked(named, number=_COUNTS.search(lower) is not None) if len(named) == 1 else nothing
+        return _ask_whether(reader, stem, lead + verb.end())
+    named, counts = reader.read(_unmodal(stem)).phrases, _COUNTS.search(lower) is not None
+    named = [one for one in named if not one.bare] or named  # not "anything about the ring"
+    if counts and not named:
+        return _Asked([Phrase((0, 0))], number=True)
+    return _Asked(named[:1], number=counts, others=named[1:]) if len(named) == 1 or counts else nothing
+
+
+def _stem(question: str) -> str:
+    """The question itself, everything before it blank: options are cut off, and so is what is said first."""
+    text = _OPTIONS.split(question)[0]
+    sentences = [match.span() for match in re.finditer(r"[^.!?]+[.!?]*", text) if match[0].strip(" .!?\n")]
+    asked = [span for span in sentences if text[slice(*span)].rstrip().endswith("?")]
+    if asked and not _TOLD_TAG.fullmatch(text[slice(*asked[-1])]):
+        text = _blank(text, asked[-1][0])
+    lead = _LEAD.match(text)
+    return _blank(text, lead.end()) if lead else text
+
+
+def _told(stem: str) -> tuple[int, int] | None:
+    """From where to where a statement stands that is to be confirmed."""
+    match = _TOLD.match(stem)
+    if match is None:
+        return None
+    plain = match.start("said") == len(stem) - len(stem.lstrip()) and match["tag"] is None
+    if plain and not _STATES.match(stem):
+        return None
+    return match.span("said")
+
+
+def _unmodal(text: str) -> str:
+    """ "What should I look for" asks about what is there: in a question these words do not hedge."""
+    return _MODAL.sub(lambda match: " " * len(match[0]), text)
+
+
+def _ask_exists(reader: Reader, stem: str, end: int) -> _Asked:
+    reading = reader.read(_blank(stem, end))
+    first = reading.phrases[:1]
+    for one in first:
+        one.parts += [said.part for said in reading.said if said.about == (one,) and not said.denied]
+    which = bool(first) and first[0].bare and not first[0].plural and first[0].number is None
+    return _Asked(first, yes=[] if which else claims_of(Reading(first), stem), which=which, many=True)
 
 
 def _blank(text: str, end: int) -> str:
@@ -110,6 +199,7 @@ def _taken(phrases: list[Phrase], question: str, cut: int = 0, added: int = 0) -
 
 def _ask_what(reader: Reader, question: str, end: int, words: str) -> _Asked:
     stem, lead = _OPTIONS.split(question)[0], ""
+    stem = stem[:end] + _unmodal(stem[end:])
     rest = stem[end:].strip()
     reading = reader.read(stem[end:])
     if _PLACED.match(rest.lower()) or not reading.phrases:
@@ -123,7 +213,8 @@ def _ask_what(reader: Reader, question: str, end: int, words: str) -> _Asked:
     counting = _COUNTS.search(stem.lower()) is not None
     taken = [one for one in reading.phrases if (one.definite or one is not about) and not (counting and one is about)]
     which = about.bare and words.startswith(("what", "which")) and not re.search("colou?r|size", words)
-    return _Asked([about], _taken(taken, question, 0, len(lead) - end), number=counting, which=which)
+    others = [one for one in reading.phrases if one is not about and one.definite]
+    return _Asked([about], _taken(taken, question, 0, len(lead) - end), number=counting, which=which, others=others)
 
 
 def _ask_whether(reader: Reader, question: str, end: int) -> _Asked:
@@ -150,8 +241,9 @@ def _ask_whether(reader: Reader, question: str, end: int) -> _Asked:
 
 def _yes_or_no(yes: list[Claim], word: re.Match[str]) -> list[Claim]:
     """What a yes says, or a no: the last thing asked does not hold of what is known of it."""
-    text, span = word[1], word.span(1)
-    if text.lower() in ("yes", "yeah", "correct"):
+    says = "yes" if word["yes"] else "no"
+    text, span = word[says], word.span(says)
+    if word["yes"]:
         return [replace(claim, text=text, span=span) for claim in yes]
     whole = [claim for claim in yes if claim.part is not None]
     if not whole or any(claim.number for claim in yes):
@@ -168,8 +260,12 @@ def _loose(reading: Reading, asked: _Asked, text: str) -> list[Claim]:
     made = []
     for part in reading.loose if asked.about else ():
         words, about = text[slice(*part.span)], (parts_of(asked.about[0]),)
-        if part.kind == "number":
-            if asked.number:
+        if part.kind == "relation":
+            value, other = part.value
+            known = asked.others[0] if other.repeats and len(asked.others) == 1 else other
+            made.append(Claim("relation", words, part.span, about, plain(Part("relation", (value, known), part.span))))
+        elif part.kind == "number":
+            if asked.number or (asked.many and _COUNTED.search(text[: part.span[0]].lower())):
                 made.append(Claim("count", words, part.span, about, number=part.value))
         else:
             made.append(Claim(part.kind, words, part.span, about, part))

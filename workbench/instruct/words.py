@@ -37,12 +37,17 @@ _KINDS: dict[str, str] = {
     **dict.fromkeys(
         "located positioned placed situated found shown seen occupies occupy colored coloured".split(), "be"
     ),
+    **dict.fromkeys(
+        "comes turns reads proves feels stays counts measures rendered drawn painted filled shaded tinted considered".split(),
+        "be",
+    ),
     **dict.fromkeys("not n't never without cannot neither nor".split(), "not"),
     **dict.fromkeys("a an the this that these those another any some each every all both no either its".split(), "det"),
     **dict.fromkeys("it they".split(), "pronoun"),
     **dict.fromkeys("corner side half part edge area region section portion quadrant third row column".split(), "area"),
     **dict.fromkeys("middle center centre central centered centred".split(), "mid"),
     **dict.fromkeys("object objects shape shapes thing things item items figure figures form forms".split(), "generic"),
+    **dict.fromkeys("anything something everything".split(), "generic"),
     **dict.fromkeys(_FRAME, "frame"),
     **dict.fromkeys("might may could would perhaps possibly probably likely if imagine should".split(), "hedge"),
     **dict.fromkeys(
