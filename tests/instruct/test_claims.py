@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,10 @@ from workbench.instruct.facts import Ground, ground_of
 from workbench.instruct.material import Material, Thing
 from workbench.instruct.questions import extract
 
+sys.path.insert(0, str(Path(__file__).parent))
+from wordings import HELD_OUT, TOLD, Said  # noqa: E402
+
 Values = dict[str, str]
-Said = tuple[str, str]
-"""Question and answer; a statement has an empty question, as a description has."""
 
 
 def found(ground: Ground, question: str, answer: str) -> list[Claim]:
@@ -108,71 +111,6 @@ def a_relation(scene: Scene, rng: np.random.Generator, true: bool) -> Values | N
 DRAW: Mapping[str, Callable[[Scene, np.random.Generator, bool], Values | None]] = dict(
     zip(KINDS, (an_object, a_count, a_color, a_size, a_place, a_relation), strict=True)
 )
-FIRST: Mapping[str, Sequence[Said]] = {
-    "object": [
-        ("", "The picture shows {a} against a textured backdrop."),
-        ("", "I can see {a}, which stands out clearly."),
-        ("", "Among the shapes in this image is {a}."),
-        ("", "There's {a} here, drawn with smooth edges."),
-        ("Which shapes are visible?", "A {shape} is one of the shapes."),
-        ("Is there {a} in the image?", "Yes, there is."),
-        ("What can you tell me about the picture?", "It features {a} on a muted, grayish surface."),
-        ("What do you notice?", "One thing that catches the eye is the {shape}; it has crisp edges."),
-        ("Is there {a}?", "yes"),
-    ],
-    "count": [
-        ("", "In total, there {are} {n} {objects} in the picture."),
-        ("", "The image contains {n} {shapes} on a plain background."),
-        ("How many objects are there?", "{d}"),
-        ("How many shapes can you count?", "I count {n} of them."),
-        ("How many objects are visible in the image?", "There {are} {d} {objects}."),
-        ("", "We see exactly {n} {objects} scattered over the scene."),
-        ("", "A simple composition with {n} colorful {shapes}."),
-        ("How many things are in the picture?", "{n}."),
-    ],
-    "color": [
-        ("", "The {shape} is {color}."),
-        ("", "The {shape} in this image has a bright {color} color, and it is easy to spot."),
-        ("What color is the {shape}?", "{color}"),
-        ("What is the color of the {shape}?", "It is {color}."),
-        ("", "You can see {a} on a soft background."),
-        ("Is the {shape} {color}?", "Yes, it is."),
-        ("What color is the object at the {place}?", "{color}"),
-        ("", "A {color}-colored {shape} is drawn with sharp edges."),
-        ("Which color does the {shape} have?", "The {shape} is painted in {color}."),
-    ],
-    "size": [
-        ("", "The {name} is {size}."),
-        ("Is the {name} small or large?", "{plain}"),
-        ("", "The picture includes a {size} {name}."),
-        ("How big is the {name}?", "It is fairly {size}."),
-        ("", "The {name} looks rather {size} compared to the canvas."),
-        ("Is the {name} {size}?", "Yes."),
-        ("", "A {size}, brightly lit {name} draws attention."),
-        ("What size is the {name}?", "The {name} is {size}."),
-    ],
-    "place": [
-        ("", "The {name} sits in the {place} of the picture."),
-        ("Where is the {name}?", "{plain}"),
-        ("Where can I find the {name}?", "It is located in the {place} part of the image."),
-        ("", "In the {place} of the image, there is {a}."),
-        ("", "At the {plain}, {a} can be seen."),
-        ("", "You will find {a} at the {plain}, surrounded by empty space."),
-        ("Is the {name} at the {plain}?", "Yes, it is there."),
-        ("Where is the {name}?", "In the {place} area of the scene."),
-        ("What is at the {plain}?", "{a}"),
-    ],
-    "relation": [
-        ("", "The {a} is {rel} the {b}."),
-        ("Is the {a} {rel} the {b}?", "yes"),
-        ("", "You can see {an_a} {rel} {a_b}."),
-        ("Where is the {a} relative to the {b}?", "The {a} is located {rel} the {b}."),
-        ("", "Directly {rel} the {b} there is {an_a}."),
-        ("What is {rel} the {b}?", "The {a}."),
-        ("", "The {a} appears {rel} the {b}, with some space between them."),
-        ("", "There is {a_b}. {rel_it} is {an_a}."),
-    ],
-}  # fmt: skip
 
 
 def planted(
@@ -215,190 +153,9 @@ def score(
     return scores
 
 
-SECOND: Mapping[str, Sequence[Said]] = {
-    "object": [
-        ("", "Looking closely, one finds {a} resting on the mottled surface."),
-        ("", "The composition is dominated by {a}."),
-        ("Describe what you see.", "The image presents a minimalist arrangement in which {a} plays the main part."),
-        ("", "This is a drawing of {a}, softly lit from one side."),
-        ("Do you see {a}?", "Yes, I do."),
-        ("Does the image contain {a}?", "Yes, the image contains {a}."),
-        ("", "What stands out most is the presence of {a}."),
-        ("", "Someone has painted {a} over a hazy background."),
-        ("Name one shape in this image.", "{shape}"),
-    ],
-    "count": [
-        ("", "All told, {n} {shapes} make up this artwork."),
-        ("Count the objects.", "There {are} {n}."),
-        ("What is the total number of shapes in the image?", "{n}"),
-        ("How many separate items can be seen?", "You can see {n} separate {objects}."),
-        ("", "The artist placed {n} distinct {shapes} on the canvas."),
-        ("How many geometric figures does the image have?", "It has {n} geometric {shapes}."),
-        ("", "The scene is made up of {n} {objects} of various colors."),
-        ("How many objects are present?", "The answer is {d}."),
-    ],
-    "color": [
-        ("", "The {shape} stands out thanks to its {color} hue."),
-        ("Can you tell me the color of the {shape}?", "Sure, the {shape} is {color}."),
-        ("", "Rendered in {color}, the {shape} contrasts with the background."),
-        ("What hue is the {shape}?", "The {shape} appears to be {color}."),
-        ("", "The {shape}, painted {color}, has clean edges."),
-        ("Which color is used for the {shape}?", "{color}."),
-        ("Describe the {shape}.", "It is a solid {color} {shape} without any pattern."),
-        ("", "There's a {shape} filled with {color}."),
-    ],
-    "size": [
-        ("", "In terms of size, the {name} is {size}."),
-        ("Would you call the {name} small or large?", "I would call it {plain}."),
-        ("", "The {name} takes up little room, as it is quite {size}."),
-        ("Tell me about the {name}.", "It is a {size} shape with a uniform fill."),
-        ("", "Of note is the {size} {name}, which has smooth borders."),
-        ("How large is the {name}?", "{size}"),
-        ("", "You'll spot a {size}-sized {name} in this picture."),
-        ("Is the {name} {size} in size?", "Yes, the {name} is {size}."),
-    ],
-    "place": [
-        ("", "Look toward the {place} and you will notice {a}."),
-        ("", "Positioned in the {place} of the frame is {a}."),
-        ("In which part of the image is the {name}?", "The {name} is in the {place}."),
-        ("", "The {place} section is home to {a}."),
-        ("Where exactly does the {name} appear?", "It appears in the {place} region of the picture."),
-        ("", "The {name} has been placed in the {place} of the composition."),
-        ("What is the position of the {name}?", "{plain}"),
-        ("Which object is in the {place} of the image?", "The {name} is there."),
-    ],
-    "relation": [
-        ("", "If you look at the {b}, the {a} is {rel} it."),
-        ("", "The {a} has been drawn {rel} the {b}."),
-        ("How are the {a} and the {b} arranged?", "The {a} is placed {rel} the {b}."),
-        ("", "Relative to the {b}, the {a} is {rel} it."),
-        ("Which object is {rel} the {b}?", "It is the {a}."),
-        ("Does the {a} lie {rel} the {b}?", "Yes, it does."),
-        ("", "One notices {an_a} {rel} {a_b} in this picture."),
-        ("", "Somewhere {rel} the {b} you can find {an_a}."),
-    ],
-}  # fmt: skip
-"""Written when the reader could read the first; it was then taught what it missed of these."""
-THIRD: Mapping[str, Sequence[Said]] = {
-    "object": [
-        ("", "At first glance the canvas seems empty, yet {a} can be made out."),
-        ("What is shown?", "Primarily {a}, though other forms may appear too."),
-        ("", "We are presented with {a} and a subtly patterned backdrop."),
-        ("Could you list the shapes?", "Sure: one of them is a {shape}."),
-        ("Is there any {shape} in the picture?", "Yes"),
-        ("", "The eye wanders first to {a}, whose outline is crisp."),
-        ("What else is there?", "Apart from the background, there is {a}."),
-        ("", "Floating on the gray field is {a}."),
-    ],
-    "count": [
-        ("", "One counts {n} {shapes} altogether."),
-        ("", "It is a sparse picture: {n} {objects}, nothing more."),
-        ("How many shapes are drawn?", "A total of {n}."),
-        ("Tell me how many objects there are.", "There {are} {n} {objects} in total."),
-        ("", "With {n} {shapes} in view, the image feels balanced."),
-        ("Number of objects?", "{d}"),
-        ("", "This image features {d} different {objects}."),
-        ("", "Exactly {n} {objects} can be found here."),
-    ],
-    "color": [
-        ("", "As for the {shape}, its color is {color}."),
-        ("", "Notice how {color} the {shape} is."),
-        ("What is the {shape}'s color?", "{color}"),
-        ("", "The {shape} has been given a {color} tint."),
-        ("Is the {shape} {color} or some other color?", "It's {color}."),
-        ("", "The only {shape} in the scene is {color}."),
-        ("", "Bathed in soft light, the {color} {shape} is easy to make out."),
-        ("How would you describe the {shape}?", "As {color}, with smooth sides."),
-    ],
-    "size": [
-        ("", "Compared with the frame, the {name} is {size}."),
-        ("", "A rather {size} {name} is part of the scene."),
-        ("Describe the {name}'s size.", "{size}"),
-        ("", "The {name} is drawn {size}, leaving the rest of the canvas free."),
-        ("Is it true that the {name} is {size}?", "Yes, that is true."),
-        ("", "Notably, the {name} happens to be {size}."),
-        ("What size would you give the {name}?", "I'd say it is {size}."),
-        ("", "I notice a {size} shape, the {name}."),
-    ],
-    "place": [
-        ("", "Over in the {place}, {a} rests quietly."),
-        ("", "The {name} has its spot at the {place} of the canvas."),
-        ("Can you locate the {name}?", "Yes, it is at the {place}."),
-        ("", "The viewer's gaze is drawn to the {place}, where {a} is located."),
-        ("", "The {name} can be spotted in the {place}."),
-        ("Give the location of the {name}.", "{plain}"),
-        ("", "There is {a}. It occupies the {place} of the image."),
-        ("What do you see at the {plain}?", "At the {plain} I see {a}."),
-    ],
-    "relation": [
-        ("", "Compared to the {b}, the {a} is positioned {rel} it."),
-        ("", "There are several shapes; the {a} is {rel} the {b}."),
-        ("Tell me where the {a} is.", "It is {rel} the {b}."),
-        ("", "The {a} can be found {rel} the {b}."),
-        ("", "{an_a} is drawn {rel} {a_b}."),
-        ("Is it correct that the {a} is {rel} the {b}?", "Yes."),
-        ("What lies {rel} the {b}?", "{an_a} lies there."),
-        ("", "The shape {rel} the {b} is the {a}."),
-    ],
-}  # fmt: skip
-"""As the second."""
-HELD_OUT: Mapping[str, Sequence[Said]] = {
-    "object": [
-        ("", "Set against a dim backdrop, {a} immediately attracts the viewer."),
-        ("What kind of shape do you recognize?", "I recognize {a}."),
-        ("", "The illustration consists of a hazy surface on which {a} was painted."),
-        ("Is {a} part of the picture?", "Yes, {a} is part of it."),
-        ("", "Nothing is hidden: {a} is plainly in view."),
-        ("Summarize the picture.", "A plain image with {a}."),
-    ],
-    "count": [
-        ("", "My count comes to {n} {shapes}."),
-        ("What number of objects do you see?", "I see {n}."),
-        ("", "Together, {n} {objects} fill the picture."),
-        ("How many shapes does this picture hold?", "It holds {n}."),
-        ("", "There {are} only {n} {objects} on display."),
-        ("How many objects are there in all?", "In all, {d} {objects}."),
-    ],
-    "color": [
-        ("", "{color} is the color of the {shape}."),
-        ("What color would you say the {shape} is?", "I'd say {color}."),
-        ("", "The {shape} glows in {color} against the darker ground."),
-        ("", "Among the shapes, the {shape} is the {color} one."),
-        ("What colour has the {shape}?", "It has a {color} colour."),
-        ("", "It shows {a}, and nothing of it is cut off."),
-    ],
-    "size": [
-        ("", "The {name} may be simple, but it is {size}."),
-        ("Is the {name} a small or a large one?", "It is a {plain} one."),
-        ("", "The {name} is of {size} size."),
-        ("", "There is a {name}, which is {size}."),
-        ("What is the size of the {name}?", "{plain}"),
-        ("", "A single glance shows that the {name} is {size}."),
-    ],
-    "place": [
-        ("", "Glancing at the {place} of the picture reveals {a}."),
-        ("Where would you point to show the {name}?", "To the {place} of the image."),
-        ("", "The {name} hovers at the {place}."),
-        ("Where does the {name} sit?", "The {name} sits at the {place}."),
-        ("", "{a} was put in the {place}, away from everything else."),
-        ("", "The {name} is found in the {place} portion of the view."),
-    ],
-    "relation": [
-        ("", "The {a} floats {rel} the {b}."),
-        ("", "Just {rel} the {b}, the {a} can be made out."),
-        ("Where do you find the {a}?", "You find it {rel} the {b}."),
-        ("", "The {b} has the {a} {rel} it."),
-        ("Which shape is {rel} the {b}?", "{an_a}."),
-        ("", "Both shapes are easy to see, the {a} being {rel} the {b}."),
-    ],
-}  # fmt: skip
-"""Written when the reader was finished; nothing was changed for these."""
-
-
 def test_planted_falsehoods_are_found_and_true_statements_are_not() -> None:
     """Every kind, by wordings the reader was written or taught with."""
-    told = {kind: [*FIRST[kind], *SECOND[kind], *THIRD[kind]] for kind in KINDS}
-    scores = score(told, f"wordings the reader knows ({sum(map(len, told.values()))})")
+    scores = score(TOLD, f"wordings the reader knows ({sum(map(len, TOLD.values()))})")
     assert all(recall >= 0.95 and precision >= 0.95 for recall, precision in scores.values()), scores
 
 
@@ -406,7 +163,7 @@ def test_wordings_the_reader_never_saw_raise_no_false_alarm() -> None:
     """What is not understood is left out: recall falls, precision must not."""
     scores = score(HELD_OUT, f"wordings it was not tuned on ({sum(map(len, HELD_OUT.values()))})", seed=1)
     assert all(precision >= 0.95 for _, precision in scores.values()), scores
-    assert all(recall >= 0.75 for recall, _ in scores.values()), scores
+    assert all(recall >= 0.85 for recall, _ in scores.values()), scores
 
 
 def test_questions_of_scene_text_with_a_wrong_answer() -> None:

@@ -46,14 +46,14 @@ class Reader:
         """What `text` says. `about`: what its first pronoun stands for."""
         reading = Reading()
         before = list(about)
-        for number, clause in enumerate(self._clauses(text)):
+        for clause in self._clauses(text):
             around = zip([None, *clause[:-1]], clause, [*clause[1:], None], strict=True)
             guess = any(_hedges(*tokens) for tokens in around)
             into = Reading() if guess else reading  # a guess says nothing, but what comes next may be about the same
             known = len(into.phrases)
             walk = _Clause(into, before)
             walk.run(items_of(clause))
-            if number == 0 and not guess:
+            if not reading.first and not guess:
                 reading.first = walk.subjects
             before = [phrase for phrase in into.phrases[known:] if not phrase.repeats] or walk.subjects or before
         return reading
@@ -73,6 +73,8 @@ class Reader:
         for token in self._lexicon.tokens(text):
             if token.text == ":" and _names_an_aspect(clause):
                 clause.append(Token(":", token.span, "be"))
+            elif token.text == ":" and _says_where(clause):
+                continue
             elif token.text in ".;:!?\n—–" or token.text in BREAKS:
                 if clause:
                     yield clause
@@ -90,6 +92,12 @@ def _hedges(before: Token | None, token: Token, after: Token | None) -> bool:
     return token.kind == "hedge" and (after is None or after.text not in _PLAIN)
 
 
+def _says_where(clause: Sequence[Token]) -> bool:
+    """ "Top left: a star", "Look right of the ring: a star"."""
+    first = [token for token in clause if token.text not in ("look", "at", "in", "to", "the")][:1]
+    return any(token.kind in ("row", "column", "mid", "relation") for token in first)
+
+
 def _names_an_aspect(clause: Sequence[Token]) -> bool:
     """ "Color of the ring: red" says what it is."""
     words = [token.text for token in clause]
@@ -98,15 +106,21 @@ def _names_an_aspect(clause: Sequence[Token]) -> bool:
 
 _PAINTED = ("in", "with", "painted", "filled", "rendered", "drawn", "shaded")
 _ASPECTS = tuple(
-    "color colour hue shade tone tint coloring colouring size scale dimensions proportions stature answer".split()
+    (
+        "color colour hue shade tone tint coloring colouring wash"
+        " size scale dimensions proportions stature footprint answer"
+    ).split()
 )
 _SPOTS = ("location", "position", "place", "spot")
 _WHOLE = ("surface", "body", "face", "fill", "interior")
 """What has the color of the thing itself."""
-_PLAIN = tuple("say call describe you we notice see find spot observe recognize look that".split())
+_PLAIN = tuple("say call describe hesitate you we notice see find spot observe recognize look that".split())
 """After "would" or "if" these do not make a guess of it."""
 _SEEN_AS = ("describe", "described", "call", "see", "label", "characterize", "classify")
 _THERE = ("visible", "present", "shown", "seen", "found", "here", "there", "pictured", "depicted")
+
+
+_DRAWN = ("displayed", "drawn", "presented", "rendered")
 
 
 class _Clause:
@@ -172,17 +186,23 @@ class _Clause:
     def _bare(self, part: Part) -> None:
         """A color or size without a noun: "is red", "has a red hue", "painted red", "in red", "call it red"."""
         before, after = self._around(-1), self._around(1)
-        aspect = (after is not None and after.text in _ASPECTS) or self._of_an_aspect()
+        owned = before is not None and before.text in ("its", "whose")
+        known = (*_ASPECTS, *_WHOLE) if owned else _ASPECTS
+        aspect = (after is not None and after.text in known) or self._of_an_aspect()
         of_pronoun = before is not None and before.kind == "phrase" and before.value.repeats
-        seen_as = before is not None and before.text == "as" and any(
-            item.text in _SEEN_AS for item in self.items[: self.index]
+        seen_as = (
+            before is not None
+            and before.text == "as"
+            and any(item.text in _SEEN_AS for item in self.items[: self.index])
         )
         if (self.be or aspect or of_pronoun or seen_as) and self.subjects:
             self.be = True
             self._predicate(part)
-        elif aspect and self.last is None and self._comes("phrase"):  # "With its red tone, the star ..."
+        elif (aspect or self.be) and self.last is None and self._comes("phrase"):  # "With its red tone, the star"
             self.waiting.append(part)
-        elif aspect and before is not None and before.text == "its" and len(self.before) == 1:
+        elif aspect and owned and self.last is not None:
+            self.reading.said.append(Said((self.last,), part, self.denies))
+        elif aspect and owned and len(self.before) == 1:
             self.reading.said.append(Said((self.before[0],), part, self.denies))
         elif self.last is not None and self._apposed(part):
             self.reading.said.append(Said((self.last,), part))
@@ -204,9 +224,9 @@ class _Clause:
         return of is not None and of.text == "of" and aspect is not None and aspect.text in _ASPECTS
 
     def _apposed(self, part: Part) -> bool:
-        """ "Red square, large in size." and "A star, small": a comma before it, and nothing it could belong to after."""
+        """ "Red square, large in size." and "A star, small": nothing follows that it could belong to."""
         before, phrase, after = self._around(-1), self._around(-2), self._around(1)
-        ends = after is None or after.kind == "," or after.text == "in"
+        ends = after is None or after.kind == "," or after.text in ("in", "all")
         return before is not None and before.kind == "," and phrase is not None and phrase.kind == "phrase" and ends
 
     def _around(self, step: int) -> Item | None:
@@ -230,7 +250,7 @@ class _Clause:
         if before is not None and before.text in ("or", "nor") and self.last is not None and self.last.denied:
             phrase.denied, phrase.denied_span = True, self.last.denied_span
         only = before is not None and before.text in ONLY
-        alone = self.index == 0 and phrase.bare and not any(item.kind in ("be", "phrase") for item in self.items[1:])
+        alone = self.index == 0 and phrase.bare and self._nothing_more()
         called = before is not None and before.kind == "be"
         new = (self.last is None and self.index > 0) or (self.last is not None and self.last.repeats and not called)
         if phrase.number == 1 and not phrase.partial and (only or alone or new):
@@ -261,6 +281,14 @@ class _Clause:
         self.waiting = []
         self.subjects = [*self.subjects, *named] if joined and self.joined and not self.be else named
         self.joined, self.be, self.after_object, self.last = True, False, False, named[-1]
+
+    def _nothing_more(self) -> bool:
+        """Whether all that is said of a phrase is that it is there: "one shape is shown on a plain ground"."""
+        rest = self.items[self.index + 1 :]
+        told = any(item.kind in ("phrase", "color", "size", "place", "relation", "and") for item in rest)
+        first = next((number for number, item in enumerate(rest) if item.kind == "be"), None)
+        shown = first is None or any(item.text in (*_THERE, *_DRAWN) for item in rest[first : first + 2])
+        return not told and shown
 
     def _anded(self, before: Item) -> bool:
         """ "A and B are large", not "A has an edge, and B is large"."""
@@ -350,7 +378,8 @@ class _Clause:
 
     def _relation(self, item: Item) -> None:
         value, _, it = item.value.partition(":")
-        if value == "near" and not self._comes_before_comma("phrase"):  # "with its red tone, the star ..."
+        empty = not self.subjects and self.last is None
+        if value == "near" and (empty or not self._comes_before_comma("phrase")):  # "with its red tone, the star ..."
             return
         about = self.subjects if self.be and self.subjects else [self.last] if self.last is not None else []
         if not it:

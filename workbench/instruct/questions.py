@@ -10,67 +10,41 @@ import re
 from dataclasses import dataclass, field, replace
 
 from workbench.instruct.claims import Claim, claims_of, parts_of, plain
+from workbench.instruct.confirm import LEAD, PLAIN, TAG, YES, told_in
 from workbench.instruct.english import Reader, Reading
 from workbench.instruct.phrases import Part, Phrase
 
 _OPTIONS = re.compile(r"\n\s*\(?A[.):] |\s*Choose from:|\n(?:Answer|Reply) ")
 _OPTION = re.compile(r"^\s*\(?([A-H])[.):]\s+(.+?)\s*$", re.MULTILINE)
-_END = r"(?=\s*(?:[.,;!?]|$|indeed\b|too\b|with you\b))"
-_YES = re.compile(
-    r"\s*(?:(?P<yes>yes|yeah|yep|yup|indeed|exactly|precisely|absolutely|certainly|definitely|affirmative|of course|sure"
-    rf"|i agree|agreed|(?:that|you)(?:['’]re| are|['’]s| is)? (?:correct|right|true|accurate)|(?:correct|right|true){_END}"
-    rf"|(?:it|they|there|that) (?:is|are|does|do){_END})\b(?! not\b)"
-    r"|(?P<no>no|nope|incorrect|i disagree|(?:certainly|definitely|absolutely|of course|exactly) not|not (?:quite|exactly|really)"
-    rf"|(?:it|they|there) (?:is|are|does|do) not{_END}|(?:it|they|there) (?:is|are|does|do)n['’]t{_END})\b)"
-    r"(?! (?:problem|worries|doubt)\b)",
-    re.IGNORECASE,
-)
-_PLAIN = re.compile(r"\s*(?:(?P<yes>yes|yeah|correct)|(?P<no>no|nope))\b(?! (?:problem|worries|doubt)\b)", re.IGNORECASE)
-_LEAD = re.compile(
-    r"\s*(?:(?:now|so|and|then|ok|okay|well|great|thanks|hi|hey|hello|please|also|alright)\b[,!.]?\s*)+", re.IGNORECASE
-)
-_TOLD = re.compile(
-    r"\s*(?:(?:just (?:checking|to be sure|to confirm|making sure)|let me check|to confirm|is (?:it|that) (?:true|correct|right)"
-    r"|am i (?:right|correct)(?: (?:that|in (?:saying|thinking)))?|(?:would|do|could) you (?:say|agree|think|confirm)"
-    r"|(?:would|is) it (?:be )?(?:accurate|right|correct|fair|true|safe) to say"
-    r"|(?:can|could) you (?:please )?(?:tell|confirm|see|say|verify|check)(?: me| for me)?(?= (?:whether|if|that)\b)"
-    r"|do you know(?= (?:whether|if)\b)|(?:my|a) \w+ (?:says|said|thinks|claims|believes)"
-    r"|i (?:think|believe|see|counted|count|was told|heard|guess|noticed))\b[,:]?(?: (?:that|whether|if)\b)?)?"
-    r"(?P<said>.+?)(?P<tag>\s*[,.;]\s*(?:(?:is|are|does|do)(?:n['’]t| not)? (?:it|they|there|he|she)(?: not)?"
-    r"|(?:is|are) (?:that|this|i|we) (?:right|correct|true|accurate|so)|(?:is|are)n['’]t (?:that|it) (?:right|so)|right|correct|yes|true"
-    r"|true or false|do you agree|would you agree|am i (?:right|correct)|can you confirm(?: that| this)?))?\s*\?\s*$",
-    re.IGNORECASE | re.DOTALL,
-)
-_TOLD_TAG = re.compile(
-    r"\s*(?:is|are) (?:that|this|i|we) (?:right|correct|true|accurate|so)\s*\?\s*|\s*(?:do|would) you agree\s*\?\s*"
-    r"|\s*(?:true or false|right|correct|am i (?:right|correct))\s*\?\s*",
-    re.IGNORECASE,
-)
-"""A statement to be confirmed: "So the star is red, correct?", "Would you say it is small?"."""
-_STATES = re.compile(r"\s*(?:the|there|it|this|that|these|those|an?)\b.*\?\s*$", re.IGNORECASE | re.DOTALL)
-_MODAL = re.compile(r"\b(?:should|would|could|can|might|may|do|does|did)\b", re.IGNORECASE)
+_MODAL = re.compile(r"\b(?:should|would|could|can|might|may|do|does|did|if)\b", re.IGNORECASE)
 _THERE_IS = re.compile(
-    r"(?:is|are|was|were) there(?: any)?|(?:can|could|do) (?:you|we) (?:see|spot|find|notice)(?: any)?"
+    r"(?:is|are|was|were) there(?: any)?|any\b|(?:can|could|do) (?:you|we) (?:see|spot|find|notice)(?: any)?"
     r"|(?:does|do) (?:the|this) \w+ (?:show|contain|have|include|feature)(?: any)?"
 )
 _DENIES = re.compile(r"\b(?:no|not|none|without|cannot)\b|n['’]t\b", re.IGNORECASE)
 """What a question takes for granted may be false where the answer says so."""
-_IS = re.compile(r"(?:is|are|was|were|does|do)\b")
+_IS = re.compile(
+    r"(?:(?:is|are|was|were|does|do|did|has|have)(?:n['’]t)?"
+    r"|(?:can|could|would|will)(?! (?:you|i|we|someone|it be)\b))\b"
+)
 _WHAT = re.compile(
     r"(?:what|which)(?: (?:kind|type) of)?(?: (?:colou?r|shape|size|object|thing|item)s?)?(?: is| are| do you see)?\b"
     r"(?: the (?:colou?r|shape|size|position|location) of\b)?"
     r"|where(?: in the \w+)?(?: is| are)?\b|how (?:big|large|small)(?: is| are)?\b|how many(?: of the)?\b"
-    r"|how (?:is|are)\b|what about\b"
+    r"|how (?:is|are)\b|what about\b|name (?:an?|the|one) (?:object|shape|thing|item|figure)\b"
 )
 _THAT = re.compile(r"\s*it (?:true|correct|right) that ", re.IGNORECASE)
-_COUNTS = re.compile(r"\b(?:how many|count|number|total|quantity)\b")
+_COUNTS = re.compile(r"\b(?:how many|count|number|total|quantity|tally)\b")
 _COUNTED = re.compile(r"\b(?:there(?:'s|’s| are| is)|count|see|total of|make out|go with)\W*$")
 _LABEL = re.compile(
-    r"\s*(?:the )?(?P<what>[^:.,;\n]*\b(?:count|number|total|quantity)\b[^:.,;\n]*?)"
-    r"(?:\s*:|\s(?:is|comes to|equals|amounts to|stands at)\b)(?=\s*(?:exactly |just |only )?(?:\w+|\d+)\s*(?:[.,;]|$))",
+    r"\s*(?:the )?(?P<what>[^:.,;\n]*\b(?:count|number|total|quantity|tally|shapes|objects|things|items|figures)\b"
+    r"[^:.,;\n]*?)(?:\s*:|\s(?:is|comes to|equals|amounts to|stands at)\b)"
+    r"(?=\s*(?:exactly |just |only )?(?:\w+|\d+)\s*(?:[.,;]|$))",
     re.IGNORECASE,
 )
 """What it is that a number is given of, in an answer: "Object count: 3", "The number of shapes is 3."."""
+_NO_CLAIM = re.compile(r"\[[\d\s.,]*\]|\bat (?:its|the|his|her) heart\b", re.IGNORECASE)
+"""Boxes, and what only sounds like a thing."""
 _PLACED = re.compile(
     r"(?:directly |just |located |placed |lies |sits )*"
     r"(?:at|in|on|to|above|below|beneath|under\w*|left|right|next|near|over|further|farther)\b"
@@ -102,11 +76,11 @@ def extract(question: str, answer: str, reader: Reader) -> list[Claim]:
     """
     asked = _ask(reader, question)
     chosen = {letter: text for letter, text in _OPTION.findall(question)}.get(answer.strip().rstrip(".)").lstrip("("))
-    text = re.sub(r"\[[\d\s.,]*\]", lambda match: " " * len(match[0]), chosen or answer)
+    text = _NO_CLAIM.sub(lambda match: " " * len(match[0]), chosen or answer)
     if label := _LABEL.match(text):
         asked = _Asked(reader.read(label["what"]).phrases[:1] or [Phrase((0, 0))], asked.taken, number=True)
         text = _blank(text, label.end())
-    said_yes = _YES.match(text) if asked.yes else _PLAIN.match(text)
+    said_yes = YES.match(text) if asked.yes else PLAIN.match(text)
     claims = [] if _DENIES.search(text) else [claim for claim in asked.taken if claim.kind != "count"]
     if said_yes:
         claims += _yes_or_no(asked.yes, said_yes)
@@ -126,6 +100,17 @@ def extract(question: str, answer: str, reader: Reader) -> list[Claim]:
 
 
 def _ask(reader: Reader, question: str) -> _Asked:
+    asked = _ask_last(reader, question)
+    if asked.yes or (asked.about and not (asked.about[0].repeats or asked.about[0].bare)):
+        return asked
+    told = _OPTIONS.split(question)[0]
+    named = [one for one in reader.read(_unmodal(told)).phrases if one.definite and not one.bare]
+    if len(named) == 1 and not asked.which and not _NOT_SHOWN.search(told.lower()):  # "I look at the star. What is it?"
+        asked.about = named
+    return asked
+
+
+def _ask_last(reader: Reader, question: str) -> _Asked:
     stem = _stem(question)
     lead = len(stem) - len(stem.lstrip())
     lower, nothing = stem.strip().lower(), _Asked()
@@ -136,12 +121,16 @@ def _ask(reader: Reader, question: str) -> _Asked:
         return _ask_exists(reader, stem, lead + exists.end())
     if what:
         return _ask_what(reader, stem, lead + what.end(), what[0])
-    if told := _told(stem):
+    if told := told_in(stem):
         reading = reader.read(_unmodal(_blank(stem[: told[1]], told[0])))
         return _Asked(reading.first, [], claims_of(reading, stem))
     if verb:
         return _ask_whether(reader, stem, lead + verb.end())
-    named, counts = reader.read(_unmodal(stem)).phrases, _COUNTS.search(lower) is not None
+    reading = reader.read(_unmodal(stem))
+    where = [part for part in reading.loose if part.kind == "relation"]
+    if where:  # "If I look below the star, what is there?"
+        return _Asked([Phrase((0, 0), where[:1])], which=True)
+    named, counts = reading.phrases, _COUNTS.search(lower) is not None
     named = [one for one in named if not one.bare] or named  # not "anything about the ring"
     if counts and not named:
         return _Asked([Phrase((0, 0))], number=True)
@@ -153,21 +142,10 @@ def _stem(question: str) -> str:
     text = _OPTIONS.split(question)[0]
     sentences = [match.span() for match in re.finditer(r"[^.!?]+[.!?]*", text) if match[0].strip(" .!?\n")]
     asked = [span for span in sentences if text[slice(*span)].rstrip().endswith("?")]
-    if asked and not _TOLD_TAG.fullmatch(text[slice(*asked[-1])]):
+    if asked and not TAG.fullmatch(text[slice(*asked[-1])]):
         text = _blank(text, asked[-1][0])
-    lead = _LEAD.match(text)
+    lead = LEAD.match(text)
     return _blank(text, lead.end()) if lead else text
-
-
-def _told(stem: str) -> tuple[int, int] | None:
-    """From where to where a statement stands that is to be confirmed."""
-    match = _TOLD.match(stem)
-    if match is None:
-        return None
-    plain = match.start("said") == len(stem) - len(stem.lstrip()) and match["tag"] is None
-    if plain and not _STATES.match(stem):
-        return None
-    return match.span("said")
 
 
 def _unmodal(text: str) -> str:
@@ -192,7 +170,7 @@ def _taken(phrases: list[Phrase], question: str, cut: int = 0, added: int = 0) -
     """What naming these phrases takes for granted; `added` characters at `cut` are not in the question itself."""
     made = []
     for claim in claims_of(Reading(phrases), question):
-        start, end = (at - added if at >= cut else at for at in claim.span)
+        start, end = (at - added if at >= cut + max(added, 0) else at for at in claim.span)
         made.append(replace(claim, span=(start, end), text=question[start:end], of="question"))
     return made
 
@@ -212,7 +190,7 @@ def _ask_what(reader: Reader, question: str, end: int, words: str) -> _Asked:
         about.parts += [said.part for said in reading.said if said.about == (about,)]
     counting = _COUNTS.search(stem.lower()) is not None
     taken = [one for one in reading.phrases if (one.definite or one is not about) and not (counting and one is about)]
-    which = about.bare and words.startswith(("what", "which")) and not re.search("colou?r|size", words)
+    which = about.bare and words.startswith(("what", "which", "name")) and not re.search("colou?r|size", words)
     others = [one for one in reading.phrases if one is not about and one.definite]
     return _Asked([about], _taken(taken, question, 0, len(lead) - end), number=counting, which=which, others=others)
 
@@ -229,7 +207,10 @@ def _ask_whether(reader: Reader, question: str, end: int) -> _Asked:
     said = [one for one in reading.said if one.about == (about,)]
     others = [phrase for phrase in reading.phrases[1:] if phrase.definite]
     if " or " in stem or not said:
-        exists = not said and re.search(r"\b(?:visible|present|in the \w+)\W*$", stem.lower())
+        exists = not said and re.search(
+            r"\b(?:visible|present|drawn|seen|depicted|shown|included|there|somewhere|found|altogether|in the \w+)\W*$",
+            stem.lower(),
+        )
         return (
             _Asked([about], [], claims_of(Reading([about]), question))
             if exists

@@ -27,7 +27,8 @@ _PLURALS = {
 }  # fmt: skip
 _ROWS = {"top": "top", "upper": "top", "bottom": "bottom", "lower": "bottom"}
 _FRAME = (
-    "image picture photo photograph scene frame canvas view screen drawing background composition illustration".split()
+    "image picture photo photograph scene frame canvas view screen drawing background composition illustration artwork"
+    " print sheet page layout".split()
 )
 _KINDS: dict[str, str] = {
     **dict.fromkeys("is are was were be been being isn aren wasn weren".split(), "be"),
@@ -38,7 +39,8 @@ _KINDS: dict[str, str] = {
         "located positioned placed situated found shown seen occupies occupy colored coloured".split(), "be"
     ),
     **dict.fromkeys(
-        "comes turns reads proves feels stays counts measures rendered drawn painted filled shaded tinted considered".split(),
+        "comes turns reads proves feels stays counts measures considered".split()
+        + "rendered drawn painted filled shaded tinted".split(),
         "be",
     ),
     **dict.fromkeys("not n't never without cannot neither nor".split(), "not"),

@@ -158,6 +158,8 @@ class Undo(Step):
 
 
 OPERATORS = (Import, Measures, Dedupe, Generate, Export, Snapshot, Undo)
+
+
 def _show(ctx: Any, dataset: Dataset) -> None:
     """The App shows the dataset as its folder is now; open panels read their queue anew."""
     made = view_of(dataset)
