@@ -47,7 +47,7 @@ class Folder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._tables: dict[str, tuple[object, pl.DataFrame]] = {}
+        self._tables: dict[str, tuple[list[Any], list[dict[str, Any]], pl.DataFrame]] = {}
         self._log: tuple[object, list[dict[str, Any]]] | None = None
         self._card: tuple[object, dict[str, Any]] | None = None
         self._roots: dict[str, Path] = {}
@@ -168,22 +168,30 @@ class Folder:
 
     def table(self, table: str) -> pl.DataFrame:
         """The rows as they are now: the file, and over it the edits that it has not taken in."""
+        edits = self.edits(table)  # before the stamps: files that are the same then have not taken these in
         files = self.files(table)
-        stamp = [_stamp(file) for file in (*files, self.path / EDITS)]
-        if table not in self._tables or self._tables[table][0] != stamp:
+        stamp = [_stamp(file) for file in files]
+        known, seen, rows = self._tables.get(table, (None, [], None))
+        new = edits[len(seen) :]
+        if rows is None or known != stamp or edits[: len(seen)] != seen or any("undo" in edit for edit in new):
             try:
-                frame, meta = parquet.read_parquet(files)
+                rows = self._read(table, files)
             except DataError:
                 if self.files(table) == files:
                     raise
                 return self.table(table)  # a writer put one file in the place of shards
-            taken = meta["edits"]
-            for edit in self.edits(table, taken):
-                if "undo" in edit:
-                    frame, taken = self.kept(edit["undo"]).table(table), edit["number"]
-            rows = tables.apply_edits(tables.complete(frame, table), self.edits(table, taken), table)
-            self._tables[table] = stamp, rows
-        return self._tables[table][1]
+        elif new:  # a verdict on one of 200,000 conversations does not read them all again
+            rows = tables.apply_edits(rows, new, table)
+        self._tables[table] = stamp, edits, rows
+        return rows
+
+    def _read(self, table: str, files: list[Path]) -> pl.DataFrame:
+        frame, meta = parquet.read_parquet(files)
+        taken = meta["edits"]
+        for edit in self.edits(table, taken):
+            if "undo" in edit:
+                frame, taken = self.kept(edit["undo"]).table(table), edit["number"]
+        return tables.apply_edits(tables.complete(frame, table), self.edits(table, taken), table)
 
     def parts(self, table: str) -> Iterator[pl.DataFrame]:
         """The rows as `table` has them, shard by shard: what is in memory is one shard, and the edits."""
