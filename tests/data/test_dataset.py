@@ -245,6 +245,33 @@ def test_edits_are_seen_by_every_reader_at_once(dataset: Dataset) -> None:
     assert json.loads((dataset.path / "edits.jsonl").read_text().splitlines()[0])["by"] == "Ada"
 
 
+def test_rows_in_memory_are_those_of_a_new_reader_whatever_happens_to_the_log(dataset: Dataset) -> None:
+    def label(id: str, text: str) -> None:
+        Dataset.open(dataset.path).edit({"table": "images", "id": id, "set": {"label": text}})
+
+    def read() -> list[str | None]:
+        rows = dataset.images
+        assert rows.equals(Dataset.open(dataset.path).images)
+        return rows["label"].to_list()
+
+    log = dataset.path / "edits.jsonl"
+    version = dataset.snapshot()
+    assert read() == [None, None, None]
+    label("a", "dog")
+    label("b", "cat")
+    assert read() == ["dog", "cat", None]
+    label("a", "cow")
+    assert read() == ["cow", "cat", None]
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[1:]).replace("cat", "hen"))  # by hand
+    assert read() == ["cow", "hen", None]
+    label("c", "pig")
+    Dataset.open(dataset.path).snapshot()
+    label("c", "fox")
+    assert read() == ["cow", "hen", "fox"]
+    Dataset.open(dataset.path).undo(version)
+    assert read() == [None, None, None]
+
+
 def test_two_writers_at_once_lose_nothing(dataset: Dataset) -> None:
     def write(writer: int) -> None:
         for turn in range(8):
