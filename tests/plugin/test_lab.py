@@ -34,6 +34,7 @@ def lab(tmp_path: Path, dataset: Dataset) -> Iterator[str]:
     (tmp_path / "lab" / "look.ipynb").write_text(json.dumps(notebook))
     port = free_port()
     settings = {**os.environ, "FIFTYONE_PLUGINS_DIR": str(tmp_path / "plugins"), "JUPYTER_CONFIG_DIR": str(tmp_path)}
+    settings["FIFTYONE_CONTEXT"] = "NONE"  # as FiftyOne leaves it in a process that starts Jupyter
     command = [
         sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",
         "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path / 'lab'}", "--LabApp.news_url=None",

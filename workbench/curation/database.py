@@ -105,6 +105,8 @@ def _settings() -> None:
     }
     for key, value in defaults.items():
         os.environ.setdefault(key, value)
+    if "ipykernel" in sys.modules and os.environ.get("FIFTYONE_CONTEXT") == "NONE":
+        del os.environ["FIFTYONE_CONTEXT"]  # left by the process that started Jupyter; we are in a notebook
 
 
 def _check_named(uri: str) -> None:
