@@ -30,10 +30,10 @@ class Progress:
     ...     bar.advance(1, note="loss 0.31")
     """
 
-    def __init__(self, description: str, *, total: float | None = None, unit: str = "it") -> None:
+    def __init__(self, description: str, *, total: float | None = None, unit: str = "it", before: float = 0) -> None:
         self.description, self.total, self.unit = description, total, unit
-        self.done: float = 0
-        self.note = ""
+        self.before, self.done = before, before
+        self.note = f"{before:,g} done before" if before else ""
         self.started = time.monotonic()
 
     def advance(self, count: float = 1, *, note: str | None = None) -> None:
@@ -50,13 +50,13 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Units per second since the start."""
-        return self.done / max(self.seconds, 1e-9)
+        """Units per second since the start, without those done before it."""
+        return (self.done - self.before) / max(self.seconds, 1e-9)
 
     @property
     def remaining(self) -> float | None:
         """Seconds left at the present rate; None while unknown."""
-        if not self.total or not self.done:
+        if not self.total or self.done <= self.before:
             return None
         return max(self.total - self.done, 0) / self.rate
 
@@ -117,7 +117,9 @@ class RichProgress(Progress):
                 RichProgress._display = _rich_display()
                 RichProgress._display.start()
             RichProgress._open += 1
-            self._task = RichProgress._display.add_task(self.description, total=self.total, **self._fields())
+            self._task = RichProgress._display.add_task(
+                self.description, total=self.total, completed=int(self.done), **self._fields()
+            )
 
     def _show(self) -> None:
         if RichProgress._display is not None:
@@ -133,13 +135,16 @@ class RichProgress(Progress):
                 RichProgress._display = None
 
     def _fields(self) -> dict[str, Any]:
-        speed = f"{self.rate:.3g} {self.unit}/s" if self.done else ""
+        speed = f"{self.rate:.3g} {self.unit}/s" if self.done > self.before else ""
         return {"unit": self.unit, "speed": speed, "note": self.note}
 
 
-def progress(description: str, *, total: float | None = None, unit: str = "it") -> Progress:
-    """A bar to use in a `with` block; `total` None means that the end is not known."""
-    return _kind()(description, total=total, unit=unit)
+def progress(description: str, *, total: float | None = None, unit: str = "it", before: float = 0) -> Progress:
+    """A bar to use in a `with` block; `total` None means that the end is not known.
+
+    `before`: how many of `total` an earlier try has done; the bar begins there and says so.
+    """
+    return _kind()(description, total=total, unit=unit, before=before)
 
 
 def track(

@@ -442,7 +442,7 @@ def _bare_card(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (_no_card, ["no card.yaml", "a dataset folder", "if an import was interrupted, run it again"]),
+        (_no_card, ["no card.yaml", "a dataset folder", "if an import was interrupted, run it again: it goes on"]),
         (_no_table, ["no images.parquet", "half written", "import again into a new folder"]),
         (_cut_table, ["conversations.parquet", "damaged or truncated", "snapshots/"]),
         (_empty_table, ["images.parquet", "damaged or truncated"]),

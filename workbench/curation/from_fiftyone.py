@@ -98,7 +98,7 @@ def import_fiftyone(
         fields = _fields(fo, view, {"label": label, "objects": objects, "captions": captions})
         files = [Path(path) for path in view.values("filepath")]
         roots, places = _places(view, files)
-        frame = _checked(roots, places, workers)
+        frame = _checked(roots, places, out, workers)
         frame, odd = _with_columns(view, frame, fields)
         conversations = _conversations(view)
     report: dict[str, Any] = {
@@ -196,11 +196,13 @@ def _places(view: SampleCollection, files: Sequence[Path]) -> tuple[dict[str, Pa
     return roots, places
 
 
-def _checked(roots: Mapping[str, Path], places: Sequence[tuple[str, str]], workers: int | None) -> pl.DataFrame:
+def _checked(
+    roots: Mapping[str, Path], places: Sequence[tuple[str, str]], out: Path, workers: int | None
+) -> pl.DataFrame:
     """A row for each file, in the order given."""
     frames = []
     for root, folder in roots.items():
-        frame = image_rows(folder, [path for name, path in places if name == root], workers=workers)
+        frame = image_rows(folder, [path for name, path in places if name == root], out, workers=workers)
         frames.append(frame.with_columns(pl.lit(root).alias("root")))
     order = pl.DataFrame(places, schema={"root": pl.String, "path": pl.String}, orient="row")
     return order.join(pl.concat(frames), on=["root", "path"], how="left", maintain_order="left")

@@ -42,11 +42,13 @@ def map_batches(
     on_crash: Callable[[Item], Result] | None = None,
     engine: str | None = None,
     size: Callable[[Item], int] = lambda _: 1,
+    before: int = 0,
 ) -> Iterator[Result]:
     """The results for all items, in their order. `workers` None uses every processor; 1 stays in this process.
 
     `engine`: `local`, a pool of processes here, or `ray`, the cluster that Ray finds or a local one that it starts;
-    None takes that of `use_engine`. Results and errors are the same. `size`: how much an item counts in the progress.
+    None takes that of `use_engine`. Results and errors are the same. `size`: how much an item counts in the progress,
+    which begins at `before`: so much was done by an earlier try.
 
     An exception of the function ends it, with a note that names the item. An item whose worker process dies (a decoder
     that crashes, no memory left) gets the result `on_crash(item)`; without `on_crash` it raises a `DataError` that
@@ -58,7 +60,7 @@ def map_batches(
     if len(batches) <= 1 or workers == 1:
         run = _here
     left = iter(items)
-    with progress(description, total=sum(map(size, items))) as bar:
+    with progress(description, total=before + sum(map(size, items)), before=before) as bar:
         for results in run(function, batches, workers, on_crash):
             yield from results
             bar.advance(sum(map(size, islice(left, len(results)))))

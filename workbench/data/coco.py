@@ -61,7 +61,8 @@ def import_coco(
     if not folder.is_dir():
         raise DataError(str(folder), found="no such folder", expected="the folder that file_name starts from")
     images, captions, objects, categories = _gather(paths)
-    frame = image_rows(folder, [image["file_name"] for image in images.values()], workers=workers).with_columns(
+    files_named = [image["file_name"] for image in images.values()]
+    frame = image_rows(folder, files_named, out, workers=workers).with_columns(
         pl.Series("captions", [captions.get(key, []) for key in images], dtype=pl.List(pl.String)),
         pl.Series("objects", [_packed(objects.get(key)) for key in images], dtype=pl.String),
         pl.Series("split", [SPLITS.get(_word(image, "split") or "") for image in images.values()], dtype=pl.String),

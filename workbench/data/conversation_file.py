@@ -66,7 +66,7 @@ def import_conversations(
         raise DataError(str(source), found=found, expected=f"{kind} records")
     with dataset.begin():
         count = dataset.fill("conversations", conversation_frames(chain([first], good)))
-        images = image_rows(folder, list(paths), workers=workers)
+        images = image_rows(folder, list(paths), out, workers=workers)
         refuse_missing(str(source), folder, images)
         dataset.fill("images", [as_images(images)])
         report = {"conversations": count, "quarantined images": by_reason(images), "bad records": bad}

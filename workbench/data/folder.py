@@ -33,6 +33,8 @@ from workbench.resources import atomic_folder, disk_errors, file_lock, write_ato
 CARD, EDITS, SNAPSHOTS, LOCK = "card.yaml", "edits.jsonl", "snapshots", ".lock"
 REPORT = "import.json"
 """In the dataset folder: what came of the import, with every name."""
+CHECKS = ".checks.jsonl"
+"""There until the card is: what an import found in images so far (`checks.py`)."""
 SHARDS = "part-*.parquet"
 """What we name shards in the folder `conversations/`; other tools may name theirs as they like."""
 STAYS = ("name", "roots", "source", "licence", "created", "snapshots")
@@ -117,9 +119,11 @@ class Folder:
 
     def _way_to_one(self) -> str:
         """What to do where there is no card: people name their pictures where a dataset is meant."""
-        interrupted = any(self.path.glob("*.parquet")) or any((self.path / name).exists() for name in (REPORT, LOCK))
+        interrupted = any(self.path.glob("*.parquet")) or any(
+            (self.path / name).exists() for name in (REPORT, LOCK, CHECKS)
+        )
         if interrupted or not self.path.exists() or not (self.path.is_file() or any(self.path.iterdir())):
-            return "check the path; if an import was interrupted, run it again"
+            return "check the path; if an import was interrupted, run it again: it goes on"
         return f"make one first: workbench import {self.path} --out DIR"
 
     def roots(self) -> dict[str, Path]:
@@ -135,6 +139,7 @@ class Folder:
             raise DataError(
                 str(self.path / CARD), found=str(problem), expected="text, numbers, lists, maps"
             ) from problem
+        (self.path / CHECKS).unlink(missing_ok=True)
         write_atomic(self.path / CARD, text)
 
     def counts(self) -> dict[str, Any]:

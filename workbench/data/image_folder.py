@@ -22,6 +22,7 @@ import polars as pl
 
 from workbench.data.captions_file import CAPTION_FILES, SPLITS, Line, read_lines
 from workbench.data.dataset import Dataset
+from workbench.data.folder import CHECKS
 from workbench.data.image_rows import (
     ROOT,
     by_reason,
@@ -88,7 +89,7 @@ def import_folder(
     folder_labels, splits = _folders(found.images, with_labels=not said.captions)
     labels = said.labels if "label" in said.has else folder_labels
     told_splits = said.splits if "split" in said.has else splits
-    frame = image_rows(folder, found.images, workers=workers)
+    frame = image_rows(folder, found.images, out, workers=workers)
     frame = frame.with_columns(
         pl.Series("id", [said.ids.get(path, known) for path, known in frame.select("path", "id").iter_rows()]),
         pl.Series("label", [labels.get(path) for path in found.images], dtype=pl.String),
@@ -168,6 +169,8 @@ def _walk(folder: Path, found: Found) -> Iterator[tuple[str, str]]:
             elif os.path.islink(os.path.join(place, name)):
                 found.unreadable.append(f"{_join(inside, name)}/ (a link; import what it leads to by itself)")
         for name in names:
+            if name == CHECKS:  # of an interrupted import into this folder
+                continue
             path = _join(inside, name)
             try:
                 path.encode()

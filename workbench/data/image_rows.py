@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import polars as pl
 
 from workbench.conversation import new_id
 from workbench.data.batches import map_batches
+from workbench.data.checks import Checks, Stamp, stamp
 from workbench.data.folder import CARD, REPORT, resolve_inside
 from workbench.data.images import check_image
 from workbench.data.tables import IMAGE_COLUMNS
@@ -25,30 +26,59 @@ from workbench.resources import write_atomic
 ROOT = "images"
 NO_FILE = "no such file"
 """How the reason of an image begins whose file is not there."""
+_KEPT = ("width", "height", "hash", "phash", "reason")
+"""What a check finds out, in the order in which it is kept for a rerun."""
+Checked = tuple[dict[str, Any], Stamp | None]
+"""A row, and what tells whether its file is the same when it is asked for again."""
 SHOWN = 10
 """How many names of a kind a printed summary shows; the report has them all."""
 
 
-def image_rows(folder: Path, paths: Sequence[str], *, workers: int | None = None) -> pl.DataFrame:
-    """One row per path below `folder`, in the order given; what cannot be used is quarantined, with the reason."""
+def image_rows(
+    folder: Path, paths: Sequence[str], out: Path | None = None, *, workers: int | None = None
+) -> pl.DataFrame:
+    """One row per path below `folder`, in the order given; what cannot be used is quarantined, with the reason.
+
+    `out` is the dataset that is being made of them: what is found is kept there as it comes, and images that an earlier
+    try found to be ok, and that did not change since, are not opened again.
+    """
+    if out is None:
+        return _frame(row for row, _ in _checked(folder, paths, 0, workers))
+    with Checks(out, folder) as checks:
+        known = checks.known(paths)
+        rest = [path for path in paths if path not in known]
+        rows = {path: _row(path, **dict(zip(_KEPT, found, strict=True)), status="ok") for path, found in known.items()}
+        for path, (row, seen) in zip(rest, _checked(folder, rest, len(paths) - len(rest), workers), strict=True):
+            rows[path] = row
+            if seen is not None and row["status"] == "ok":
+                checks.add(path, seen, [row[key] for key in _KEPT])
+    return _frame(rows[path] for path in paths)
+
+
+def _frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
+    return pl.DataFrame(list(rows), schema=IMAGE_COLUMNS, orient="row")
+
+
+def _checked(folder: Path, paths: Sequence[str], before: int, workers: int | None) -> Iterator[Checked]:
     jobs = [(str(folder), path) for path in paths]
-    rows = list(map_batches(_inspect, jobs, "checking images", workers=workers, on_crash=_crashed))
-    return pl.DataFrame(rows, schema=IMAGE_COLUMNS, orient="row")
+    return map_batches(_inspect, jobs, "checking images", workers=workers, on_crash=_crashed, before=before)
 
 
-def _inspect(job: tuple[str, str]) -> dict[str, Any]:
-    folder, path = job
+def _inspect(job: tuple[str, str]) -> Checked:
+    folder, path = Path(job[0]), job[1]
+    before = stamp(folder, path)  # not after: a file that changes while it is read is checked again
     try:
-        facts = check_image(resolve_inside(Path(folder), path))
+        facts = check_image(resolve_inside(folder, path))
     except DataError as problem:
         expected = f"; expected {problem.expected}" if problem.expected else ""
-        return _row(path, status="quarantined", reason=problem.found + expected)
+        return _row(path, status="quarantined", reason=problem.found + expected), None
     known = {key: getattr(facts, key) for key in ("width", "height", "hash", "phash")}
-    return _row(path, **known, status="ok", reason="; ".join(facts.notes) or None)
+    return _row(path, **known, status="ok", reason="; ".join(facts.notes) or None), before
 
 
-def _crashed(job: tuple[str, str]) -> dict[str, Any]:
-    return _row(job[1], status="quarantined", reason="an image that crashes its decoder, or needs too much memory")
+def _crashed(job: tuple[str, str]) -> Checked:
+    reason = "an image that crashes its decoder, or needs too much memory"
+    return _row(job[1], status="quarantined", reason=reason), None
 
 
 def _row(path: str, **values: Any) -> dict[str, Any]:

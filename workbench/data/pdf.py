@@ -72,7 +72,7 @@ def import_pdf(
     with disk_errors(out):
         for found in map_batches(_render, jobs, "rendering pages", batch_size=1, workers=workers, on_crash=_crashed):
             bad |= found
-    frame = _rows(out / MEDIA, jobs, bad, workers)
+    frame = _rows(out, jobs, bad, workers)
     report = {"documents": len(documents), "pages": len(frame), "quarantined": by_reason(frame)}
     write_report(out, report)
     made = {"made": f"pages of {source.name} at {dpi} dpi", **(card or {}), "import": numbers(report)}
@@ -102,8 +102,9 @@ def _counts(folder: Path, documents: list[str], workers: int | None) -> list[tup
     return list(map_batches(_count, jobs, "opening documents", workers=workers, on_crash=lambda job: crashed))
 
 
-def _rows(media: Path, jobs: list[Pages], bad: Mapping[str, str], workers: int | None) -> pl.DataFrame:
+def _rows(out: Path, jobs: list[Pages], bad: Mapping[str, str], workers: int | None) -> pl.DataFrame:
     """One row per page, and one for each document that could not be opened."""
+    media = out / MEDIA
     pages: list[tuple[str, str, int | None]]
     pages = [(page_path(job[2], page), job[2], page + 1) for job in jobs for page in range(job[4], job[5])]
     known = {path for path, _, _ in pages}
@@ -111,7 +112,7 @@ def _rows(media: Path, jobs: list[Pages], bad: Mapping[str, str], workers: int |
     media.mkdir(parents=True, exist_ok=True)
     for path in bad:
         (media / path).unlink(missing_ok=True)  # of an earlier try
-    frame = image_rows(media, [path for path, _, _ in pages], workers=workers)
+    frame = image_rows(media, [path for path, _, _ in pages], out, workers=workers)
     why = pl.Series("why", [bad.get(path) for path, _, _ in pages], dtype=pl.String)
     return frame.with_columns(
         pl.coalesce(why, "reason").alias("reason"),
