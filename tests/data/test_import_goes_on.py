@@ -82,7 +82,7 @@ def sources(tmp_path: Path) -> dict[str, dict[str, Any]]:
     (tmp_path / "coco.json").write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
     root = {"images": str(tmp_path / "pictures")}
     return {
-        "images": {"source": root["images"]},
+        "images": {"source": root["images"], "format": "images"},  # telling the format opens some, too
         "llava": {"source": str(tmp_path / "llava.json"), "format": "llava", **root},
         "coco": {"source": str(tmp_path / "coco.json"), "format": "coco", **root},
     }

@@ -29,11 +29,11 @@ SYNC_SECONDS = 5.0
 """A killed process loses no line that it wrote; a power cut may lose those of so many seconds."""
 
 
-def stamp(folder: Path, path: str) -> Stamp | None:
-    """Of the file `path` below `folder`; None where there is none, or none that may be read."""
+def stamp(file: Path) -> Stamp | None:
+    """None where there is no such file, or none that may be asked for."""
     try:
-        told = os.stat(resolve_inside(folder, path))
-    except (DataError, OSError, ValueError):
+        told = os.stat(file)
+    except (OSError, ValueError):
         return None
     return told.st_size, told.st_mtime_ns
 
@@ -71,13 +71,19 @@ class Checks:
         """What was found in those of `paths` that are still the same files."""
         kept = self._kept()
         asked = {path: kept[path] for path in paths if path in kept}
-        return {path: row[2:] for path, row in asked.items() if stamp(self._folder, path) == (row[0], row[1])}
+        return {path: row[2:] for path, row in asked.items() if self._stamp(path) == (row[0], row[1])}
 
     def add(self, path: str, stamp: Stamp, found: Sequence[Any]) -> None:
         """`stamp` was taken before the file was read. Written with the next line."""
         self._rows.append([path, *stamp, *found])
         if len(self._rows) >= AT_ONCE:
             self._write()
+
+    def _stamp(self, path: str) -> Stamp | None:
+        try:
+            return stamp(resolve_inside(self._folder, path))
+        except DataError:  # it leads out of the folder by now
+            return None
 
     def _kept(self) -> dict[str, list[Any]]:
         kept: dict[str, list[Any]] = {}

@@ -66,9 +66,10 @@ def _checked(folder: Path, paths: Sequence[str], before: int, workers: int | Non
 
 def _inspect(job: tuple[str, str]) -> Checked:
     folder, path = Path(job[0]), job[1]
-    before = stamp(folder, path)  # not after: a file that changes while it is read is checked again
     try:
-        facts = check_image(resolve_inside(folder, path))
+        file = resolve_inside(folder, path)
+        before = stamp(file)  # not after: a file that changes while it is read is checked again
+        facts = check_image(file)
     except DataError as problem:
         expected = f"; expected {problem.expected}" if problem.expected else ""
         return _row(path, status="quarantined", reason=problem.found + expected), None
