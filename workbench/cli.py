@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from workbench.instruct.loop import Outcome
 
 Verb = Callable[[argparse.Namespace], int | None]
-_FORMATS = ("images", "llava", "sharegpt", "coco", "hf-dataset", "fiftyone")
+_FORMATS = ("images", "pdf", "llava", "sharegpt", "coco", "hf-dataset", "fiftyone")
 """What a dataset is exported as."""
 
 
@@ -258,7 +258,7 @@ def _export(given: argparse.Namespace) -> None:
     from workbench.model.export import export_hf
 
     if Path(given.run, "card.yaml").is_file():
-        fix = "--as llava, sharegpt, coco, hf-dataset, images or fiftyone"
+        fix = "--as llava, sharegpt, coco, hf-dataset, images, pdf or fiftyone"
         raise DataError(given.run, found="a dataset", expected="with --as hf the run folder of a model", fix=fix)
     written = export_hf(given.run, given.out, base=given.base)
     _show(given, f"written: {written}", {"written": str(written)})
@@ -274,7 +274,7 @@ def _export_dataset(given: argparse.Namespace) -> None:
     check_format(given.form, ("hf", *_FORMATS))
     options = {"split": given.split} if given.split else {}
     count = export_dataset(Dataset.open(given.run), given.out, format=given.form, **options)
-    what = "images" if given.form in ("images", "coco", "fiftyone") else "conversations"
+    what = "images" if given.form in ("images", "pdf", "coco", "fiftyone") else "conversations"
     _show(given, f"written: {count} {what} to {given.out}", {"written": given.out, "count": count})
 
 
@@ -575,7 +575,7 @@ def _add_training(verb: Callable[..., argparse.ArgumentParser]) -> None:
         "export data/holiday holiday-hf --as hf-dataset --split train",
     ).add_argument
     add("run", metavar="RUN|DATASET", help="run folder or checkpoint; or dataset folder")
-    add("out", metavar="OUT", help="folder to write; for llava, sharegpt and coco a file; for fiftyone a name")
+    add("out", metavar="OUT", help="folder to write; for llava, sharegpt, coco and pdf a file; for fiftyone a name")
     forms = f"of a run hf, a Hugging Face LLaVA (default); of a dataset {', '.join(_FORMATS)}"
     add("--as", dest="form", default="hf", metavar="F", help=forms)
     add("--split", choices=("train", "val", "test"), help="this part of a dataset only")

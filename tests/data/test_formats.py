@@ -19,6 +19,7 @@ from workbench.curation.in_and_out import export_dataset, import_dataset
 from workbench.data import scene_files
 from workbench.data.dataset import Dataset
 from workbench.data.formats import IN, OUT
+from workbench.data.images import load_image
 from workbench.data.recognise import recognise
 from workbench.errors import DataError
 
@@ -210,6 +211,11 @@ def _columns(dataset: Dataset, *columns: str) -> list[Any]:
     return sorted(dataset.images.select("path", *columns).rows())
 
 
+def _pixels(dataset: Dataset) -> list[bytes]:
+    """Of every picture, in order."""
+    return [load_image(dataset.roots["images"] / path).tobytes() for path in dataset.images["path"]]
+
+
 def _turns(dataset: Dataset, *fields: str) -> dict[str, Any]:
     return {
         one.id: ([(m.role, [getattr(p, "path", p) for p in m.content]) for m in one.messages],
@@ -223,13 +229,14 @@ ROUND: dict[str, tuple[str, Callable[[Dataset], list[Any]]]] = {
     "coco": ("out.json", lambda ds: [_columns(ds, "id", "captions", "label", "split", "hash"), _things(ds, "id")]),
     "llava": ("out.json", lambda ds: [_turns(ds), _columns(ds, "id", "hash")]),
     "sharegpt": ("out.jsonl", lambda ds: [_turns(ds, "task"), _columns(ds, "id", "hash")]),
+    "pdf": ("out.pdf", lambda ds: [_pixels(ds)]),
     "hf-dataset": ("out", lambda ds: [_turns(ds, "task", "source"), _columns(ds, "id", "hash")]),
 }
 """Of every format that goes both ways: what to write, and what of a dataset has to come back equal."""
 
 
 def test_the_round_trips_below_are_all_that_there_are() -> None:
-    assert set(ROUND) == set(OUT) == set(IN) - {"pdf"}, "a PDF page is an image: it goes out as one"
+    assert set(ROUND) == set(OUT) == set(IN)
 
 
 @pytest.mark.parametrize("kind", ROUND)
@@ -240,9 +247,10 @@ def test_out_and_in_again_is_equal(kind: str, scenes: Dataset, tmp_path: Path) -
         scenes = Dataset.open(tmp_path / "copy")
         scenes.add_conversations(_interleaved(scenes))
     count = export_dataset(scenes, tmp_path / name, format=kind)
-    assert count == (12 if kind in ("images", "coco", "llava") else 13)
-    root = {} if kind in ("images", "hf-dataset") else {"images": scenes.roots["images"]}
-    again = import_dataset(tmp_path / name, tmp_path / "again", workers=1, **root)
+    assert count == (12 if kind in ("images", "pdf", "coco", "llava") else 13)
+    options: dict[str, Any] = {"images": scenes.roots["images"]} if kind in ("coco", "llava", "sharegpt") else {}
+    options |= {"dpi": 72} if kind == "pdf" else {}
+    again = import_dataset(tmp_path / name, tmp_path / "again", workers=1, **options)
     for before, after in zip(held(scenes), held(again), strict=True):
         assert before == after and before
 

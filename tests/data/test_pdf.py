@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 
 from workbench.conversation import Image
 from workbench.data.dataset import Dataset
-from workbench.data.formats import import_pdf
+from workbench.data.formats import export_pdf, import_folder, import_pdf
 from workbench.data.images import load_image
 from workbench.errors import DataError
 
@@ -120,3 +120,22 @@ def test_an_import_that_broke_off_renders_only_what_is_missing(tmp_path: Path) -
 
     (tmp_path / "ds/card.yaml").unlink()
     assert import_pdf(source, tmp_path / "ds", dpi=40).images["width"].to_list() == [40] * 3
+
+
+def test_pictures_of_every_size_go_out_as_pages_and_come_back_pixel_for_pixel(tmp_path: Path) -> None:
+    sizes = [(1, 1), (7, 300), (640, 427), (301, 199)]
+    (tmp_path / "in").mkdir()
+    for number, (width, height) in enumerate(sizes):
+        noise = PILImage.effect_noise((width, height), 80)
+        PILImage.merge("RGB", (noise, noise.rotate(180), noise.point(lambda v: 255 - v))).save(
+            tmp_path / "in" / f"{number}.png"
+        )
+    dataset = import_folder(tmp_path / "in", tmp_path / "ds", workers=1)
+    assert export_pdf(dataset, tmp_path / "72.pdf") == len(sizes)
+    again = import_pdf(tmp_path / "72.pdf", tmp_path / "again", dpi=72, workers=1)
+    for before, after in zip(dataset.images["path"], again.images["path"], strict=True):
+        pictures = [load_image(dataset.roots["images"] / before), load_image(again.roots["images"] / after)]
+        assert pictures[0].size == pictures[1].size and pictures[0].tobytes() == pictures[1].tobytes()
+    for out, message in (("72.pdf", "something of that name"), ("pages", r"ends in \.pdf")):
+        with pytest.raises(DataError, match=message):
+            export_pdf(dataset, tmp_path / out)

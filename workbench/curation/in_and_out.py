@@ -39,11 +39,11 @@ def import_dataset(
 
 
 def export_dataset(dataset: Dataset, out: str | Path, *, format: str, split: str | None = None, **options: Any) -> int:
-    """Write a dataset as images, llava, sharegpt, coco, hf-dataset or fiftyone; return how many were written.
+    """Write a dataset as images, pdf, llava, sharegpt, coco, hf-dataset or fiftyone; return how many were written.
 
-    `out` is a file for llava, sharegpt (.json or .jsonl) and coco, a folder for images and hf-dataset, and for fiftyone
-    the name of the FiftyOne dataset. `split` takes only that one. Raises `DataError` for an unknown format, or what the
-    format cannot hold.
+    `out` is a file for llava, sharegpt (.json or .jsonl), coco and pdf, a folder for images and hf-dataset, and for
+    fiftyone the name of the FiftyOne dataset. `split` takes only that one. Raises `DataError` for an unknown format, or
+    what the format cannot hold.
     """
     if check_format(format, (*OUT, FIFTYONE)) == FIFTYONE:
         from workbench.curation.table import to_fiftyone

@@ -1,7 +1,7 @@
 """In and out: the one door to the file formats that become a dataset, or that a dataset becomes.
 
     images        a folder of pictures: class folders, captions.csv or .jsonl, texts beside them
-    pdf           PDF documents, a picture per page (in only)
+    pdf           PDF documents, a picture per page
     llava         LLaVA's JSON or JSONL
     sharegpt      ShareGPT's JSON or JSONL
     coco          COCO captions and instances
@@ -27,6 +27,7 @@ from workbench.data.image_folder_out import export_folder
 from workbench.data.json_records import BadRecord
 from workbench.data.llava_json import export_llava, import_llava, read_conversations
 from workbench.data.pdf import import_pdf
+from workbench.data.pdf_out import export_pdf
 from workbench.data.recognise import recognise
 from workbench.data.sharegpt import export_sharegpt, import_sharegpt, read_sharegpt
 from workbench.errors import DataError
@@ -38,6 +39,7 @@ __all__ = [
     "export_folder",
     "export_hf",
     "export_llava",
+    "export_pdf",
     "export_sharegpt",
     "import_coco",
     "import_files",
@@ -61,6 +63,7 @@ _IN_WITH_IMAGES: dict[str, Callable[..., Dataset]] = {
 """Formats that name images by paths below a folder."""
 _OUT: dict[str, Callable[..., int]] = {
     "images": export_folder,
+    "pdf": export_pdf,
     "llava": export_llava,
     "sharegpt": export_sharegpt,
     "coco": export_coco,
