@@ -84,8 +84,10 @@ def test_documents_at_a_resolution_and_one_split(here: Path, capsys: pytest.Capt
         ),
         ("export pictures x.json --as llava", "make one first: workbench import pictures --out DIR"),
         ("generate pictures", "pictures: found no card.yaml.*make one first: workbench import pictures --out DIR"),
+        ("curate pictures --set filters.aspect.max=2", "--set: found no recipe to change; expected --recipe"),
         ("curate pictures", "pictures: found no card.yaml.*make one first: workbench import pictures --out DIR"),
         ("render data --template v1 --tokenizer TINY", "data: found a folder.*workbench export DATASET FILE.json"),
+        ("open data --port 70000", "port 70000: found no port number; expected 1 to 65535"),
         ("export data pictures --as images", "pictures: found something of that name"),
     ],
 )
@@ -102,3 +104,11 @@ def test_a_mistake_is_one_line(words: str, message: str, here: Path, capsys: pyt
     out, err = capsys.readouterr()
     assert len(err.splitlines()) == 1 and err.startswith("error: ") and re.search(message, err), err
     assert not Path("x").exists() and not Path("x.json").exists()
+
+
+def test_an_import_without_a_usable_picture_names_no_next_step(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("damaged").mkdir()
+    Path("damaged", "a.jpg").write_bytes(b"\xff\xd8\xff\xe0nothing")
+    assert cli.main(["import", "damaged", "--out", "x"]) == 0
+    out = capsys.readouterr().out
+    assert "no picture in x can be used" in out and "next:" not in out

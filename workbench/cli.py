@@ -88,7 +88,9 @@ def _import(given: argparse.Namespace) -> None:
     dataset = import_dataset(source, given.out, format=given.format, **options)
     card = dataset.card
     following = "curate" if card["counts"]["conversations"] else "generate"
-    _show(given, f"next: workbench {following} {given.out}", {"dataset": str(dataset.path), "counts": card["counts"]})
+    usable = card["counts"]["status"].get("ok")
+    told = f"next: workbench {following} {given.out}" if usable else f"no picture in {given.out} can be used"
+    _show(given, told, {"dataset": str(dataset.path), "counts": card["counts"]})
 
 
 def _curate(given: argparse.Namespace) -> None:
@@ -96,11 +98,14 @@ def _curate(given: argparse.Namespace) -> None:
     from workbench.curation.filters import curate
     from workbench.data.dataset import Dataset
 
+    if given.set and not given.recipe:
+        raise DataError("--set", found="no recipe to change", expected="--recipe with a file or a shipped name")
     recipe = CurateRecipe.load(given.recipe, given.set) if given.recipe else None
     funnel = curate(Dataset.open(given.dataset), recipe)
     if given.out:
         funnel.save(given.out)
-    _show(given, funnel, funnel.table.to_dicts())
+    page = f"\nwritten: {given.out}" if given.out else ""
+    _show(given, f"{funnel}{page}", funnel.table.to_dicts())
 
 
 def _open(given: argparse.Namespace) -> None:

@@ -56,6 +56,8 @@ def open(
     In JupyterHub, and in JupyterLab with jupyter-server-proxy, it is found; where it may be needed and is not found,
     the way is printed. Raises `DataError` for a port that is taken, `DatabaseError` where no database can be used.
     """
+    if port is not None and not 0 < port < 65536:
+        raise DataError(f"port {port}", found="no port number", expected="1 to 65535")
     fiftyone = open_fiftyone()
     view = view_of(_dataset(dataset)) if isinstance(dataset, (Dataset, str, Path)) else dataset
     _importable()
