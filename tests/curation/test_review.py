@@ -101,6 +101,7 @@ def test_conversations_of_a_view_are_those_it_shows_and_that_are_ok(dataset: Dat
     details = view.filter_labels("conversations", ViewField("label") == "detail")
     assert [one.id for one in conversations(details)] == ["detail-a"]
     assert conversations(view.limit(1)) == dataset.conversations()[:2]
+    assert conversations(dataset) == conversations(view)
 
 
 def test_what_cannot_be_done_is_said(dataset: Dataset, fiftyone: Any) -> None:

@@ -56,8 +56,13 @@ def _opened(path: str) -> Dataset:
     return Dataset.open(path)
 
 
-def conversations(view: SampleCollection) -> list[Conversation]:
-    """The conversations whose labels the view shows, as the dataset folder has them now; only those that are ok."""
+def conversations(view: SampleCollection | Dataset) -> list[Conversation]:
+    """The conversations whose labels the view shows, as the dataset folder has them now; only those that are ok.
+
+    Of a `Dataset`, which shows everything, all that are ok.
+    """
+    if isinstance(view, Dataset):
+        return list(view.iter_conversations())
     shown = {name for names in view.values(f"{LABELS}.conversation_id") for name in names or []}
     return [one for one in dataset_of(view).iter_conversations() if one.id in shown]
 
