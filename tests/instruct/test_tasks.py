@@ -43,16 +43,18 @@ def test_the_three_prompts_of_llava_hold_all_captions_and_all_boxes_from_0_to_1(
 
 
 @pytest.mark.parametrize("task", ASKED, ids=lambda task: task.name)
-def test_every_prompt_is_a_legal_conversation_with_a_version(task: Task) -> None:
+@pytest.mark.parametrize("number", [0, 1])
+def test_every_prompt_is_a_legal_conversation_with_a_version(task: Task, number: int) -> None:
     assert "{# version:" in task.prompt and task.version >= 1 and len(task.prompt_hash) == 16
     for sees in (True, False):
         for json in (True, False):
-            asked = check_conversation(task.ask(COCO, id="a", number=1, sees=sees, json=json))
+            asked = check_conversation(task.ask(COCO, id="a", number=number, sees=sees, json=json))
             assert asked.messages[-1].role == "user"
             assert [image.path for image in asked.images] == (["a.jpg"] if sees else [])
             said = "\n".join(message.text for message in asked.messages)
             assert ('{"' in said) == json
             assert not re.search(r"{%|{{|<<|\n\n\n", said)
+            assert not re.search(r"\w\.[A-Z]", said), "sentences that run together"
 
 
 def test_a_text_model_is_not_asked_where_only_the_picture_is_known() -> None:
