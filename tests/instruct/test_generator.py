@@ -149,6 +149,17 @@ def test_nothing_known_is_one_clear_error(tmp_path: Path, picture_bytes: bytes) 
         generate(dataset)
 
 
+def test_a_task_that_captions_are_not_enough_for_is_named(tmp_path: Path, picture_bytes: bytes) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "one.png").write_bytes(picture_bytes)
+    (tmp_path / "in" / "one.txt").write_text("A red ball.")
+    dataset = import_folder(tmp_path / "in", tmp_path / "out")
+    with pytest.raises(DataError, match="no image with what rules write grounding from.*another task"):
+        generate(dataset, tasks=["grounding"])
+    with pytest.raises(DataError, match="caption=0; expected 1 or more"):
+        generate(dataset, tasks={"caption": 0})
+
+
 def test_an_unknown_task_names_the_known_ones(scenes: Dataset) -> None:
     with pytest.raises(DataError, match="caption, conversation"):
         generate(scenes, tasks=["poem"])

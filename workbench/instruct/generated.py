@@ -77,7 +77,8 @@ class Generated:
     def __str__(self) -> str:
         lines = [f"{task}: {count:,} conversations" for task, count in self.counts.items()]
         if self.skipped:
-            lines.append(f"{len(self.skipped)} images gave none, for example {next(iter(self.skipped.items()))}")
+            path, reason = next(iter(self.skipped.items()))
+            lines.append(f"{len(self.skipped)} images gave none, for example {path}: {reason}")
         if self.outcome is not None:
             lines += [str(self.outcome), *(f"  {step:<24} {left:>8,}" for step, _, left in self.funnel.iter_rows())]
         if self.failed:

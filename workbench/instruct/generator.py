@@ -166,7 +166,11 @@ def show_prompt(
 
 def _wanted(tasks: Sequence[str | Task] | Mapping[str, int] | None) -> dict[Task, int]:
     counts = PER_IMAGE if tasks is None else tasks if isinstance(tasks, Mapping) else dict.fromkeys(tasks, 1)
-    return {find_task(task): count for task, count in counts.items()}
+    wanted = {find_task(task): count for task, count in counts.items()}
+    for task, count in wanted.items():
+        if count < 1:
+            raise DataError("generate", found=f"{task.name}={count}", expected="1 or more, or leave the task out")
+    return wanted
 
 
 # --- rules ----------------------------------------------------------------------------------------------------
@@ -189,13 +193,16 @@ def _by_rules(
         if row["split"] in ("val", "test"):
             written += _questions(ground, row, material, questions_per_image, seed)
         if not written:
-            report.skipped[row["path"]] = "no annotation, caption or class"
+            names = ", ".join(task.name for task in wanted)
+            report.skipped[row["path"]] = f"no annotation, caption or class that {names} can be written from"
         made |= {conversation.id: conversation for conversation in written}
     if not made:
         raise DataError(
             str(dataset.path),
-            found="no image with annotations, a caption or a class",
-            fix="put images in sub-folders named by class, or a captions.csv beside them, and import again",
+            found=f"no image with what rules write {', '.join(task.name for task in wanted)} from",
+            expected="annotations, captions or classes",
+            fix="put images in sub-folders named by class, or a captions.csv beside them, and import again; "
+            "or choose another task or teacher",
         )
     own = _touched(dataset)
     dataset.add_conversations(
