@@ -98,8 +98,9 @@ def import_fiftyone(
         fields = _fields(fo, view, {"label": label, "objects": objects, "captions": captions})
         files = [Path(path) for path in view.values("filepath")]
         roots, places = _places(view, files)
-        frame = _checked(roots, places, out, workers)
-        frame, odd = _with_columns(view, frame, fields)
+        splits = [_split(path, tags) for (_, path), tags in zip(places, view.values("tags"), strict=True)]
+        frame = _checked(roots, places, out, workers)  # the long part: what a person can mend is said before it
+        frame, odd = _with_columns(view, frame, fields, splits)
         conversations = _conversations(view)
     report: dict[str, Any] = {
         "fields taken": [f"{field} as {column}" for column, field in fields.items()],
@@ -209,7 +210,7 @@ def _checked(
 
 
 def _with_columns(
-    view: SampleCollection, frame: pl.DataFrame, fields: Mapping[str, str]
+    view: SampleCollection, frame: pl.DataFrame, fields: Mapping[str, str], splits: Sequence[str | None]
 ) -> tuple[pl.DataFrame, list[str]]:
     """The rows with what the fields say, and the images with objects that have no box."""
     sizes = frame.select("path", "width", "height").rows()
@@ -222,7 +223,7 @@ def _with_columns(
     own = [sorted(tag for tag in some if tag not in RESERVED_TAGS and tag.lower() not in SPLITS) for some in tags]
     frame = frame.with_columns(
         pl.Series("id", _ids(view, frame), dtype=pl.String),
-        pl.Series("split", [_split(size[0], some) for size, some in zip(sizes, tags, strict=True)], dtype=pl.String),
+        pl.Series("split", splits, dtype=pl.String),
         pl.Series("label", labels, dtype=pl.String),
         pl.Series("objects", objects, dtype=pl.String),
         pl.Series("captions", [_texts(one) for one in said], dtype=pl.List(pl.String)),
