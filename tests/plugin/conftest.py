@@ -93,7 +93,7 @@ class App:
     plugins: Path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[App]:
     folder = tmp_path_factory.mktemp("app")
     dataset, plugins = scenes(folder / "shown"), folder / "plugins"
@@ -132,8 +132,9 @@ class opened:
             self.process.kill()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(chromium: str) -> Iterator[Any]:
+    """Closed after each module: Playwright keeps an event loop in this thread, in which nobody else could run one."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
