@@ -14,15 +14,12 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
-
 from workbench.conversation import Conversation, to_chat
 from workbench.curation.database import database_errors
 from workbench.curation.documents import LABELS, readable
 from workbench.curation.table import VERDICTS
 from workbench.curation.turns import REGENERATED
 from workbench.data.dataset import Dataset
-from workbench.data.tables import frame_to_conversations
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -76,7 +73,7 @@ def give_verdict(view: SampleCollection, name: str, verdict: str, *, who: str) -
     if verdict not in VERDICTS:
         raise DataError(f"conversation {name}", found=f"verdict {verdict!r}", expected=" or ".join(VERDICTS))
     dataset = dataset_of(view)
-    metadata = {**_read(dataset, name)[0].metadata, "verdict": verdict}
+    metadata = {**dataset.find(name)[0].metadata, "verdict": verdict}
     rejected = verdict == "reject"
     state = {"status": "removed" if rejected else "ok", "reason": f"rejected by {who}" if rejected else None}
     _save(view, dataset, name, {"metadata": metadata, **state}, who)
@@ -89,7 +86,7 @@ def edit_messages(view: SampleCollection, name: str, messages: Sequence[Mapping[
     `ConversationError` for turns that do not make a conversation; then nothing has changed.
     """
     dataset = dataset_of(view)
-    if list(messages) != to_chat(_read(dataset, name)[0]):
+    if list(messages) != to_chat(dataset.find(name)[0]):
         _save(view, dataset, name, {"messages": list(messages)}, who)
 
 
@@ -99,18 +96,10 @@ def rewrite(view: SampleCollection, new: Conversation, *, rejected: str | None =
     The verdict on the old text goes. `rejected`: why a check would not keep it. Raises as `edit_messages` does.
     """
     dataset = dataset_of(view)
-    metadata = {key: value for key, value in _read(dataset, new.id)[0].metadata.items() if key != "verdict"}
+    metadata = {key: value for key, value in dataset.find(new.id)[0].metadata.items() if key != "verdict"}
     state = {"status": "removed" if rejected else "ok", "reason": rejected, "metadata": metadata}
     values = {"messages": to_chat(new), "source": dict(new.source), **state}
     _save(view, dataset, new.id, values, who, why=f"{REGENERATED} by {new.source.get('teacher', 'a teacher')}")
-
-
-def _read(dataset: Dataset, name: str) -> tuple[Conversation, str, str | None]:
-    """A conversation with its status and reason."""
-    rows = dataset.conversation_rows.filter(pl.col("id") == name)
-    if not rows.height:
-        raise DataError(f"conversation {name}", found="no such id", expected=f"one of {dataset.path}")
-    return next(frame_to_conversations(rows)), rows["status"][0], rows["reason"][0]
 
 
 def _save(
@@ -118,7 +107,7 @@ def _save(
 ) -> None:
     said = {"why": why} if why else {}
     dataset.edit({"table": "conversations", "id": name, "set": dict(values), "who": who, **said})
-    _show(view, name, *_read(dataset, name))
+    _show(view, name, *dataset.find(name))
 
 
 def _show(view: SampleCollection, name: str, conversation: Conversation, status: str, reason: str | None) -> None:

@@ -127,6 +127,13 @@ class Dataset:
         """One row per conversation, edits applied, whatever its status. Columns: `tables.CONVERSATION_COLUMNS`."""
         return self._folder.table("conversations")
 
+    def find(self, name: str) -> tuple[Conversation, str, str | None]:
+        """The conversation with the id `name`, its status and the reason. Raises `DataError` for an unknown id."""
+        rows = self.conversation_rows.filter(pl.col("id") == name)
+        if not rows.height:
+            raise DataError(f"conversation {name}", found="no such id", expected=f"one of {self.path}")
+        return next(tables.frame_to_conversations(rows)), rows["status"][0], rows["reason"][0]
+
     def conversations(self, split: str | None = None, tasks: Sequence[str] | None = None) -> list[Conversation]:
         """The conversations that are ok, in the order written.
 

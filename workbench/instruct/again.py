@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import polars as pl
-
 from workbench.conversation import Conversation
 from workbench.data.dataset import Dataset
-from workbench.data.tables import frame_to_conversations
 from workbench.errors import DataError
 from workbench.instruct.checks import CHECKS, Context
 from workbench.instruct.generator import REJECTED, REPLIES, RULES_VERSION, read_reply
@@ -36,7 +33,7 @@ def write_again(
     saves reading the images anew. Raises `DataError` where the teacher cannot write this task about this image, or gave
     no answer that can be read; `RecipeError` for a teacher file that is wrong.
     """
-    old = _find(dataset, name)
+    old, _, _ = dataset.find(name)
     ground = ground or Ground(dataset)
     job = _job(ground, old)
     if teacher == RULES:
@@ -45,13 +42,6 @@ def write_again(
     if not job.task.prompt or not job.task.fits(job.material, sees=found.sees):
         raise DataError(f"conversation {name}", found=f"too little to ask {found.name} a {job.task.name} about")
     return _by_teacher(dataset, job, found)
-
-
-def _find(dataset: Dataset, name: str) -> Conversation:
-    rows = dataset.conversation_rows.filter(pl.col("id") == name)
-    if not rows.height:
-        raise DataError(f"conversation {name}", found="no such id", expected=f"one of {dataset.path}")
-    return next(frame_to_conversations(rows))
 
 
 def _job(ground: Ground, old: Conversation) -> Job:

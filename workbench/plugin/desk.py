@@ -84,10 +84,7 @@ class Desk:
 
     def messages(self, name: str) -> Chat:
         """The turns as they are now. Raises `DataError` for an unknown id."""
-        rows = self.dataset.conversation_rows.filter(pl.col("id") == name)
-        if not rows.height:
-            raise DataError(f"conversation {name}", found="no such id in the dataset folder", fix="open the App anew")
-        return to_chat(next(frame_to_conversations(rows)))
+        return to_chat(self.dataset.find(name)[0])
 
     # --- one conversation ---------------------------------------------------------------------------------------
 
