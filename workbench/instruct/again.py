@@ -12,7 +12,7 @@ from workbench.conversation import Conversation
 from workbench.data.dataset import Dataset
 from workbench.errors import DataError
 from workbench.instruct.checks import CHECKS, Context
-from workbench.instruct.generator import REJECTED, REPLIES, RULES_VERSION, read_reply
+from workbench.instruct.generator import REPLIES, RULES_VERSION, read_reply, rejection
 from workbench.instruct.limits import Budget
 from workbench.instruct.loop import run
 from workbench.instruct.plan import Ground, Job
@@ -76,5 +76,4 @@ def _by_teacher(dataset: Dataset, job: Job, teacher: Teacher) -> tuple[Conversat
     unread = next((found for name, found in problems if name == "format"), None)
     if unread:
         raise DataError(f"teacher {teacher.name}", found=f"a reply without turns: {unread}", fix="ask once more")
-    rejected = REJECTED + "; ".join(f"{name}: {found}" for name, found in problems) if problems else None
-    return replace(new, id=job.id), rejected
+    return replace(new, id=job.id), rejection(problems) if problems else None

@@ -204,7 +204,7 @@ def _by_rules(
             fix="put images in sub-folders named by class, or a captions.csv beside them, and import again; "
             "or choose another task or teacher",
         )
-    own = _touched(dataset)
+    own = touched(dataset)
     dataset.add_conversations(
         [one for one in made.values() if one.id not in own],
         operation={"name": "generate", "teacher": RULES, "seed": seed},
@@ -272,7 +272,7 @@ def _by_teacher(
         report = Generated(outcome=outcome, failed=dict(outcome.failed))
         kept, rejected = _read_replies(planned, teacher, store, seed, checks, report)
     operation = {"name": "generate", "teacher": teacher.name, "model": teacher.model, "seed": seed}
-    own = _touched(dataset)
+    own = touched(dataset)
     dataset.add_conversations([one for one in kept if one.id not in own], rejected=rejected, operation=operation)
     report.count(one for one in kept if one.id not in rejected)
     _describe(dataset)
@@ -324,10 +324,15 @@ def _read_replies(
             report.answered(job, [name for name, _ in problems])
             kept.append(conversation)
             if problems:
-                rejected[conversation.id] = REJECTED + "; ".join(f"{name}: {found}" for name, found in problems)
+                rejected[conversation.id] = rejection(problems)
             else:
                 others.append(conversation)
     return kept, rejected
+
+
+def rejection(problems: Sequence[tuple[str, str]]) -> str:
+    """The reason to keep with a conversation that checks rejected: each with what it found."""
+    return REJECTED + "; ".join(f"{name}: {found}" for name, found in problems)
 
 
 def read_reply(
@@ -384,7 +389,7 @@ def _attempts(dataset: Dataset, *, again: bool) -> dict[str, int]:
     return found
 
 
-def _touched(dataset: Dataset) -> set[str]:
+def touched(dataset: Dataset) -> set[str]:
     """Ids of the conversations that a person edited or rejected."""
     rows = dataset.conversation_rows
     edited = pl.col("source").str.contains('"edits"', literal=True)

@@ -20,7 +20,7 @@ from workbench.data.tables import frame_to_conversations
 from workbench.errors import DataError, WorkbenchError
 from workbench.instruct.cost import prompt_tokens
 from workbench.instruct.endpoints import Request
-from workbench.instruct.generator import REJECTED, REPLIES
+from workbench.instruct.generator import REPLIES, rejection, touched
 from workbench.instruct.judge import (
     ACCEPT_FROM,
     COLUMNS,
@@ -138,11 +138,10 @@ def _requests(
     dataset: Dataset, known: list[Conversation], task: Task, who: Teacher
 ) -> Iterator[tuple[Conversation, Request]]:
     ground = Ground(dataset)
-    rows = {(row["root"], row["path"]): row for row in ground.rows}
     options = replace(who.options, temperature=0.0, max_tokens=min(who.options.max_tokens, OPTIONS.max_tokens))
     schema = SCHEMA if who.structured else None
     for one in known:
-        row = rows.get((one.images[0].root, one.images[0].path)) if one.images else None
+        row = ground.row(one.images[0].root, one.images[0].path) if one.images else None
         asked = ask(task, one, ground.material(row) if row is not None else Material(), who.sees)
         key = content_address(asked, who.model, options, schema, "judge", one.id)
         yield one, Request(key, asked, options, schema, prompt_tokens(asked, who.price.image if who.price else None))
@@ -158,12 +157,14 @@ def _agreement(table: pl.DataFrame, known: list[Conversation]) -> Agreement | No
 def _reject(dataset: Dataset, table: pl.DataFrame, known: list[Conversation]) -> int:
     """Keep what is under the bar as rejected, as a check does; a person's word counts more."""
     low: Mapping[str, Any] = {row["id"]: row for row in table.filter(pl.col("verdict") == "reject").to_dicts()}
-    mine = [one for one in known if one.id in low and not _verdict(one) and "edits" not in one.source]
-    reasons = {
-        one.id: f"{REJECTED}judge {low[one.id]['judge']}: {low[one.id]['score']} of 10. {low[one.id]['reason'] or ''}"
-        for one in mine
-    }
+    own = touched(dataset)
+    mine = [one for one in known if one.id in low and not _verdict(one) and one.id not in own]
+    reasons = {one.id: rejection([_said(low[one.id])]) for one in mine}
     if reasons:
         name = table["judge"][0]
         dataset.add_conversations(mine, rejected=reasons, operation={"name": "judge", "judge": name})
     return len(reasons)
+
+
+def _said(row: Mapping[str, Any]) -> tuple[str, str]:
+    return f"judge {row['judge']}", f"{row['score']} of 10. {row['reason'] or ''}"
