@@ -46,7 +46,7 @@ _TAGS = (
     r"|(?:do|would) you agree|am i (?:right|correct|close)|is that your final answer|can you confirm(?: that| this)?"
 )
 _TOLD = re.compile(
-    rf"\s*(?:(?:{_ASKS})\b[,:]?(?: (?:that|whether|if)\b)?)?(?P<said>.+?)(?P<tag>\s*[,.;]\s*(?:{_TAGS}))?\s*[?.]\s*$",
+    rf"\s*(?:(?:{_ASKS})\b[,:]?(?: (?:that|whether|if)\b)?)?(?P<said>.+?)(?P<tag>\s*[,.;]\s*(?:{_TAGS}))?\s*[?.]?\s*$",
     re.IGNORECASE | re.DOTALL,
 )
 """A statement to be confirmed: "So the star is red, correct?", "Would you say it is small?"."""

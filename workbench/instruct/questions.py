@@ -33,7 +33,6 @@ _WHAT = re.compile(
     r"|where(?: in the \w+)?(?: is| are)?\b|how (?:big|large|small)(?: is| are)?\b|how many(?: of the)?\b"
     r"|how (?:is|are)\b|what about\b|name (?:an?|the|one) (?:object|shape|thing|item|figure)\b"
 )
-_THAT = re.compile(r"\s*it (?:true|correct|right) that ", re.IGNORECASE)
 _COUNTS = re.compile(r"\b(?:how many|count|number|total|quantity|tally)\b")
 _COUNTED = re.compile(r"\b(?:there(?:'s|’s| are| is)|count|see|total of|make out|go with)\W*$")
 _LABEL = re.compile(
@@ -176,8 +175,7 @@ def _taken(phrases: list[Phrase], question: str, cut: int = 0, added: int = 0) -
 
 
 def _ask_what(reader: Reader, question: str, end: int, words: str) -> _Asked:
-    stem, lead = _OPTIONS.split(question)[0], ""
-    stem = stem[:end] + _unmodal(stem[end:])
+    stem, lead = question[:end] + _unmodal(question[end:]), ""
     rest = stem[end:].strip()
     reading = reader.read(stem[end:])
     if _PLACED.match(rest.lower()) or not reading.phrases:
@@ -197,10 +195,9 @@ def _ask_what(reader: Reader, question: str, end: int, words: str) -> _Asked:
 
 def _ask_whether(reader: Reader, question: str, end: int) -> _Asked:
     """ "Is the red star left of the ring?": the last thing said is what is asked, the rest is taken for granted."""
-    stem = _blank(_OPTIONS.split(question)[0], end)
-    whole = _THAT.match(stem)
-    cut = len(stem) if whole else reader.first_end(stem)
-    reading = reader.read(_blank(stem, whole.end()) if whole else f"{stem[:cut]} is{stem[cut:]}")
+    stem = _blank(question, end)
+    cut = reader.first_end(stem)
+    reading = reader.read(f"{stem[:cut]} is{stem[cut:]}")
     if not reading.phrases:
         return _Asked()
     about = reading.phrases[0]
