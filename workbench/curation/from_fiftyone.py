@@ -29,16 +29,8 @@ from workbench.curation.table import VERDICTS
 from workbench.data.boxes import from_fiftyone
 from workbench.data.captions_file import SPLITS
 from workbench.data.dataset import Dataset
-from workbench.data.image_rows import (
-    ROOT,
-    by_reason,
-    image_rows,
-    numbers,
-    refuse_existing,
-    root_for,
-    summary,
-    write_report,
-)
+from workbench.data.image_rows import ROOT, image_rows, refuse_existing, root_for
+from workbench.data.imported import by_reason, keep
 from workbench.data.tables import conversations_to_frame
 from workbench.errors import DataError
 
@@ -109,13 +101,17 @@ def import_fiftyone(
         "quarantined images": by_reason(frame),
         "objects without a box": odd,
     }
-    write_report(out, report)
-    name = name or view._root_dataset.name
-    made = {"made": f"imported from FiftyOne: {view._root_dataset.name}", **(card or {}), "import": numbers(report)}
-    told = {root: root_for(folder, out) for root, folder in roots.items()}
-    dataset = Dataset.create(out, name=name, roots=told, card=made, images=frame, conversations=conversations)
-    print(summary(f"{name}: {frame.height} images in {out}", report))
-    return dataset
+    known = view._root_dataset.name
+    return keep(
+        out,
+        frame,
+        report,
+        name=name or known,
+        roots={root: root_for(folder, out) for root, folder in roots.items()},
+        made={"made": f"imported from FiftyOne: {known}"},
+        card=card,
+        conversations=conversations,
+    )
 
 
 def _load(fo: ModuleType, name: str) -> SampleCollection:

@@ -21,17 +21,8 @@ import polars as pl
 from workbench.data.boxes import from_coco
 from workbench.data.captions_file import ID, SPLITS
 from workbench.data.dataset import Dataset
-from workbench.data.image_rows import (
-    ROOT,
-    by_reason,
-    image_rows,
-    numbers,
-    refuse_existing,
-    refuse_missing,
-    root_for,
-    summary,
-    write_report,
-)
+from workbench.data.image_rows import ROOT, image_rows, refuse_existing, refuse_missing, root_for
+from workbench.data.imported import by_reason, keep
 from workbench.errors import DataError
 
 _SHAPE = '{"images": [...], "annotations": [...], "categories": [...]}'
@@ -79,16 +70,9 @@ def import_coco(
         "images without annotation": sum(key not in captions and key not in objects for key in images),
         "sizes that differ from the file's": _other_sizes(frame, images),
     }
-    write_report(out, report)
-    name = name or paths[0].stem
-    made: dict[str, Any] = {
-        "made": f"imported from COCO files: {', '.join(path.name for path in paths)}",
-        "coco": categories,
-    }
-    made = {**made, **(card or {}), "import": numbers(report)}
-    dataset = Dataset.create(out, name=name, roots={ROOT: root_for(folder, out)}, card=made, images=frame)
-    print(summary(f"{name}: {frame.height} images in {out}", report))
-    return dataset
+    made = {"made": f"imported from COCO files: {', '.join(path.name for path in paths)}", "coco": categories}
+    roots = {ROOT: root_for(folder, out)}
+    return keep(out, frame, report, name=name or paths[0].stem, roots=roots, made=made, card=card)
 
 
 def _gather(paths: Sequence[Path]) -> tuple[dict[int, Any], dict[int, list[str]], dict[int, list[Any]], list[Any]]:

@@ -17,17 +17,8 @@ from typing import Any
 from workbench.conversation import IMAGE_MARK, Conversation, new_id
 from workbench.data.dataset import Dataset, new_card
 from workbench.data.folder import Folder
-from workbench.data.image_rows import (
-    ROOT,
-    by_reason,
-    image_rows,
-    numbers,
-    refuse_existing,
-    refuse_missing,
-    root_for,
-    summary,
-    write_report,
-)
+from workbench.data.image_rows import ROOT, image_rows, refuse_existing, refuse_missing, root_for
+from workbench.data.imported import by_reason, numbers, summary, write_report
 from workbench.data.json_records import BadRecord
 from workbench.data.tables import as_images, conversation_frames
 from workbench.errors import DataError

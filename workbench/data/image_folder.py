@@ -23,17 +23,9 @@ import polars as pl
 from workbench.data.captions_file import CAPTION_FILES, SPLITS, Line, read_lines
 from workbench.data.dataset import Dataset
 from workbench.data.folder import CHECKS
-from workbench.data.image_rows import (
-    ROOT,
-    by_reason,
-    image_rows,
-    numbers,
-    refuse_existing,
-    root_for,
-    summary,
-    write_report,
-)
+from workbench.data.image_rows import ROOT, image_rows, refuse_existing, root_for
 from workbench.data.images import SUFFIXES
+from workbench.data.imported import by_reason, keep
 from workbench.errors import DataError
 
 _HIDDEN = {"thumbs.db", "desktop.ini", "__macosx"}
@@ -99,12 +91,9 @@ def import_folder(
     report = _report(frame, found, report)
     if splits and "split" not in said.has:
         report["in no split folder"] = [path for path in found.images if path not in splits]
-    write_report(out, report)
-    name = name or folder.resolve().name
-    made = {"made": f"imported from the folder {folder.name}", **(card or {}), "import": numbers(report)}
-    dataset = Dataset.create(out, name=name, roots={ROOT: root_for(folder, out)}, card=made, images=annotate(frame))
-    print(summary(f"{name}: {frame.height} images in {out}", report))
-    return dataset
+    name, roots = name or folder.resolve().name, {ROOT: root_for(folder, out)}
+    made = {"made": f"imported from the folder {folder.name}"}
+    return keep(out, annotate(frame), report, name=name, roots=roots, made=made, card=card)
 
 
 def _report(frame: pl.DataFrame, found: Found, captions: dict[str, Any]) -> dict[str, Any]:

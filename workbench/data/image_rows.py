@@ -6,8 +6,6 @@ Does not know: how the files were found or named (`image_folder.py`, `llava_json
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,10 @@ import polars as pl
 from workbench.conversation import new_id
 from workbench.data.batches import map_batches
 from workbench.data.checks import Checks, Stamp, stamp
-from workbench.data.folder import CARD, REPORT, resolve_inside
+from workbench.data.folder import CARD, resolve_inside
 from workbench.data.images import check_image
 from workbench.data.tables import IMAGE_COLUMNS
 from workbench.errors import DataError
-from workbench.resources import write_atomic
 
 ROOT = "images"
 NO_FILE = "no such file"
@@ -30,8 +27,6 @@ _KEPT = ("width", "height", "hash", "phash", "reason")
 """What a check finds out, in the order in which it is kept for a rerun."""
 Checked = tuple[dict[str, Any], Stamp | None]
 """A row, and what tells whether its file is the same when it is asked for again."""
-SHOWN = 10
-"""How many names of a kind a printed summary shows; the report has them all."""
 
 
 def image_rows(
@@ -105,38 +100,3 @@ def refuse_missing(source: str, folder: Path, frame: pl.DataFrame) -> None:
         found = f"none of its {frame.height} images below {folder}; the first: {frame['path'][0]}"
         fix = "name that folder: images=FOLDER, or --images FOLDER"
         raise DataError(source, found=found, expected="the folder that the image paths start from", fix=fix)
-
-
-def by_reason(frame: pl.DataFrame) -> dict[str, list[str]]:
-    """Quarantined paths by the kind of reason, most frequent first."""
-    kinds: dict[str, list[str]] = {}
-    for path, reason in frame.filter(pl.col("status") == "quarantined").select("path", "reason").iter_rows():
-        kinds.setdefault(re.split(r"[:;(]", reason)[0].strip(), []).append(path)
-    return dict(sorted(kinds.items(), key=lambda item: -len(item[1])))
-
-
-def summary(title: str, report: Mapping[str, Any]) -> str:
-    """The report of an import as lines for a person: numbers, and the first names of every list."""
-    lines = [title]
-    for what, value in report.items():
-        entries = value.items() if isinstance(value, Mapping) else [("", value)]
-        for kind, names in entries:
-            label = f"{what}, {kind}" if kind else what
-            if isinstance(names, list):
-                more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-                names = f"{len(names)}: {', '.join(map(str, names[:SHOWN]))}{more}" if names else ""
-            if names:
-                lines.append(f"  {label}: {names}")
-    return "\n".join(lines)
-
-
-def write_report(out: Path, report: Mapping[str, Any]) -> None:
-    for rest in out.glob(f".{REPORT}.*.tmp"):  # of an import that was killed
-        rest.unlink(missing_ok=True)
-    write_atomic(out / REPORT, json.dumps(report, indent=1, ensure_ascii=False))
-
-
-def numbers(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The report with counts in place of lists, for the card."""
-    counted = {what: numbers(value) if isinstance(value, Mapping) else value for what, value in report.items()}
-    return {what: len(value) if isinstance(value, list) else value for what, value in counted.items()}

@@ -22,8 +22,9 @@ from PIL.PngImagePlugin import PngInfo
 from workbench.data.batches import map_batches
 from workbench.data.dataset import Dataset
 from workbench.data.folder import resolve_inside
-from workbench.data.image_rows import ROOT, by_reason, image_rows, numbers, refuse_existing, summary, write_report
+from workbench.data.image_rows import ROOT, image_rows, refuse_existing
 from workbench.data.images import LIMITS
+from workbench.data.imported import by_reason, keep
 from workbench.errors import DataError
 from workbench.resources import disk_errors
 
@@ -74,12 +75,9 @@ def import_pdf(
             bad |= found
     frame = _rows(out, jobs, bad, workers)
     report = {"documents": len(documents), "pages": len(frame), "quarantined": by_reason(frame)}
-    write_report(out, report)
-    made = {"made": f"pages of {source.name} at {dpi} dpi", **(card or {}), "import": numbers(report)}
+    made = {"made": f"pages of {source.name} at {dpi} dpi"}
     name = name or source.resolve().stem
-    dataset = Dataset.create(out, name=name, roots={ROOT: MEDIA}, card=made, images=frame)
-    print(summary(f"{name}: {frame.height} pages in {out}", report))
-    return dataset
+    return keep(out, frame, report, name=name, roots={ROOT: MEDIA}, made=made, card=card, noun="pages")
 
 
 def _documents(source: Path) -> tuple[Path, list[str]]:
