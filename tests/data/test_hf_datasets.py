@@ -8,9 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,9 @@ from workbench.conversation import Conversation, Image, Message, new_id
 from workbench.data.dataset import Dataset
 from workbench.data.formats import export_hf, import_folder, import_hf
 from workbench.errors import DataError
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from hub_server import PlaysHub, playing  # noqa: E402
 
 A, B = Image("a.png"), Image("sub/b.png")
 EVERY_KIND = [
@@ -183,7 +184,7 @@ def test_what_cannot_be_read_is_one_error_and_leaves_nothing_behind(dataset: Dat
 # --- the Hub, played by a server on loopback ----------------------------------------------------------------------
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(PlaysHub):
     """One dataset in Parquet, one without, one behind a gate."""
 
     parquet = b""
@@ -192,45 +193,34 @@ class Hub(BaseHTTPRequestHandler):
         path = self.path.split("?")[0]
         owner = path.removeprefix("/api").removeprefix("/datasets/").split("/")[0]
         files = {"open": ["data/train.parquet", "README.md"], "text": ["train.csv"], "gated": ["train.parquet"]}
+        files["broken"] = files["open"]
         if owner not in files or "/auth-check" in path:
-            return self._send(403 if owner in files else 404, b"{}", {"X-Error-Code": "GatedRepo"})
+            return self.send(403 if owner in files else 404, b"{}", {"X-Error-Code": "GatedRepo"})
+        if "/resolve/" in path and owner == "broken" and self.command == "GET":
+            self.close_connection = True
+            return self.connection.close()
         if "/resolve/" in path:
-            return self._send(200, self.parquet, {"ETag": '"1"', "X-Repo-Commit": "a" * 40})
+            return self.send(200, self.parquet, {"ETag": '"1"', "X-Repo-Commit": "a" * 40})
         entries = [{"type": "file", "path": name, "size": len(self.parquet), "oid": "0"} for name in files[owner]]
         info = {
             "id": f"{owner}/set", "sha": "a" * 40, "private": False, "disabled": False, "downloads": 0, "likes": 0,
             "siblings": [{"rfilename": one["path"], "size": one["size"]} for one in entries], "tags": [],
             "gated": "manual" if owner == "gated" else False, "cardData": {"license": "cc-by-4.0"},
         }  # fmt: skip
-        self._send(200, json.dumps(entries if "/tree/" in path else info).encode(), {})
+        self.send(200, json.dumps(entries if "/tree/" in path else info).encode(), {})
 
     do_HEAD = do_GET
 
-    def _send(self, status: int, data: bytes, headers: dict[str, str]) -> None:
-        if status == 404:
-            headers = {"X-Error-Code": "RepoNotFound"}
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(data))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(data)
-
-    def log_message(self, *arguments: object) -> None:
-        """Quiet."""
+    def send(self, status: int, data: bytes, headers: dict[str, str]) -> None:
+        super().send(status, data, {"X-Error-Code": "RepoNotFound"} if status == 404 else headers)
 
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[str]:
     file = table(tmp_path / "hub.parquet", [{"images": [picture("red")], "messages": turns("What?")}])
     Hub.parquet = file.read_bytes()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with playing(Hub) as url:
+        yield url
 
 
 def from_hub(name: str, out: Path, hub: str) -> str:
@@ -272,4 +262,10 @@ def test_a_name_on_the_hub_is_said_with_its_size_and_licence_and_then_downloaded
 def test_what_the_hub_does_not_give_is_one_line(name: str, message: str, hub: str, tmp_path: Path) -> None:
     said = from_hub(name, tmp_path / "ds", hub)
     assert said.startswith(f"{name}: {message}") and len(said.splitlines()) == 1
+    assert not (tmp_path / "ds").exists()
+
+
+def test_a_download_that_breaks_off_is_told_after_its_size(hub: str, tmp_path: Path) -> None:
+    lines = from_hub("broken/set", tmp_path / "ds", hub).splitlines()
+    assert len(lines) == 2 and lines[1].startswith("broken/set: found a download that broke off")
     assert not (tmp_path / "ds").exists()

@@ -7,18 +7,19 @@ import os
 import subprocess
 import sys
 import textwrap
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from hub_server import PlaysHub, playing  # noqa: E402
 
 WEIGHTS = b"x" * 4096
 FILES = {"config.json": b"{}", "model.safetensors": WEIGHTS}
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(PlaysHub):
     """A Hub of a few repositories: one open, one gated, one too large for any disk, one that breaks off."""
 
     asked: list[str] = []
@@ -55,35 +56,19 @@ class Hub(BaseHTTPRequestHandler):
         }  # fmt: skip
 
     def _json(self, data: object) -> None:
-        self._send(200, json.dumps(data).encode(), {"Content-Type": "application/json"})
+        self.send(200, json.dumps(data).encode(), {"Content-Type": "application/json"})
 
     def _file(self, data: bytes) -> None:
-        self._send(200, data, {"ETag": f'"{len(data)}"', "X-Repo-Commit": "a" * 40})
+        self.send(200, data, {"ETag": f'"{len(data)}"', "X-Repo-Commit": "a" * 40})
 
     def _refuse(self, status: int, code: str) -> None:
-        self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})
-
-    def _send(self, status: int, data: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(data))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(data)
-
-    def log_message(self, *arguments: object) -> None:
-        """Quiet."""
+        self.send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})
 
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with playing(Hub) as url:
+        yield url
 
 
 def resolve(names: list[str], hub: str, cache: Path) -> str:

@@ -1,7 +1,7 @@
 """Rows of a Hugging Face dataset as plain mappings, with the bytes of pictures undecoded, a few at a time.
 
-Knows: folders of `save_to_disk`, Parquet files, and what must be said before something comes from the Hub: its size,
-its licence, a missing network. Does not know: what the columns mean (`hf_datasets.py`).
+Knows: folders of `save_to_disk`, Parquet files, which files of a dataset on the Hub are wanted.
+Does not know: what the columns mean (`hf_datasets.py`), or the Hub (`workbench.hub`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from workbench.data.captions_file import SPLITS
 from workbench.errors import DataError
-from workbench.resources import disk_errors
+from workbench.hub import describe, fetch, size_and_licence
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 """What a name on the Hub looks like; a path that exists is never taken for one."""
@@ -96,42 +96,12 @@ def download(name: str, say: Callable[[str], None] = print) -> tuple[Path, dict[
 
     Raises `DataError` where there is no way to the Hub, no such dataset or none in Parquet, or the download breaks off.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    info = _describe(name)
+    info = describe(name, DataError, dataset=True)
     files = [file for file in info.siblings or [] if file.rfilename.endswith(PARQUET)]
     if not files:
         fix = "load it with the datasets library, call save_to_disk, and import that folder"
         raise DataError(name, found="no Parquet file on the Hub", expected="a dataset in Parquet", fix=fix)
-    size = sum(file.size or 0 for file in files)
-    licence = info.card_data.get("license") if info.card_data else None
+    size, licence = size_and_licence(info, files)
     say(f"{name}: {size / 1e9:.2f} GB in {len(files)} files to download, licence {licence or 'not stated'}")
-    with disk_errors(HF_HUB_CACHE):
-        try:
-            path = snapshot_download(name, repo_type="dataset", revision=info.sha, allow_patterns=[f"*{PARQUET}"])
-        except OSError:
-            raise
-        except Exception as problem:  # the many shapes of a connection that breaks
-            found, fix = f"a download that broke off ({type(problem).__name__})", "run it again: what came is kept"
-            raise DataError(name, found=found, fix=fix) from problem
-    return Path(path), {"source": f"Hugging Face Hub: {name} at {info.sha}", "licence": licence}
-
-
-def _describe(name: str) -> Any:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    try:
-        info = HfApi().dataset_info(name, files_metadata=True, timeout=10)
-        if info.gated:
-            HfApi().auth_check(name, repo_type="dataset")
-        return info
-    except GatedRepoError as problem:
-        fix = "accept its terms on its page and log in with `hf auth login`"
-        raise DataError(name, found="a gate that this login has not passed", fix=fix) from problem
-    except RepositoryNotFoundError as problem:
-        raise DataError(name, found="neither a folder nor a dataset on the Hub", fix="check the name") from problem
-    except Exception as problem:  # the many shapes of "no network"
-        found = f"no file or folder of that name, and no way to the Hub ({type(problem).__name__})"
-        raise DataError(name, found=found, fix="check the path, or the connection") from problem
+    path = fetch(name, DataError, repo_type="dataset", revision=info.sha, allow_patterns=[f"*{PARQUET}"])
+    return path, {"source": f"Hugging Face Hub: {name} at {info.sha}", "licence": licence}

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import DiskError, ModelError
-from workbench.resources import DISK_ERRORS, disk_errors, tiny_folder
+from workbench.hub import describe, fetch, repository_of, size_and_licence
+from workbench.resources import disk_errors, tiny_folder
 
 WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model", "*.yaml"]
 """What is downloaded: weights as safetensors and settings; never a pickle."""
@@ -39,7 +40,9 @@ def resolve_parts(sources: Mapping[str, str | Path], *, say: Callable[[str], Non
     missing = [str(sources[part]) for part, folder in folders.items() if folder is None]
     sizes = [_look_at(name, say) for name in missing]
     _check_room(missing, sum(sizes))
-    return {part: folder or _download(str(sources[part])) for part, folder in folders.items()}
+    return {
+        part: folder or fetch(str(sources[part]), ModelError, allow_patterns=WANTED) for part, folder in folders.items()
+    }
 
 
 def _local(source: str | Path, part: str) -> Path | None:
@@ -98,7 +101,7 @@ def _cached(name: str) -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
-        repository, revision = _repository(name)
+        repository, revision = repository_of(name)
         folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
         safetensors_files(folder)
     except Exception:  # not there, or not complete: both mean that it has to be downloaded
@@ -108,13 +111,12 @@ def _cached(name: str) -> Path | None:
 
 def _look_at(name: str, say: Callable[[str], None]) -> int:
     """Say size and licence of a repository on the Hub before anything is downloaded; returns the size in bytes."""
-    info = _describe(name)
+    info = describe(name, ModelError)
     weights = [file for file in info.siblings or [] if file.rfilename.endswith(".safetensors")]
     if not weights:
         fix = "look for a conversion among its pull requests and write owner/name@refs/pr/NUMBER"
         raise ModelError(name, found="no safetensors on the Hub", expected="weights that are not pickles", fix=fix)
-    size = sum(file.size or 0 for file in weights)
-    licence = info.card_data.get("license") if info.card_data else None
+    size, licence = size_and_licence(info, weights)
     say(f"{name}: {size / 1e9:.2f} GB to download, licence {licence or 'not stated'}")
     return size
 
@@ -131,53 +133,3 @@ def _check_room(names: Sequence[str], size: int) -> None:
     if size > free:
         found, expected = f"{free / 1e9:.1f} GB free in {cache}", f"{size / 1e9:.1f} GB for the download"
         raise DiskError(" and ".join(names), found=found, expected=expected, fix="make room, or set HF_HOME elsewhere")
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    repository, revision = _repository(name)
-    with disk_errors(HF_HUB_CACHE):
-        try:
-            return Path(snapshot_download(repository, revision=revision, allow_patterns=WANTED))
-        except Exception as error:  # the many shapes of a connection that breaks
-            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-                raise
-            found, fix = f"a download that broke off ({type(error).__name__})", "run it again: what came is kept"
-            raise ModelError(name, found=found, fix=fix) from error
-
-
-def _repository(name: str) -> tuple[str, str | None]:
-    repository, _, revision = name.partition("@")
-    return repository, revision or None
-
-
-def _describe(name: str) -> Any:
-    """What the Hub says about a repository before anything is downloaded; one quick question, no retries."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    api, (repository, revision) = HfApi(), _repository(name)
-    try:
-        info = api.model_info(repository, revision=revision, files_metadata=True, timeout=10)
-        if info.gated:
-            api.auth_check(repository)
-    except GatedRepoError as error:
-        page = f"accept the licence at https://huggingface.co/{repository} and log in with `hf auth login`"
-        raise ModelError(name, found="a licence gate that this login has not passed", fix=page) from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(name, found="neither a folder nor a repository on the Hub", fix="check the name") from error
-    except RevisionNotFoundError as error:
-        raise ModelError(name, found=f"no revision {revision!r} of {repository}", fix="check what follows @") from error
-    except HfHubHTTPError as error:
-        raise ModelError(name, found=f"the Hub's answer {error.response.status_code}", fix="try again later") from error
-    except Exception as error:  # the many shapes of "no network": offline mode, DNS, refused, timed out
-        found = f"no folder of that name, and no way to the Hub ({type(error).__name__})"
-        raise ModelError(name, found=found, fix="check the path; or connect once to download it") from error
-    return info

@@ -1,0 +1,86 @@
+"""The Hugging Face Hub: what it says of a repository before anything is downloaded, and the download.
+
+Knows: size and licence, a gate, a missing network, a download that breaks off, in words for a person.
+Does not know: which files are wanted, or what they mean (`data/hf_rows.py`, `model/sources.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import WorkbenchError
+from workbench.resources import DISK_ERRORS, disk_errors
+
+Error = type[WorkbenchError]
+
+
+def describe(name: str, error: Error, *, dataset: bool = False) -> Any:
+    """What the Hub says about `owner/name` or `owner/name@revision`; one quick question, no retries.
+
+    Raises `error` where it is not there, behind a gate that this login has not passed, or where there is no way to it.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    api, (repository, revision) = HfApi(), repository_of(name)
+    kind = "dataset" if dataset else "model"
+    try:
+        info = api.repo_info(repository, revision=revision, repo_type=kind, files_metadata=True, timeout=10)
+        if info.gated:
+            api.auth_check(repository, repo_type=kind)
+    except GatedRepoError as problem:
+        page = f"https://huggingface.co/{'datasets/' if dataset else ''}{repository}"
+        found = f"a {'' if dataset else 'licence '}gate that this login has not passed"
+        fix = f"accept the {'terms' if dataset else 'licence'} at {page} and log in with `hf auth login`"
+        raise error(name, found=found, fix=fix) from problem
+    except RepositoryNotFoundError as problem:
+        found = f"neither a folder nor a {'dataset' if dataset else 'repository'} on the Hub"
+        raise error(name, found=found, fix="check the name") from problem
+    except RevisionNotFoundError as problem:
+        raise error(name, found=f"no revision {revision!r} of {repository}", fix="check what follows @") from problem
+    except HfHubHTTPError as problem:
+        raise error(name, found=f"the Hub's answer {problem.response.status_code}", fix="try again later") from problem
+    except Exception as problem:  # the many shapes of "no network": offline mode, DNS, refused, timed out
+        here = "no file or folder" if dataset else "no folder"
+        found = f"{here} of that name, and no way to the Hub ({type(problem).__name__})"
+        fix = "check the path, or the connection" if dataset else "check the path; or connect once to download it"
+        raise error(name, found=found, fix=fix) from problem
+    return info
+
+
+def size_and_licence(info: Any, files: Iterable[Any]) -> tuple[int, str | None]:
+    """Bytes of these of a repository's files, and its licence where it states one."""
+    licence = info.card_data.get("license") if info.card_data else None
+    return sum(file.size or 0 for file in files), licence
+
+
+def fetch(name: str, error: Error, **wanted: Any) -> Path:
+    """Download what is `wanted` (as `snapshot_download` takes it) of `name`; returns the folder it is in.
+
+    Raises `error` for a download that breaks off and `DiskError` for a full disk; what came is kept.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    repository, revision = repository_of(name)
+    with disk_errors(HF_HUB_CACHE):
+        try:
+            return Path(snapshot_download(repository, **{"revision": revision, **wanted}))
+        except Exception as problem:  # the many shapes of a connection that breaks
+            if isinstance(problem, OSError) and problem.errno in DISK_ERRORS:
+                raise
+            found, fix = f"a download that broke off ({type(problem).__name__})", "run it again: what came is kept"
+            raise error(name, found=found, fix=fix) from problem
+
+
+def repository_of(name: str) -> tuple[str, str | None]:
+    """`owner/name` and the revision after an `@`, if one is named."""
+    repository, _, revision = name.partition("@")
+    return repository, revision or None
