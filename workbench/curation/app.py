@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import workbench
 from workbench.curation.database import open_fiftyone
+from workbench.curation.documents import LABELS
 from workbench.curation.plugin_link import link_plugin
 from workbench.curation.refresh import view_of
 from workbench.curation.review import person
@@ -100,7 +101,7 @@ def _link(plugins: str) -> bool:
 
 def _side_by_side(fiftyone: ModuleType, view: SampleCollection) -> fo.Space | None:
     """The images and, where there are any, their conversations beside them."""
-    if not view.count("conversations.classifications"):
+    if not view.count(LABELS):
         return None
     panels = [fiftyone.Panel(type="Samples", pinned=True), fiftyone.Panel(type=PANEL)]
     spaces = [fiftyone.Space(children=[panel], active_child=panel.component_id) for panel in panels]

@@ -24,8 +24,8 @@ import polars as pl
 
 from workbench.conversation import Conversation, from_chat, new_id
 from workbench.curation.database import database_errors, open_fiftyone
-from workbench.curation.documents import RESERVED_TAGS, STATUS_TAGS, own_name, own_value
-from workbench.curation.table import VERDICTS
+from workbench.curation.documents import LABELS, RESERVED_TAGS, STATUS_TAGS, own_name, own_value
+from workbench.curation.table import verdict_of
 from workbench.data.boxes import from_fiftyone
 from workbench.data.captions_file import SPLITS
 from workbench.data.dataset import Dataset
@@ -291,7 +291,7 @@ def _conversations(view: SampleCollection) -> pl.DataFrame:
     field = view.get_field_schema().get("conversations")
     if getattr(field, "document_type", None) is not fo.Classifications:
         return conversations_to_frame([])
-    labels = [one for some in view.values("conversations.classifications") for one in some or []]
+    labels = [one for some in view.values(LABELS) for one in some or []]
     labels = [label for label in labels if label.get_field("messages")]
     frame = conversations_to_frame(map(_conversation, labels))
     status = pl.Series("status", [label.get_field("status") or "ok" for label in labels], dtype=pl.String)
@@ -301,10 +301,7 @@ def _conversations(view: SampleCollection) -> pl.DataFrame:
 
 def _conversation(label: Any) -> Conversation:
     name = label.get_field("conversation_id") or new_id("fiftyone", label.id)
-    said = [tag for tag in label.tags if tag in VERDICTS]
-    if len(said) > 1:
-        raise DataError(f"conversation {name}", found="tags accept and reject", expected="one of them")
-    verdict = said[0] if said else label.get_field("verdict")
+    verdict = verdict_of(name, label.tags, label.get_field("verdict"))
     try:
         messages = json.loads(label.get_field("messages"))
     except ValueError as problem:

@@ -31,11 +31,12 @@ def view_of(dataset: Dataset) -> fo.Dataset:
     path = str(dataset.path.absolute())
     with database_errors():
         for name in (dataset.name, f"{dataset.name}-{hashlib.sha256(path.encode()).hexdigest()[:6]}"):
-            if not fiftyone.dataset_exists(name):
-                return _stamped(to_fiftyone(dataset, name=name), dataset)
-            made = fiftyone.load_dataset(name)
-            if (made.info.get("workbench") or {}).get("dataset") == path:
-                return made if _refresh(made, dataset) else _stamped(to_fiftyone(dataset, name=name), dataset)
+            made = fiftyone.load_dataset(name) if fiftyone.dataset_exists(name) else None
+            if made is not None and (made.info.get("workbench") or {}).get("dataset") != path:
+                continue  # another one's
+            if made is not None and _refresh(made, dataset):
+                return made
+            break
         return _stamped(to_fiftyone(dataset, name=name), dataset)
 
 

@@ -21,7 +21,7 @@ Saved views: `ok`, `broken`, `removed`. The FiftyOne dataset is a view of the tr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -137,17 +137,21 @@ def verdicts(view: SampleCollection) -> pl.DataFrame:
 
     A tag counts more than the attribute. Raises `DataError` for a conversation tagged both ways.
     """
-    path = "conversations.classifications"
-    values = view.values([f"{path}.{key}" for key in ("conversation_id", "verdict", "tags")])
+    values = view.values([f"{LABELS}.{key}" for key in ("conversation_id", "verdict", "tags")])
     rows = []
     for labels in zip(*values, strict=True):
         for name, verdict, tags in zip(*(part or [] for part in labels), strict=True):
-            said = [tag for tag in tags if tag in VERDICTS]
-            if len(said) > 1:
-                raise DataError(f"conversation {name}", found="tags accept and reject", expected="one of them")
-            rows.append((name, said[0] if said else verdict, sorted(set(tags) - set(VERDICTS))))
+            rows.append((name, verdict_of(name, tags, verdict), sorted(set(tags) - set(VERDICTS))))
     schema: dict[str, Any] = {"id": pl.String, "verdict": pl.String, "tags": pl.List(pl.String)}
     return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def verdict_of(name: str, tags: Iterable[str], verdict: str | None) -> str | None:
+    """What a label's tags and attribute say of the conversation `name`. Raises `DataError` for both verdicts as tags."""
+    said = [tag for tag in tags if tag in VERDICTS]
+    if len(said) > 1:
+        raise DataError(f"conversation {name}", found="tags accept and reject", expected="one of them")
+    return said[0] if said else verdict
 
 
 def _row_back(name: str, tags: list[str], label: str | None, status: str, reason: str | None) -> tuple[Any, ...]:

@@ -19,8 +19,6 @@ from workbench.data.hf_rows import NAME, is_saved
 from workbench.data.json_records import BadRecord, json_records
 from workbench.errors import DataError
 
-IMPORTABLE = ("images", "pdf", "llava", "sharegpt", "coco", "hf-dataset")
-"""What a file or folder can be. In a folder: pictures, documents, or files of one of the others."""
 _HEAD = 2**16
 _RECORDS = 50
 """Records of a file that are looked at."""
@@ -35,7 +33,7 @@ _NOUNS = {
 
 
 def recognise(source: str | Path) -> str:
-    """One of `IMPORTABLE`. Raises `DataError` with what was seen where it is none of them, or could be two."""
+    """One of `formats.IN`. Raises `DataError` with what was seen where it is none of them, or could be two."""
     path = Path(source).expanduser()
     if not path.exists():
         if NAME.fullmatch(str(source)):

@@ -6,6 +6,7 @@ Does not know: how anything is done. Steps run in a thread of the App's server p
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from workbench.plugin import panel
 from workbench.plugin.teachers import chosen_teacher
 
 
-class Step(foo.Operator):
+class Step(foo.Operator, ABC):
     """An operator that is a form and a function; what a person can do wrong is told in words."""
 
     name = label = description = ""
@@ -40,9 +41,9 @@ class Step(foo.Operator):
     def fields(self, form: types.Object) -> None:
         """Add what is asked for."""
 
+    @abstractmethod
     def run(self, ctx: Any) -> str:
         """Do it; returns what came of it."""
-        raise NotImplementedError
 
     def resolve_input(self, ctx: Any) -> types.Property:
         form = types.Object()
