@@ -21,6 +21,9 @@ from workbench.data.dataset import Dataset
 from workbench.data.formats import BadRecord, export_llava, import_llava, read_conversations
 from workbench.errors import DataError
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from killing import COUNTED  # noqa: E402
+
 
 def turn(speaker: str, value: str) -> dict[str, str]:
     return {"from": speaker, "value": value}
@@ -256,23 +259,14 @@ def test_a_file_without_a_conversation_says_so(tmp_path: Path, pictures: Path, r
 
 # --- killed -----------------------------------------------------------------------------------------------------
 
-KILLED = """
-import os, signal, sys
+KILLED = f"""
+{COUNTED}
+import sys
 from workbench.data import tables
 from workbench.data.formats import import_llava
 
-tables.SHARD, tables._CHUNK, left = 4, 2, int(sys.argv[4])
-
-def counted(real):
-    def call(*given):
-        global left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*given)
-    return call
-
-os.replace, os.fsync = counted(os.replace), counted(os.fsync)
+tables.SHARD, tables._CHUNK = 4, 2
+kill_before(int(sys.argv[4]), "replace", "fsync")
 import_llava(sys.argv[1], sys.argv[2], sys.argv[3], workers=1)
 print(left)
 """

@@ -19,6 +19,9 @@ from workbench.data import tables
 from workbench.data.dataset import Dataset
 from workbench.errors import DataError
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from killing import COUNTED  # noqa: E402
+
 
 def asked(name: str, image: str | None = None, answer: str = "a cat", **fields: Any) -> Conversation:
     media = (Image(f"{image}.png"),) if image else ()
@@ -295,23 +298,13 @@ def test_a_table_that_did_not_change_takes_no_room_in_a_snapshot(dataset: Datase
 
 # --- killed -----------------------------------------------------------------------------------------------------
 
-KILLED = """
-import os, signal, sys
+KILLED = f"""
+{COUNTED}
+import sys
 from workbench.data.dataset import Dataset
 
-dataset, left = Dataset.open(sys.argv[1]), int(sys.argv[2])
-
-def counted(real):
-    def call(*given):
-        global left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*given)
-    return call
-
-for name in ("replace", "fsync", "link"):
-    setattr(os, name, counted(getattr(os, name)))
+dataset = Dataset.open(sys.argv[1])
+kill_before(int(sys.argv[2]), "replace", "fsync", "link")
 dataset.undo()
 print(left)
 """

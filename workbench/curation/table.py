@@ -147,7 +147,7 @@ def verdicts(view: SampleCollection) -> pl.DataFrame:
 
 
 def verdict_of(name: str, tags: Iterable[str], verdict: str | None) -> str | None:
-    """What a label's tags and attribute say of the conversation `name`. Raises `DataError` for both verdicts as tags."""
+    """What a label's tags and attribute say of a conversation. Raises `DataError` for both verdicts as tags."""
     said = [tag for tag in tags if tag in VERDICTS]
     if len(said) > 1:
         raise DataError(f"conversation {name}", found="tags accept and reject", expected="one of them")
