@@ -142,12 +142,14 @@ class TrainSpec(Section):
     """Stop after so many optimiser steps, whatever `epochs` says."""
     batch_size: Count = 16
     """Conversations per optimiser step, over all processes."""
-    micro_batch: Count = 4
-    """Packs per forward pass: lower takes less memory and gives the same result."""
+    pack_tokens: Count = 4096
+    """Tokens in one pack, which is what goes through the model at once: conversations about several images, and such
+    without one, end to end, with no padding. Lower takes less memory and gives the same result. A single conversation
+    that is longer is a pack of its own."""
     share: bool = True
-    """Conversations about one image share its tokens in one pack. Exact, and faster by about the number sharing."""
+    """Conversations about one image share its tokens. Exact, and faster by about the number sharing."""
     max_share: Count = 8
-    """At most so many conversations of one image in a pack."""
+    """At most so many conversations of one image in an optimiser step."""
     max_tokens: Count = 2048
     """Longest conversation in tokens, image tokens included. Longer ones are reported before step 1."""
     seed: Annotated[int, Field(ge=0)] = 0

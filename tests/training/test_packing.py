@@ -1,12 +1,17 @@
-"""Packs hold what they must and no more; every epoch sees every conversation once; steps are full."""
+"""Trees and packs hold what they must and no more; every epoch sees every conversation once; steps are full."""
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.training.packing import Example, Pack, Plan, group, micro_batches, pack
+from workbench.training.example import Example
+from workbench.training.examples import entries
+from workbench.training.packing import Entry, Plan, Tree, group, packs, spread, trees
 
 
 def example(name: str, image: int | None, system: int = 7, answer: int = 3, tokens: int = 4) -> Example:
@@ -24,44 +29,71 @@ choices = st.lists(
 )
 
 
-def made(drawn: list[tuple[int | None, int, int]]) -> list[Example]:
-    return [example(f"c{n}", image, system, answer) for n, (image, system, answer) in enumerate(drawn)]
+def made(drawn: list[tuple[int | None, int, int]]) -> list[Entry]:
+    return entries([example(f"c{n}", image, system, answer) for n, (image, system, answer) in enumerate(drawn)])
 
 
 @given(choices, st.integers(1, 5), st.integers(8, 60))
-def test_a_pack_shares_one_prefix_and_keeps_its_limits(
+def test_a_tree_shares_one_prefix_and_keeps_its_limits(
     drawn: list[tuple[int | None, int, int]], max_share: int, max_tokens: int
 ) -> None:
-    examples = made(drawn)
-    packs = pack(group(examples), max_share=max_share, max_tokens=max_tokens)
-    assert sorted(e.id for held in packs for e in held.examples) == sorted(e.id for e in examples)
-    for held in packs:
-        assert len(held) == 1 or len({e.share_key for e in held.examples}) == 1
-        assert len(held) <= max_share
-        assert len(held) == 1 or held.tokens <= max_tokens
-        if len(held) > 1:
-            assert held.examples[0].share_key is not None
-            assert held.images == held.examples[0].images
+    held = made(drawn)
+    cut = trees(group(held), max_share=max_share, max_tokens=max_tokens)
+    assert sorted(numbers(cut)) == [entry.number for entry in held]
+    for tree in cut:
+        assert len(tree) == 1 or len({entry.key for entry in tree.members}) == 1
+        assert len(tree) <= max_share
+        assert len(tree) == 1 or tree.tokens <= max_tokens
+        if len(tree) > 1:
+            assert tree.key is not None and tree.images == 1
+
+
+@given(choices, st.integers(1, 120), st.integers(1, 4))
+def test_packs_hold_every_tree_once_and_keep_to_their_tokens(
+    drawn: list[tuple[int | None, int, int]], pack_tokens: int, world: int
+) -> None:
+    cut = trees(group(made(drawn)), max_share=3, max_tokens=pack_tokens)
+    shares = [packs(share, pack_tokens) for share in spread(cut, world)]
+    assert sorted(numbers([tree for share in shares for pack in share for tree in pack])) == sorted(numbers(cut))
+    for share in shares:
+        for pack in share:
+            assert len(pack) == 1 or sum(tree.tokens for tree in pack) <= pack_tokens
+        sizes = [sum(tree.tokens for tree in pack) for pack in share]
+        assert sum(size * 2 <= pack_tokens for size in sizes) <= 1, "two half empty ones would have been one"
 
 
 @given(choices, st.integers(1, 7), st.integers(1, 5), st.integers(0, 3), st.booleans())
 def test_every_epoch_sees_every_conversation_once_in_full_steps(
     drawn: list[tuple[int | None, int, int]], batch_size: int, max_share: int, seed: int, share: bool
 ) -> None:
-    examples = made(drawn)
-    plan = Plan(examples, batch_size=batch_size, share=share, max_share=max_share, max_tokens=100, seed=seed)
+    held = made(drawn)
+    plan = Plan(held, batch_size=batch_size, share=share, max_share=max_share, max_tokens=100, seed=seed)
     for epoch in range(2):
         steps = [plan.step(epoch * plan.steps_per_epoch + number) for number in range(plan.steps_per_epoch)]
         counts = [sum(map(len, step)) for step in steps]
         assert all(count == batch_size for count in counts[:-1]) and 0 < counts[-1] <= batch_size
-        seen = [e.id for step in steps for held in step for e in held.examples]
-        assert sorted(seen) == sorted(e.id for e in examples)
+        assert sorted(numbers([tree for step in steps for tree in step])) == [entry.number for entry in held]
         if not share:
-            assert all(len(held) == 1 for step in steps for held in step)
+            assert all(len(tree) == 1 for step in steps for tree in step)
 
 
-def ids(step: list[Pack]) -> list[list[str]]:
-    return [[e.id for e in held.examples] for held in step]
+def test_a_step_holds_at_most_max_share_conversations_of_one_image() -> None:
+    held = made([(n % 6, 7, 3) for n in range(60)])
+    plan = Plan(held, batch_size=12, share=True, max_share=3, max_tokens=1000, seed=0)
+    for number in range(5):
+        counts = Counter(entry.key for tree in plan.step(number) for entry in tree.members)
+        assert sum(counts.values()) == 12
+        assert number >= 4 or max(counts.values()) <= 3
+    alone = Plan(made([(0, 7, 3)] * 10), batch_size=5, share=True, max_share=2, max_tokens=1000, seed=0)
+    assert [sum(map(len, alone.step(n))) for n in range(2)] == [5, 5], "one image is all there is"
+
+
+def numbers(held: Sequence[Tree]) -> list[int]:
+    return [entry.number for tree in held for entry in tree.members]
+
+
+def ids(step: list[Tree]) -> list[list[int]]:
+    return [[entry.number for entry in tree.members] for tree in step]
 
 
 def test_the_plan_follows_from_seed_and_step_alone() -> None:
@@ -75,13 +107,8 @@ def test_the_plan_follows_from_seed_and_step_alone() -> None:
 
 def test_conversations_with_another_system_text_do_not_share() -> None:
     examples = [example("a", 0, system=7), example("b", 0, system=8), example("c", 0, system=7)]
-    assert [[e.id for e in members] for members in group(examples)] == [["a", "c"], ["b"]]
-    assert len(group([example("x", None), example("y", None)])) == 2, "text has no prefix to share"
-
-
-def test_rows_of_a_micro_batch_have_similar_lengths() -> None:
-    packs = [Pack((example(str(n), n, answer=n),)) for n in (5, 1, 4, 2, 3)]
-    assert [[held.tokens for held in rows] for rows in micro_batches(packs, 2)] == [[12, 11], [10, 9], [8]]
+    assert [[e.number for e in members] for members in group(entries(examples))] == [[0, 2], [1]]
+    assert len(group(entries([example("x", None), example("y", None)]))) == 2, "text has no prefix to share"
 
 
 def test_images_are_written_out_in_full_with_the_supervised_places() -> None:

@@ -32,7 +32,7 @@ def test_two_processes_train_what_one_trains(
     tmp_path: Path, make_dataset: Made, make_recipe: Made, start: Made
 ) -> None:
     # 19 conversations in steps of 9: the last step of an epoch has one conversation for two processes.
-    overrides = ["train.batch_size=9", "train.max_share=2", "train.micro_batch=2", "train.eval_every=3"]
+    overrides = ["train.batch_size=9", "train.max_share=2", "train.pack_tokens=400", "train.eval_every=3"]
     recipe = make_recipe(make_dataset(split=True, images=7), *overrides)
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     one = train(recipe, out=tmp_path / "one", progress=False)

@@ -89,20 +89,16 @@ def test_records_of_a_llava_file_that_are_no_conversation_are_named(
     assert "odd" in message and "robot" in message and "good" not in message
 
 
-def test_attention_that_ignores_the_mask_of_shared_images_is_refused(
+def test_a_window_shorter_than_a_conversation_is_refused(
     make_dataset: Made, make_recipe: Made, make_llava: Made, tmp_path: Path
 ) -> None:
-    """Eager attention adds the boolean mask as numbers: conversations see each other, and nothing says so."""
-    dataset = make_dataset(images=2)
-    for share in (True, False):
-        recipe = make_recipe(dataset, f"train.share={json.dumps(share)}", "train.max_steps=1")
-        llava = make_llava(recipe)
-        llava.model.set_attn_implementation("eager")
-        if share:
-            with pytest.raises(TrainingError, match="the language model: found eager attention; expected sdpa"):
-                train(recipe, out=tmp_path / "shared", llava=llava, progress=False)
-            llava.model.set_attn_implementation("sdpa")
-        assert train(recipe, out=tmp_path / f"{share}", llava=llava, progress=False).status == "finished"
+    recipe = make_recipe(make_dataset(images=2), "train.max_steps=1", "train.max_tokens=1000")
+    llava = make_llava(recipe)
+    llava.model.model.language_model.config.sliding_window = 512
+    with pytest.raises(TrainingError, match="sliding window of 512.*set train.max_tokens to 512 or less"):
+        train(recipe, out=tmp_path / "refused", llava=llava, progress=False)
+    shorter = recipe.with_overrides("train.max_tokens=512")
+    assert train(shorter, out=tmp_path / "run", llava=llava, progress=False).status == "finished"
 
 
 def test_a_refused_run_can_be_resumed_once_the_data_is_right(

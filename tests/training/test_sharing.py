@@ -14,10 +14,12 @@ from torch.nn import functional
 
 from workbench.conversation import Conversation, Image, Message
 from workbench.model.stages import prepare
+from workbench.training import attention
 from workbench.training.batch import collate
-from workbench.training.examples import to_example
+from workbench.training.example import Example
+from workbench.training.examples import entries, to_example
 from workbench.training.forward import logits, token_losses
-from workbench.training.packing import Example, Pack, group, micro_batches, pack
+from workbench.training.packing import group, packs, trees
 
 KEYS = [f"images/{number}.png" for number in range(3)]
 
@@ -74,13 +76,14 @@ def vanilla(llava: Any, examples: Sequence[Example], pixels: dict[str, torch.Ten
 
 
 def ours(
-    llava: Any, examples: Sequence[Example], pixels: dict[str, torch.Tensor], *, share: bool, rows: int
+    llava: Any, examples: Sequence[Example], pixels: dict[str, torch.Tensor], *, share: bool, pack_tokens: int
 ) -> torch.Tensor:
-    packs = pack(group(examples, share=share), max_share=4, max_tokens=10_000)
-    total = sum(row.supervised for row in packs)
+    cut = trees(group(entries(examples), share=share), max_share=4, max_tokens=10_000)
+    total = sum(tree.supervised for tree in cut)
     losses = []
-    for held in micro_batches(packs, rows):
-        batch = collate(held, image_token_id=llava.image_token_id)
+    for held in packs(cut, pack_tokens):
+        laid = [[examples[entry.number] for entry in tree.members] for tree in held]
+        batch = collate(laid, image_token_id=llava.image_token_id)
         images = torch.stack([pixels[key] for key in batch.images]) if batch.images else None
         if images is not None and not llava.vision_trains:
             images = llava.tower_features(images)
@@ -125,8 +128,8 @@ def test_loss_and_every_gradient_equal_the_unshared_computation(
     examples = [to_example(one, llava) for one in MIXED]
     reference = vanilla(llava, examples, pixels)
     expected = gradients(llava, reference)
-    for share, rows in ((True, 8), (True, 1), (False, 2)):
-        loss = ours(llava, examples, pixels, share=share, rows=rows)
+    for share, pack_tokens in ((True, 10_000), (True, 1), (True, 400), (False, 400)):
+        loss = ours(llava, examples, pixels, share=share, pack_tokens=pack_tokens)
         assert abs(loss.item() - reference.item()) <= 1e-5 * reference.item()
         assert_close(gradients(llava, loss), expected)
 
@@ -138,11 +141,11 @@ def test_captions_of_one_image_are_all_predicted_from_its_last_token(
     llava = prepared("train.language=lora", "template=plain")
     captions = [conversation(str(n), 0, ["", text], caption=True) for n, text in enumerate(["A cat.", "Bird", "A car"])]
     examples = [to_example(one, llava) for one in captions]
-    batch = collate([Pack(tuple(examples))], image_token_id=llava.image_token_id)
+    batch = collate([examples], image_token_id=llava.image_token_id)
     assert len(set(batch.rows.tolist())) < len(batch.rows)
     reference = vanilla(llava, examples, pixels)
     expected = gradients(llava, reference)
-    loss = ours(llava, examples, pixels, share=True, rows=1)
+    loss = ours(llava, examples, pixels, share=True, pack_tokens=1)
     assert abs(loss.item() - reference.item()) <= 1e-5 * reference.item()
     assert_close(gradients(llava, loss), expected)
 
@@ -163,35 +166,62 @@ drawn = st.lists(
 ).map(lambda held: [(image, [f"{word}." for word in words][: len(words) // 2 * 2]) for image, words in held])
 
 
-@given(drawn=drawn, rows=st.integers(1, 4))
+@given(drawn=drawn, pack_tokens=st.integers(1, 900))
 @settings(max_examples=15)
-def test_the_loss_does_not_depend_on_micro_batches_or_packing(
-    frozen: Any, pixels: dict[str, torch.Tensor], drawn: list[tuple[int | None, list[str]]], rows: int
+def test_the_loss_does_not_depend_on_packing(
+    frozen: Any, pixels: dict[str, torch.Tensor], drawn: list[tuple[int | None, list[str]]], pack_tokens: int
 ) -> None:
     examples = [to_example(conversation(str(n), *held), frozen) for n, held in enumerate(drawn)]
     with torch.no_grad():
         reference = vanilla(frozen, examples, pixels).item()
         for share in (True, False):
-            loss = ours(frozen, examples, pixels, share=share, rows=rows).item()
+            loss = ours(frozen, examples, pixels, share=share, pack_tokens=pack_tokens).item()
             assert abs(loss - reference) <= 1e-5 * reference
 
 
-def test_editing_one_branch_moves_no_other_branch(frozen: Any, pixels: dict[str, torch.Tensor]) -> None:
+def test_editing_one_branch_moves_no_other_branch_and_no_other_tree(
+    frozen: Any, pixels: dict[str, torch.Tensor]
+) -> None:
+    """No leak: three branches of one image, one of another, a text: only what is edited has other logits."""
+
     def scores(answers: list[str]) -> dict[str, torch.Tensor]:
-        examples = [to_example(conversation(f"c{n}", 0, ["Is it?", text]), frozen) for n, text in enumerate(answers)]
-        batch = collate([Pack(tuple(examples))], image_token_id=frozen.image_token_id)
+        places = [0, 0, 0, 1, None]
+        held = [
+            to_example(conversation(f"c{n}", places[n], ["Is it?", text]), frozen) for n, text in enumerate(answers)
+        ]
+        batch = collate([held[:3], held[3:4], held[4:]], image_token_id=frozen.image_token_id)
         with torch.no_grad():
             rows = logits(frozen, batch, frozen.tower_features(torch.stack([pixels[key] for key in batch.images])))
         return {name: rows[batch.conversations == n] for n, name in enumerate(batch.ids)}
 
-    before, after = scores(["Yes.", "No no.", "Maybe."]), scores(["Yes.", "On it.", "Maybe."])
-    assert torch.equal(before["c0"], after["c0"]) and torch.equal(before["c2"], after["c2"])
-    assert not torch.allclose(before["c1"][1:], after["c1"][1:])
+    said = ["Yes.", "No no.", "Maybe.", "Blue.", "Two."]
+    before = scores(said)
+    same_length = ["Oh!!", "On it.", "Larger", "Fine.", "Six."]  # so that the same sums are made in the same order
+    for edited, text in enumerate(same_length):
+        after = scores([text if n == edited else word for n, word in enumerate(said)])
+        for name, rows in after.items():
+            if name == f"c{edited}":
+                assert rows.shape != before[name].shape or not torch.allclose(before[name][1:], rows[1:])
+            else:
+                assert torch.allclose(before[name], rows, rtol=0, atol=1e-6), name
+
+
+def test_generation_after_training_is_plain_attention_with_padding(frozen: Any) -> None:
+    """The attention that knows trees stays in the model; a forward without trees must give what sdpa gives."""
+    ids = torch.tensor([[4, 5, 6, 7, 8], [2, 2, 9, 10, 11]])
+    mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+    language = frozen.model.model.language_model
+    with torch.no_grad():
+        found = {}
+        for kind in ("sdpa", attention.NAME):
+            language.set_attn_implementation(kind)
+            found[kind] = frozen.model(input_ids=ids, attention_mask=mask).logits[mask.bool()]
+    assert torch.equal(found["sdpa"], found[attention.NAME])
 
 
 def test_cached_features_give_the_bits_that_pixels_give(frozen: Any, pixels: dict[str, torch.Tensor]) -> None:
     example = to_example(conversation("a", 0, ["Is it?", "Yes."]), frozen)
-    batch = collate([Pack((example,))], image_token_id=frozen.image_token_id)
+    batch = collate([[example]], image_token_id=frozen.image_token_id)
     images = torch.stack([pixels[key] for key in batch.images])
     with torch.no_grad():
         cached = logits(frozen, batch, frozen.tower_features(images))

@@ -61,19 +61,19 @@ def test_the_recipe_s_epochs_give_the_number_of_steps(tmp_path: Path, make_datas
     assert not (run.path / "checkpoints" / "best").exists(), "nothing to choose by"
 
 
-def test_losses_do_not_depend_on_micro_batches_or_sharing(
-    tmp_path: Path, make_dataset: Made, make_recipe: Made
-) -> None:
+def test_losses_do_not_depend_on_packs_or_sharing(tmp_path: Path, make_dataset: Made, make_recipe: Made) -> None:
     dataset = make_dataset()
     runs = []
     # One group of conversations for each image and whole steps of them: the same conversations make up every step.
-    for number, changes in enumerate(({}, {"micro_batch": 1}, {"share": "false", "micro_batch": 3})):
+    for number, changes in enumerate(
+        ({}, {"pack_tokens": 1}, {"pack_tokens": 700}, {"share": "false", "pack_tokens": 600})
+    ):
         overrides = [f"train.{key}={value}" for key, value in changes.items()]
         recipe = make_recipe(dataset, "train.batch_size=19", "data.val_fraction=0", *overrides)
         runs.append(train(recipe, out=tmp_path / str(number), progress=False))
     for other in runs[1:]:
         assert losses(other) == pytest.approx(losses(runs[0]), rel=1e-5)
-    assert runs[2].metrics()[0]["tokens"] > 1.5 * runs[0].metrics()[0]["tokens"]
+    assert runs[3].metrics()[0]["tokens"] > 1.5 * runs[0].metrics()[0]["tokens"]
 
 
 def test_align_moves_the_projector_alone_and_hands_it_on(

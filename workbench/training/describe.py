@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from workbench.recipe import TrainSpec
-from workbench.training.packing import Example, group, pack
+from workbench.training.example import Example
+from workbench.training.examples import entries
+from workbench.training.packing import group, trees
 
 
 def describe(
@@ -24,9 +26,10 @@ def describe(
 
     `left_out`: conversations that the data has but that are not used because of their or their image's status.
     """
-    packs = pack(group(examples, share=train.share), max_share=train.max_share, max_tokens=train.max_tokens)
-    apart, shared = sum(example.tokens for example in examples), sum(row.tokens for row in packs)
-    of_images = image_tokens * sum(len(row.images) for row in packs)
+    groups = group(entries(examples), share=train.share)
+    cut = trees(groups, max_share=train.max_share, max_tokens=train.pack_tokens)
+    apart, shared = sum(example.tokens for example in examples), sum(tree.tokens for tree in cut)
+    of_images = image_tokens * sum(tree.images for tree in cut)
     supervised = sum(example.supervised for example in examples)
     images = {key for example in examples for key in example.images}
     longest = max(examples, key=lambda example: example.tokens)

@@ -20,7 +20,8 @@ from workbench.errors import DataError, ImageError, TrainingError, WorkbenchErro
 from workbench.model.llava import Llava
 from workbench.model.renderer import IGNORE_INDEX
 from workbench.recipe import DataSpec
-from workbench.training.packing import Example
+from workbench.training.example import Example
+from workbench.training.packing import Entry
 
 SHOWN = 10
 """At most so many bad samples are spelled out in an error; the rest are counted."""
@@ -122,6 +123,14 @@ def to_example(conversation: Conversation, llava: Llava) -> Example:
         counts=(llava.image_tokens,) * len(rendered.images),
         task=conversation.task,
     )
+
+
+def entries(examples: Iterable[Example]) -> list[Entry]:
+    """What packing has to know of each."""
+    return [
+        Entry(number, e.tokens, e.prefix, e.supervised, len(e.images), e.shared_images, e.share_key)
+        for number, e in enumerate(examples)
+    ]
 
 
 def image_key(image: Image) -> str:

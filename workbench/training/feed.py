@@ -1,4 +1,4 @@
-"""Micro-batches on their way to the model, made ahead of it where images have to be opened first.
+"""Packs on their way to the model, made ahead of it where images have to be opened first.
 
 Knows: this process's share of every optimiser step, and the totals of a step over all processes.
 Does not know: the model, the optimiser, what a step does.
@@ -16,17 +16,18 @@ import torch
 
 from workbench.model.llava import Llava
 from workbench.training.batch import Batch, collate
+from workbench.training.example import Example
 from workbench.training.features import FeatureStore
-from workbench.training.packing import Pack, Plan, micro_batches
+from workbench.training.packing import Pack, Plan, packs, spread
 
 Item = TypeVar("Item")
 AHEAD = 2
-"""Micro-batches made ahead of the model."""
+"""Packs made ahead of the model."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One micro-batch, on the model's device."""
+    """One pack, on the model's device."""
 
     batch: Batch
     images: torch.Tensor | None
@@ -40,6 +41,7 @@ class Work:
     supervised: int
     tokens: int
     images: int
+    conversations: int
     pieces: int
 
 
@@ -47,9 +49,18 @@ class Feed:
     """The part of a plan that one process of several computes."""
 
     def __init__(
-        self, plan: Plan, store: FeatureStore, llava: Llava, *, rows: int, rank: int = 0, world: int = 1
+        self,
+        plan: Plan,
+        examples: Sequence[Example],
+        store: FeatureStore,
+        llava: Llava,
+        *,
+        pack_tokens: int,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        self.plan, self.store, self.rows, self.rank, self.world = plan, store, rows, rank, world
+        self.plan, self.examples, self.store, self.pack_tokens = plan, examples, store, pack_tokens
+        self.rank, self.world = rank, world
         self.device, self.image_token_id = llava.device, llava.image_token_id
 
     def stream(self, start: int, stop: int) -> Iterator[Work | Piece]:
@@ -57,19 +68,23 @@ class Feed:
         made = self._stream(start, stop)
         return made if self.store.holds_all else ahead(made, AHEAD)
 
-    def piece(self, packs: Sequence[Pack]) -> Piece:
-        batch = collate(packs, image_token_id=self.image_token_id).to(self.device)
+    def piece(self, pack: Pack, examples: Sequence[Example] | None = None) -> Piece:
+        """A pack as tensors; `examples`: where its numbers point to, if not to those of the plan."""
+        held = self.examples if examples is None else examples
+        laid = [[held[entry.number] for entry in tree.members] for tree in pack]
+        batch = collate(laid, image_token_id=self.image_token_id).to(self.device)
         images = self.store.get(batch.images).to(self.device, non_blocking=True) if batch.images else None
         return Piece(batch, images)
 
     def _stream(self, start: int, stop: int) -> Iterator[Work | Piece]:
         for number in range(start, stop):
-            packs = self.plan.step(number)
-            mine = micro_batches(sorted(packs, key=lambda row: -row.tokens)[self.rank :: self.world], self.rows)
+            trees = self.plan.step(number)
+            mine = packs(spread(trees, self.world)[self.rank], self.pack_tokens)
             yield Work(
-                supervised=sum(row.supervised for row in packs),
-                tokens=sum(row.tokens for row in packs),
-                images=sum(len(row.images) for row in packs),
+                supervised=sum(tree.supervised for tree in trees),
+                tokens=sum(tree.tokens for tree in trees),
+                images=sum(tree.images for tree in trees),
+                conversations=sum(len(tree) for tree in trees),
                 pieces=len(mine),
             )
             yield from map(self.piece, mine)

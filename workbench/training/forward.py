@@ -1,4 +1,4 @@
-"""One forward pass: the loss of a micro-batch, with the head on supervised rows only.
+"""One forward pass: the loss of a pack, with the head on supervised rows only.
 
 Knows: how images enter the language model and which of its rows are worth a look at the vocabulary.
 Does not know: optimisers, steps, where images come from. Nothing here depends on how conversations were packed.
@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from workbench.model.llava import Llava
+from workbench.training import attention
 from workbench.training.batch import Batch
 
 
@@ -26,6 +27,7 @@ def logits(llava: Llava, batch: Batch, images: torch.Tensor | None) -> torch.Ten
     `images`: one entry per image token run of the batch, in order: (n, N, D) tower features, or (n, 3, H, W) pixels,
     which then go through the tower with gradients; None where the batch has no image.
     """
+    attention.use(llava)
     inputs = None
     if images is not None:
         features = llava.tower_features(images) if images.ndim == 4 else images
@@ -33,8 +35,9 @@ def logits(llava: Llava, batch: Batch, images: torch.Tensor | None) -> torch.Ten
     hidden = llava.model.model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
-        attention_mask=batch.mask,
+        attention_mask=batch.input_ids.new_empty(1, 1, 1, 0),  # four axes: taken as it is; no mask is made of it
+        trees=batch.trees,
         mm_encoder_outputs=inputs,
         use_cache=False,
-    ).last_hidden_state  # (B, T, D)
-    return llava.model.lm_head(hidden.flatten(0, 1).index_select(0, batch.rows))
+    ).last_hidden_state  # (1, T, D)
+    return llava.model.lm_head(hidden[0].index_select(0, batch.rows))

@@ -1,178 +1,207 @@
-"""Which conversations share which image: examples, packs, and the order in which an epoch sees them.
+"""Which conversations share which image, which trees of them lie in one pack, and the order an epoch sees them in.
 
 Knows: token counts, the prefix that conversations about one image have in common, the seeded plan of a run.
-Does not know: pixels, tensors, the model, or how a row of tokens is masked (that is `batch.py`).
+Does not know: token ids, pixels, tensors, or how a pack becomes a batch (`batch.py`).
 
-A pack is a tree in one row: the shared prefix (system text and image), then one branch per conversation.
+A tree is a shared prefix (system text and image) and one branch per conversation. A pack is trees of different images,
+and conversations without one, laid end to end: it is what goes through the model at once, and it has no padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
-IMAGE = -200
-"""Stands for one image among an example's ids."""
+PATIENCE = 4
+"""A step that looked past so many times its size for another image takes what is there."""
 
 
-@dataclass(eq=False, slots=True)
-class Example:
-    """One rendered conversation, kept small: an image is one id until a batch is made of it."""
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What packing has to know about one conversation."""
 
-    id: str
-    ids: np.ndarray
-    """(m,) int32 token ids, -200 where an image stands."""
-    trained: np.ndarray
-    """(m,) bool: which tokens are supervised. The first never is: nothing predicts it."""
-    shared: int = 0
-    """How many leading ids conversations about the same image have in common; 0 without an image."""
-    images: tuple[str, ...] = ()
-    """Keys of the images, in the order of their places."""
-    counts: tuple[int, ...] = ()
-    """How many tokens each image takes."""
-    task: str | None = None
-    shared_images: int = field(init=False)
-    """How many of the images lie in the shared prefix."""
-    prefix: int = field(init=False)
-    """Tokens of the shared prefix, images in full."""
-    tokens: int = field(init=False)
+    number: int
+    """Its place among the examples."""
+    tokens: int
     """Tokens of the whole conversation, images in full."""
-    supervised: int = field(init=False)
-    """Tokens that are predicted and count in the loss."""
-
-    def __post_init__(self) -> None:
-        self.trained[:1] = False
-        self.shared_images = int((self.ids[: self.shared] == IMAGE).sum())
-        self.prefix = self.shared + sum(self.counts[: self.shared_images]) - self.shared_images
-        self.tokens = len(self.ids) + sum(self.counts) - len(self.counts)
-        self.supervised = int(self.trained.sum())
+    prefix: int
+    """Tokens of the prefix it can share, images in full; 0 where it can share none."""
+    supervised: int
+    """Tokens that count in the loss."""
+    images: int = 0
+    """Images in it."""
+    shared_images: int = 0
+    """How many of them lie in the prefix."""
+    key: Hashable | None = None
+    """Equal for conversations with the same prefix; None where nothing is shared."""
 
     @property
     def branch(self) -> int:
-        """Tokens after the shared prefix."""
+        """Tokens after the prefix."""
         return self.tokens - self.prefix
 
-    @property
-    def share_key(self) -> Hashable:
-        """Equal for conversations that begin with the same tokens and the same image; None where nothing is shared."""
-        if not self.shared_images:
-            return None
-        return self.images[: self.shared_images], self.ids[: self.shared].tobytes()
 
-    def expand(self) -> tuple[np.ndarray, np.ndarray]:
-        """(`tokens`,) ids, every image in full but still as -200, and (`supervised`,) places of the supervised ones."""
-        repeats = np.ones(len(self.ids), np.int64)
-        repeats[self.ids == IMAGE] = self.counts
-        return np.repeat(self.ids, repeats), np.flatnonzero(np.repeat(self.trained, repeats))
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Conversations that share one prefix: all have the same key, or there is only one."""
 
-
-@dataclass(frozen=True)
-class Pack:
-    """Conversations in one row. All of them have the same `share_key`, or there is only one."""
-
-    examples: tuple[Example, ...]
+    members: tuple[Entry, ...]
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self.members)
+
+    @property
+    def key(self) -> Hashable | None:
+        return self.members[0].key
 
     @property
     def prefix(self) -> int:
-        return self.examples[0].prefix
+        return self.members[0].prefix
 
     @property
     def tokens(self) -> int:
-        """Length of the row: the prefix once, then every branch."""
-        return self.prefix + sum(example.branch for example in self.examples)
+        """The prefix once, then every branch."""
+        return self.prefix + sum(entry.branch for entry in self.members)
 
     @property
     def supervised(self) -> int:
-        return sum(example.supervised for example in self.examples)
+        return sum(entry.supervised for entry in self.members)
 
     @property
-    def images(self) -> tuple[str, ...]:
-        """Keys of the images in the order of their tokens in the row."""
-        first = self.examples[0]
-        own = [key for example in self.examples for key in example.images[example.shared_images :]]
-        return (*first.images[: first.shared_images], *own)
+    def images(self) -> int:
+        """Images in it, a shared one counted once."""
+        first = self.members[0].shared_images
+        return first + sum(entry.images - first for entry in self.members)
 
-    def split(self, count: int) -> tuple[Pack, Pack]:
-        return Pack(self.examples[:count]), Pack(self.examples[count:])
+    def split(self, count: int) -> tuple[Tree, Tree | None]:
+        """The first `count` conversations and the rest, if there is one."""
+        rest = self.members[count:]
+        return Tree(self.members[:count]), Tree(rest) if rest else None
 
 
-def group(examples: Sequence[Example], *, share: bool = True) -> list[list[Example]]:
-    """Examples that may lie in one row together, in the order in which each group was first met."""
-    groups: dict[Hashable, list[Example]] = {}
-    for number, example in enumerate(examples):
-        key = example.share_key if share else None
-        groups.setdefault(number if key is None else key, []).append(example)
+Pack = list[Tree]
+
+
+def group(entries: Iterable[Entry], *, share: bool = True) -> list[list[Entry]]:
+    """Entries that may lie in one tree, in the order in which each group was first met."""
+    groups: dict[object, list[Entry]] = {}
+    for entry in entries:
+        alone = entry.key is None or not share
+        groups.setdefault((entry.number,) if alone else entry.key, []).append(entry)
     return list(groups.values())
 
 
-def pack(groups: Sequence[Sequence[Example]], *, max_share: int, max_tokens: int) -> list[Pack]:
-    """Cut each group into packs of at most `max_share` conversations and `max_tokens` tokens.
+def trees(groups: Iterable[Sequence[Entry]], *, max_share: int, max_tokens: int) -> list[Tree]:
+    """Cut each group into trees of at most `max_share` conversations and `max_tokens` tokens.
 
-    A single conversation is never cut, however long: the trainer refuses those that are too long by id.
+    A single conversation is never cut, however long.
     """
-    packs = []
+    made = []
     for members in groups:
-        held: list[Example] = []
+        held: list[Entry] = []
         tokens = 0
-        for example in members:
-            if held and (len(held) == max_share or tokens + example.branch > max_tokens):
-                packs.append(Pack(tuple(held)))
+        for entry in members:
+            if held and (len(held) == max_share or tokens + entry.branch > max_tokens):
+                made.append(Tree(tuple(held)))
                 held, tokens = [], 0
-            tokens += example.branch if held else example.tokens
-            held.append(example)
-        packs.append(Pack(tuple(held)))
-    return packs
+            tokens += entry.branch if held else entry.tokens
+            held.append(entry)
+        made.append(Tree(tuple(held)))
+    return made
 
 
-def micro_batches(packs: Sequence[Pack], rows: int) -> list[list[Pack]]:
-    """Packs of one optimiser step as micro-batches of at most `rows` rows of similar length, longest first."""
-    ordered = sorted(packs, key=lambda pack: -pack.tokens)
-    return [list(ordered[start : start + rows]) for start in range(0, len(ordered), rows)]
+def packs(trees: Iterable[Tree], pack_tokens: int) -> list[Pack]:
+    """Trees laid into as few packs of at most `pack_tokens` tokens as first fit, longest first, needs.
+
+    A tree that is longer by itself is a pack of its own. The first pack begins with the longest tree.
+    """
+    made: list[Pack] = []
+    room: list[int] = []
+    for tree in sorted(trees, key=lambda tree: -tree.tokens):
+        size = tree.tokens
+        place = next((number for number, free in enumerate(room) if free >= size), None)
+        if place is None:
+            made.append([tree])
+            room.append(pack_tokens - size)
+        else:
+            made[place].append(tree)
+            room[place] -= size
+    return made
+
+
+def spread(trees: Sequence[Tree], world: int) -> list[list[Tree]]:
+    """The trees of a step for `world` processes: the longest that is left goes to whoever has the fewest tokens."""
+    shares: list[list[Tree]] = [[] for _ in range(world)]
+    tokens = [0] * world
+    for tree in sorted(trees, key=lambda tree: -tree.tokens):
+        least = tokens.index(min(tokens))
+        shares[least].append(tree)
+        tokens[least] += tree.tokens
+    return shares
 
 
 class Plan:
     """The whole order of a training run, known before step 1 and a pure function of its arguments.
 
-    Every epoch sees every conversation once; every optimiser step but an epoch's last sees exactly `batch_size`.
+    Every epoch sees every conversation once; every optimiser step but an epoch's last sees exactly `batch_size`, of
+    one image at most `max_share` unless hardly anything else is left.
     """
 
     def __init__(
-        self, examples: Sequence[Example], *, batch_size: int, share: bool, max_share: int, max_tokens: int, seed: int
+        self, entries: Sequence[Entry], *, batch_size: int, share: bool, max_share: int, max_tokens: int, seed: int
     ) -> None:
-        self.groups = group(examples, share=share)
+        self.groups = group(entries, share=share)
         self.batch_size, self.max_share, self.max_tokens, self.seed = batch_size, max_share, max_tokens, seed
-        self.steps_per_epoch = -(-len(examples) // batch_size)
-        self._epoch: tuple[int, list[list[Pack]]] | None = None
+        self.steps_per_epoch = -(-len(entries) // batch_size)
+        self._epoch: tuple[int, list[list[Tree]]] | None = None
 
-    def step(self, number: int) -> list[Pack]:
-        """The packs of optimiser step `number`, counted from 0 over the whole run."""
+    def step(self, number: int) -> list[Tree]:
+        """The trees of optimiser step `number`, counted from 0 over the whole run."""
         epoch, within = divmod(number, self.steps_per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = epoch, self._plan_epoch(epoch)
         return self._epoch[1][within]
 
-    def _plan_epoch(self, epoch: int) -> list[list[Pack]]:
+    def _plan_epoch(self, epoch: int) -> list[list[Tree]]:
         rng = np.random.default_rng([self.seed, epoch])
-        groups = [[members[i] for i in rng.permutation(len(members))] for members in self.groups]
-        packs = pack(groups, max_share=self.max_share, max_tokens=self.max_tokens)
-        return fill_steps([packs[i] for i in rng.permutation(len(packs))], self.batch_size)
+        groups = [members if len(members) == 1 else self._shuffled(members, rng) for members in self.groups]
+        made = trees(groups, max_share=self.max_share, max_tokens=self.max_tokens)
+        return fill_steps([made[i] for i in rng.permutation(len(made))], self.batch_size, self.max_share)
+
+    @staticmethod
+    def _shuffled(members: list[Entry], rng: np.random.Generator) -> list[Entry]:
+        return [members[i] for i in rng.permutation(len(members))]
 
 
-def fill_steps(packs: Sequence[Pack], batch_size: int) -> list[list[Pack]]:
-    """Steps of exactly `batch_size` conversations (the last may have fewer): a pack on a border is split in two."""
-    steps: list[list[Pack]] = [[]]
-    room = batch_size
-    for rest in packs:
-        while len(rest):
-            if not room:
-                steps.append([])
-                room = batch_size
-            taken, rest = rest.split(room)
-            steps[-1].append(taken)
+def fill_steps(trees: Sequence[Tree], batch_size: int, max_share: int) -> list[list[Tree]]:
+    """Steps of exactly `batch_size` conversations (the last may have fewer): a tree on a border is split in two.
+
+    A second tree of an image waits for the next step where the first leaves it no room under `max_share`.
+    """
+    waiting = deque(trees)
+    steps: list[list[Tree]] = []
+    while waiting:
+        step: list[Tree] = []
+        aside: deque[Tree] = deque()
+        held: dict[Hashable, int] = {}
+        room = batch_size
+        while room and (waiting or aside):
+            patient = waiting and len(aside) < PATIENCE * batch_size
+            tree = waiting.popleft() if patient else aside.popleft()
+            seen = held.get(tree.key, 0) if tree.key is not None else 0
+            if patient and seen and seen + len(tree) > max_share:
+                aside.append(tree)
+                continue
+            taken, rest = tree.split(room)
+            if rest is not None:
+                waiting.appendleft(rest)
+            held[tree.key] = seen + len(taken)
+            step.append(taken)
             room -= len(taken)
+        waiting = deque(chain(aside, waiting)) if aside else waiting
+        steps.append(step)
     return steps

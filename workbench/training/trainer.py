@@ -29,14 +29,16 @@ from workbench.progress import Progress
 from workbench.progress import progress as make_bar
 from workbench.recipe import Recipe
 from workbench.run import Run
+from workbench.training.attention import check_window
 from workbench.training.conditions import conditions, seed_step
 from workbench.training.describe import describe
-from workbench.training.examples import find_images, read_source, refuse_images, render_examples
+from workbench.training.example import Example
+from workbench.training.examples import entries, find_images, read_source, refuse_images, render_examples
 from workbench.training.features import FeatureStore
 from workbench.training.feed import Feed
 from workbench.training.forward import token_losses
 from workbench.training.optim import clip, lr_factor, make_optimizer, set_rates
-from workbench.training.packing import Example, Plan, group, micro_batches, pack
+from workbench.training.packing import Plan, group, packs, trees
 from workbench.training.state import Checkpoints
 
 PAUSE_SECONDS = 0.2
@@ -98,8 +100,7 @@ class Loop:
         self.llava = llava or build(
             recipe.model, template=recipe.template, image_mode=recipe.image_mode, seed=spec.seed
         )
-        if spec.share:
-            _check_attention(self.llava)
+        check_window(self.llava, spec.max_tokens)
         examples, val = (
             render_examples(part, self.llava, max_tokens=spec.max_tokens) for part in (source.train, source.val)
         )
@@ -108,11 +109,11 @@ class Loop:
         self.optimizer = make_optimizer(groups, betas=spec.betas)
         self.scaler = torch.amp.GradScaler(self.llava.device.type, enabled=self.llava.dtype == torch.float16)
         plan = Plan(
-            examples,
+            entries(examples),
             batch_size=spec.batch_size,
             share=spec.share,
             max_share=spec.max_share,
-            max_tokens=spec.max_tokens,
+            max_tokens=spec.pack_tokens,
             seed=spec.seed,
         )
         self.steps_per_epoch = plan.steps_per_epoch
@@ -121,9 +122,11 @@ class Loop:
         self._say(describe(examples, val, spec, **sizes))
         store = self._open_images([*examples, *val], files)
         rank, world = accelerator.process_index, accelerator.num_processes
-        self.feed = Feed(plan, store, self.llava, rows=spec.micro_batch, rank=rank, world=world)
-        packs = pack(group(val, share=spec.share), max_share=spec.max_share, max_tokens=spec.max_tokens)
-        self.val = micro_batches(packs, spec.micro_batch)
+        self.feed = Feed(plan, examples, store, self.llava, pack_tokens=spec.pack_tokens, rank=rank, world=world)
+        self.val_examples = val
+        groups_of_val = group(entries(val), share=spec.share)
+        cut = trees(groups_of_val, max_share=spec.max_share, max_tokens=spec.pack_tokens)
+        self.val = packs(cut, spec.pack_tokens)
         self.tasks = {example.id: example.task or "other" for example in val}
         self.checkpoints = Checkpoints(run.path / "checkpoints", keep=spec.keep_last)
         self.position = self.checkpoints.restore(self.llava, optimizer=self.optimizer, scaler=self.scaler)
@@ -160,10 +163,10 @@ class Loop:
         return True
 
     def step(self, number: int, stream: Iterator[Any]) -> dict[str, Any]:
-        """Optimiser step `number`, counted from 0, over all its micro-batches; returns its line of metrics.
+        """Optimiser step `number`, counted from 0, over all its packs; returns its line of metrics.
 
-        The loss is the sum over all supervised tokens of the step divided by their number, whatever the micro-batches,
-        the packs and the number of processes.
+        The loss is the sum over all supervised tokens of the step divided by their number, however they were
+        packed, and whatever the number of processes.
         """
         spec, began, waited = self.spec, time.perf_counter(), 0.0
         seed_step(spec.seed, number, self.accelerator.process_index)
@@ -197,6 +200,7 @@ class Loop:
             "tokens": work.tokens,
             "supervised_tokens": work.supervised,
             "images": work.images,
+            "conversations": work.conversations,
             "seconds": round(seconds, 4),
             "tokens_per_s": round(work.tokens / seconds, 1),
             "data_wait": round(waited, 4),
@@ -209,8 +213,8 @@ class Loop:
         self.llava.model.eval()
         names = sorted(set(self.tasks.values()))
         sums = torch.zeros(len(names), 2, dtype=torch.float64)  # (task, (loss, tokens)); not every device has float64
-        for packs in self.val[self.accelerator.process_index :: self.accelerator.num_processes]:
-            piece = self.feed.piece(packs)
+        for pack in self.val[self.accelerator.process_index :: self.accelerator.num_processes]:
+            piece = self.feed.piece(pack, self.val_examples)
             losses = token_losses(self.llava, piece.batch, piece.images).cpu().double()
             tasks = torch.tensor([names.index(self.tasks[id]) for id in piece.batch.ids])
             owners = tasks[piece.batch.conversations.cpu()]
@@ -289,16 +293,6 @@ class Loop:
     def _say(self, text: str) -> None:
         if self.show:
             print(text, file=sys.stderr, flush=True)
-
-
-def _check_attention(llava: Llava) -> None:
-    """Conversations that share an image see each other unless the attention obeys a boolean mask: only sdpa does."""
-    kind = llava.model.model.language_model.config._attn_implementation
-    if kind != "sdpa":
-        fix = 'call llava.model.set_attn_implementation("sdpa"), or set train.share: false'
-        raise TrainingError(
-            "the language model", found=f"{kind} attention", expected="sdpa where images are shared", fix=fix
-        )
 
 
 def _due(step: int, every: int | None) -> bool:
