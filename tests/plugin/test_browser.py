@@ -17,7 +17,8 @@ from workbench.data.dataset import Dataset
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from teacher_server import serving  # noqa: E402
 
-pytestmark = pytest.mark.timeout(600)
+# Once more where a busy machine made the page wait too long; what is broken fails twice.
+pytestmark = [pytest.mark.timeout(600), pytest.mark.flaky(reruns=1)]
 
 
 class Panel:

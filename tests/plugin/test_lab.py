@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,7 +18,8 @@ import pytest
 from workbench.curation.server import free_port
 from workbench.data.dataset import Dataset
 
-pytestmark = pytest.mark.timeout(600)
+# Once more where a busy machine made the page wait too long; what is broken fails twice.
+pytestmark = [pytest.mark.timeout(600), pytest.mark.flaky(reruns=1)]
 WAIT = 120_000
 
 
@@ -72,13 +74,29 @@ def test_the_app_appears_below_the_cell_with_images_and_conversations(browser: A
     try:
         page.goto(lab)
         cell = page.locator(".jp-Notebook .jp-CodeCell").first
-        cell.locator(".cm-content").click()
-        page.keyboard.press("Shift+Enter")
+        _run(page, cell)
         shown = cell.frame_locator(".jp-OutputArea iframe").first
         shown.locator("[data-cy=fo-grid] [data-cy=looker]").first.wait_for()
         shown.locator("[data-cy=wbr-chat]").wait_for()
         said = cell.locator(".jp-OutputArea-output pre").first.inner_text()
         assert "the App is at http://127.0.0.1:" in said, said
+    except Exception as error:
+        log = (tmp_path / "lab.log").read_text()[-4000:]
+        raise AssertionError(f"{error}\n\nthe page: {page.inner_text('body')}\n\nJupyterLab: {log}") from error
     finally:
         page.screenshot(path=str(tmp_path / "lab.png"))
         context.close()
+
+
+def _run(page: Any, cell: Any) -> None:
+    """Run the cell as a person does: once the kernel is idle, and again where the key was lost on a page still busy."""
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for(state="attached")
+    for _ in range(5):
+        cell.locator(".cm-content").click()
+        page.keyboard.press("Shift+Enter")
+        try:
+            cell.locator(".jp-InputPrompt", has_text=re.compile(r"\[[*\d]+\]")).wait_for(timeout=10_000)
+            return
+        except Exception as error:
+            lost = error
+    raise lost
