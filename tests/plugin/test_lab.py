@@ -20,7 +20,7 @@ from workbench.data.dataset import Dataset
 
 # Once more where a busy machine made the page wait too long; what is broken fails twice.
 pytestmark = [pytest.mark.timeout(600), pytest.mark.flaky(reruns=1)]
-WAIT = 120_000
+WAIT = 200_000
 
 
 @pytest.fixture

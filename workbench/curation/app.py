@@ -74,6 +74,7 @@ def open(
         window = browser and (notebook or _has_display())
         spaces = _side_by_side(fiftyone, view) if linked else None
         where: dict[str, Any] = {"port": port, "address": LOOPBACK, "remote": not window}
+        _start_server(port)
         session = fiftyone.launch_app(view, spaces=spaces, config=config, **where)
     print(_told(session, port, notebook, window, config.proxy_url))
     return session
@@ -118,6 +119,24 @@ def _port(wanted: int | None, usual: int) -> int:
     if not is_free(wanted):
         raise DataError(f"port {wanted}", found="a program that uses it", fix="leave out the port, or choose another")
     return wanted
+
+
+def _start_server(port: int) -> None:
+    """Start the App's server and wait until it listens, before a session asks for it.
+
+    A session waits ten seconds for a server that it starts itself, and then fails in a notebook: too short for a busy
+    machine. Raises `DataError` where it does not listen within a minute.
+    """
+    from fiftyone.core import service
+    from fiftyone.core.session.session import _server_services  # where a session looks for one that runs
+
+    if port in _server_services:
+        return
+    try:
+        _server_services[port] = service.ServerService(port, address=LOOPBACK, do_not_track=True)
+    except service.ServiceListenTimeout:
+        fix = "try again, when the machine has less to do"
+        raise DataError("the App", found=f"no server on port {port} after a minute", fix=fix) from None
 
 
 @contextmanager
