@@ -11,11 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.conversation import Conversation, Image, Message
+from workbench.data import tables
 from workbench.errors import TrainingError
 from workbench.training.describe import describe
-from workbench.training.examples import hold_out, read_source, to_example
+from workbench.training.examples import Examples, to_example
+from workbench.training.lengths import measure
+from workbench.training.source import Rows, hold_out, read_source
 
 Made = Callable[..., Any]
+
+
+def rows(conversations: list[Conversation]) -> Rows:
+    return Rows(tables.conversations_to_frame(conversations))
 
 
 def about(name: str, image: Image | None) -> Conversation:
@@ -25,17 +32,18 @@ def about(name: str, image: Image | None) -> Conversation:
 @given(st.lists(st.one_of(st.none(), st.integers(0, 9)), min_size=1, max_size=60), st.floats(0, 0.5), st.integers(0, 5))
 def test_validation_is_taken_by_whole_images(images: list[int | None], fraction: float, seed: int) -> None:
     all_of_them = [about(str(n), None if i is None else Image(f"{i}.png")) for n, i in enumerate(images)]
-    train, val = hold_out(all_of_them, fraction, np.random.default_rng(seed))
+    train, val = (list(part) for part in hold_out(rows(all_of_them), fraction, np.random.default_rng(seed)))
     assert sorted(c.id for c in (*train, *val)) == sorted(c.id for c in all_of_them)
     assert not {c.images for c in train if c.images} & {c.images for c in val}, "no image on both sides"
     assert train
     assert bool(val) == (fraction > 0 and len({c.images or c.id for c in all_of_them}) > 1)
-    assert hold_out(all_of_them, fraction, np.random.default_rng(seed)) == (train, val)
+    again = hold_out(rows(all_of_them), fraction, np.random.default_rng(seed))
+    assert [list(part) for part in again] == [train, val]
 
 
 def test_copies_of_one_image_stay_together() -> None:
     pair = [about("a", Image("a.png", hash="same")), about("b", Image("b.png", hash="same"))]
-    train, val = hold_out([*pair, about("c", Image("c.png", hash="other"))], 0.3, np.random.default_rng(0))
+    train, val = hold_out(rows([*pair, about("c", Image("c.png", hash="other"))]), 0.3, np.random.default_rng(0))
     assert {"a", "b"} in ({c.id for c in train}, {c.id for c in val})
 
 
@@ -49,7 +57,7 @@ def test_splits_of_the_data_go_before_a_fraction(make_dataset: Made, make_recipe
 def test_a_part_of_the_conversations_is_chosen_by_the_seed(make_dataset: Made, make_recipe: Made) -> None:
     dataset = make_dataset()
     spec = make_recipe(dataset, "data.max_conversations=7", "data.val_fraction=0").data
-    first, again, other = (read_source(spec, seed=seed, dataset=dataset).train for seed in (1, 1, 2))
+    first, again, other = (list(read_source(spec, seed=seed, dataset=dataset).train) for seed in (1, 1, 2))
     assert len(first) == 7 and first == again and first != other
 
 
@@ -68,10 +76,10 @@ def test_conversations_left_out_for_their_status_are_counted(make_dataset: Made,
 
 
 def test_what_is_left_out_is_said(make_recipe: Made, make_llava: Made) -> None:
-    example = to_example(about("a", None), make_llava(make_recipe()))
-    spec = make_recipe().train
-    assert "\n1,234 conversations left out: " in describe([example], [], spec, image_tokens=9, steps=1, left_out=1234)
-    assert "left out" not in describe([example], [], spec, image_tokens=9, steps=1)
+    lengths = measure(Examples(rows([about("a", None)]), make_llava(make_recipe())), name="one")
+    spec, sizes = make_recipe().train, {"images": 0, "image_tokens": 9, "steps": 1}
+    assert "\n1,234 conversations left out: " in describe(lengths, lengths, spec, **sizes, left_out=1234)
+    assert "left out" not in describe(lengths, lengths, spec, **sizes)
 
 
 def test_an_example_is_what_the_renderer_writes(make_recipe: Made, make_llava: Made) -> None:

@@ -10,8 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.training.example import Example
-from workbench.training.examples import entries
 from workbench.training.packing import Entry, Plan, Tree, group, packs, spread, trees
+
+
+def entries(examples: Sequence[Example]) -> list[Entry]:
+    """What the length index says of each."""
+    return [
+        Entry(number, e.tokens, e.prefix, e.supervised, len(e.images), e.shared_images, e.share_key)
+        for number, e in enumerate(examples)
+    ]
 
 
 def example(name: str, image: int | None, system: int = 7, answer: int = 3, tokens: int = 4) -> Example:

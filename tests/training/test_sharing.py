@@ -17,9 +17,9 @@ from workbench.model.stages import prepare
 from workbench.training import attention
 from workbench.training.batch import collate
 from workbench.training.example import Example
-from workbench.training.examples import entries, to_example
+from workbench.training.examples import to_example
 from workbench.training.forward import logits, token_losses
-from workbench.training.packing import group, packs, trees
+from workbench.training.packing import Entry, group, packs, trees
 
 KEYS = [f"images/{number}.png" for number in range(3)]
 
@@ -53,6 +53,14 @@ def prepared(make_recipe: Callable[..., Any], make_llava: Callable[..., Any]) ->
         return llava
 
     return made
+
+
+def entries(examples: Sequence[Example]) -> list[Entry]:
+    """What the length index says of each."""
+    return [
+        Entry(number, e.tokens, e.prefix, e.supervised, len(e.images), e.shared_images, e.share_key)
+        for number, e in enumerate(examples)
+    ]
 
 
 def gradients(llava: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -146,14 +146,22 @@ class Dataset:
         self, split: str | None = None, tasks: Sequence[str] | None = None
     ) -> Iterator[Conversation]:
         """As `conversations`, made one by one; of a table in shards one shard is in memory at a time."""
-        images = self.images.lazy().select("root", "path", "status", pl.col("split").alias("image split"))
-        for part in self._folder.parts("conversations"):
-            rows = _with_images(part, images).filter(pl.col("status") == "ok", pl.col("images ok"))
+        for rows in self._usable():
             if split is not None:
-                rows = rows.filter(pl.coalesce("split", "image split") == split)
+                rows = rows.filter(pl.col("part") == split)
             if tasks is not None:
                 rows = rows.filter(pl.col("task").is_in(list(tasks)))
             yield from tables.frame_to_conversations(rows)
+
+    def usable_rows(self) -> pl.DataFrame:
+        """The rows of the conversations that `conversations` gives, and `part`: the split each counts to, or null."""
+        return pl.concat(self._usable())
+
+    def _usable(self) -> Iterator[pl.DataFrame]:
+        images = self.images.lazy().select("root", "path", "status", pl.col("split").alias("image split"))
+        for part in self._folder.parts("conversations"):
+            rows = _with_images(part, images).filter(pl.col("status") == "ok", pl.col("images ok"))
+            yield rows.with_columns(part=pl.coalesce("split", "image split")).drop("images ok", "image split")
 
     # --- writing ------------------------------------------------------------------------------------------------
 
@@ -283,12 +291,8 @@ def _check_ids(changes: pl.DataFrame, frame: pl.DataFrame) -> None:
 def _with_images(rows: pl.DataFrame, images: pl.LazyFrame) -> pl.DataFrame:
     """The rows with `images ok` and `image split`, looked up by root and path."""
     parts = (
-        rows.lazy()
-        .select("id", pl.col("messages").list.eval(pl.element().struct.field("content")))
-        .explode("messages")
-        .explode("messages")
-        .filter(pl.col("messages").struct.field("type") == "image")
-        .select("id", pl.col("messages").struct.field("root"), pl.col("messages").struct.field("path"))
+        tables.images_of(rows)
+        .lazy()
         .join(images, on=["root", "path"], how="left", maintain_order="left")
         .group_by("id", maintain_order=True)
         .agg(

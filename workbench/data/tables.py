@@ -280,5 +280,19 @@ def frame_to_conversations(frame: pl.DataFrame) -> Iterator[Conversation]:
         yield from_record({**row, "source": json.loads(row["source"]), "metadata": json.loads(row["metadata"])})
 
 
+def images_of(frame: pl.DataFrame) -> pl.DataFrame:
+    """The images of conversations in their order: `row` (number in the frame), `id`, `root`, `path`, `hash`."""
+    parts = (
+        frame.lazy()
+        .with_row_index("row")
+        .select("row", "id", pl.col("messages").list.eval(pl.element().struct.field("content")))
+        .explode("messages")
+        .explode("messages")
+        .filter(pl.col("messages").struct.field("type") == "image")
+    )
+    fields = [pl.col("messages").struct.field(name) for name in ("root", "path", "hash")]
+    return parts.select("row", "id", *fields).collect()
+
+
 def _first_line(problem: Exception) -> str:
     return (str(problem).splitlines() or [type(problem).__name__])[0]

@@ -19,6 +19,7 @@ Ids and labels are those of LLaVA's own functions (commit c121f04). On purpose d
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -112,6 +113,11 @@ class Renderer:
             ids += [image_token_id if id == IMAGE_TOKEN_INDEX else id] * count
             labels += [label] * count
         return ids, labels
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of SHA-256 over all that decides what ids a conversation becomes."""
+        parts = (self._backend.to_str(), repr(self.template), self.bos, self.lead, self.tokenizer.eos_token)
+        return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     # --- ids ----------------------------------------------------------------------------------------------------
 

@@ -10,13 +10,15 @@ numbers of a step follow from seed and step alone. That is why a resumed run equ
 from __future__ import annotations
 
 import math
+import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 from accelerate import Accelerator
 
@@ -32,13 +34,14 @@ from workbench.run import Run
 from workbench.training.attention import check_window
 from workbench.training.conditions import conditions, seed_step
 from workbench.training.describe import describe
-from workbench.training.example import Example
-from workbench.training.examples import entries, find_images, read_source, refuse_images, render_examples
+from workbench.training.examples import Examples
 from workbench.training.features import FeatureStore
 from workbench.training.feed import Feed
 from workbench.training.forward import token_losses
+from workbench.training.lengths import Lengths, measure
 from workbench.training.optim import clip, lr_factor, make_optimizer, set_rates
 from workbench.training.packing import Plan, group, packs, trees
+from workbench.training.source import Source, find_images, read_source, refuse_images
 from workbench.training.state import Checkpoints
 
 PAUSE_SECONDS = 0.2
@@ -101,15 +104,16 @@ class Loop:
             recipe.model, template=recipe.template, image_mode=recipe.image_mode, seed=spec.seed
         )
         check_window(self.llava, spec.max_tokens)
-        examples, val = (
-            render_examples(part, self.llava, max_tokens=spec.max_tokens) for part in (source.train, source.val)
-        )
+        examples, self.val_examples = Examples(source.train, self.llava), Examples(source.val, self.llava)
+        name = str(dataset.path if dataset else recipe.data.dataset)
+        with accelerator.main_process_first():
+            lengths, val = (self._measure(each, name) for each in (examples, self.val_examples))
         groups = prepare(self.llava, spec, say=self._say)
         self.params = [parameter for held in groups for parameter in held.params]
         self.optimizer = make_optimizer(groups, betas=spec.betas)
         self.scaler = torch.amp.GradScaler(self.llava.device.type, enabled=self.llava.dtype == torch.float16)
         plan = Plan(
-            entries(examples),
+            lengths.entries(),
             batch_size=spec.batch_size,
             share=spec.share,
             max_share=spec.max_share,
@@ -118,16 +122,15 @@ class Loop:
         )
         self.steps_per_epoch = plan.steps_per_epoch
         self.steps = spec.max_steps or max(1, round(spec.epochs * plan.steps_per_epoch))
-        sizes = {"image_tokens": self.llava.image_tokens, "steps": self.steps, "left_out": source.left_out}
-        self._say(describe(examples, val, spec, **sizes))
-        store = self._open_images([*examples, *val], files)
+        sizes = {"images": source.train.keys.height, "image_tokens": self.llava.image_tokens, "steps": self.steps}
+        self._say(describe(lengths, val, spec, left_out=source.left_out, **sizes))
+        store = self._open_images(source, files)
         rank, world = accelerator.process_index, accelerator.num_processes
         self.feed = Feed(plan, examples, store, self.llava, pack_tokens=spec.pack_tokens, rank=rank, world=world)
-        self.val_examples = val
-        groups_of_val = group(entries(val), share=spec.share)
+        groups_of_val = group(val.entries(), share=spec.share)
         cut = trees(groups_of_val, max_share=spec.max_share, max_tokens=spec.pack_tokens)
         self.val = packs(cut, spec.pack_tokens)
-        self.tasks = {example.id: example.task or "other" for example in val}
+        self.tasks = dict(source.val.frame.select("id", pl.col("task").fill_null("other")).iter_rows())
         self.checkpoints = Checkpoints(run.path / "checkpoints", keep=spec.keep_last)
         self.position = self.checkpoints.restore(self.llava, optimizer=self.optimizer, scaler=self.scaler)
 
@@ -241,13 +244,19 @@ class Loop:
 
     # --- small things -------------------------------------------------------------------------------------------
 
-    def _open_images(self, examples: Sequence[Example], files: dict[str, Path]) -> FeatureStore:
+    def _measure(self, examples: Examples, name: str) -> Lengths:
+        with self._bar("lengths", len(examples), "conversation") as bar:
+            lengths = measure(examples, name=os.path.abspath(name), bar=bar)
+        lengths.refuse_unfit(self.spec.max_tokens)
+        return lengths
+
+    def _open_images(self, source: Source, files: dict[str, Path]) -> FeatureStore:
         """Every image that is needed, opened and through a frozen tower once if that fits in memory."""
-        keys = {key for example in examples for key in example.images}
+        keys = files.keys()
         encode = None if self.llava.vision_trains else self.llava.tower_features
         store = FeatureStore(lambda key: self.llava.image_mode.pixels(load_image(files[key])), encode)
         with self._bar("images", len(keys), "image") as bar:
-            refuse_images(store.fill(keys, bar), examples, files)
+            refuse_images(store.fill(keys, bar), source, files)
         return store
 
     def _train_mode(self) -> None:

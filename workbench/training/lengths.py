@@ -1,0 +1,154 @@
+"""The length index: exact tokens of every conversation, measured once and kept, so that packing needs no rendering.
+
+Knows: that a conversation's length follows from its messages, the renderer and the tokens of an image alone. An index
+lies in the state folder, one for each dataset and way of rendering; a changed conversation is measured anew, alone.
+Does not know: what packs are made of the lengths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from workbench.errors import DiskError, WorkbenchError
+from workbench.progress import Progress
+from workbench.resources import state_folder, write_atomic
+from workbench.training.example import Example
+from workbench.training.examples import Examples, to_example
+from workbench.training.packing import Entry
+from workbench.training.source import refuse
+
+CHUNK = 1_000
+SAVE_EVERY = 100_000
+"""Conversations measured between two saves, so that a build that is killed goes on."""
+COLUMNS: dict[str, Any] = {
+    "tokens": pl.Int32,
+    "prefix": pl.Int32,
+    "supervised": pl.Int32,
+    "images": pl.Int32,
+    "shared_images": pl.Int32,
+    "key": pl.Int64,
+}
+STAMPS = ("stamp", "stamp2")
+"""Two 64-bit hashes of a conversation's messages: 128 bits name them."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What packing has to know of n conversations, as columns of `COLUMNS` in their order."""
+
+    frame: pl.DataFrame
+    ids: pl.Series
+
+    def __len__(self) -> int:
+        return self.frame.height
+
+    def entries(self) -> list[Entry]:
+        columns = [self.frame[name].to_list() for name in COLUMNS]
+        return list(map(Entry, range(len(self)), *columns))
+
+    def refuse_unfit(self, max_tokens: int) -> None:
+        """Raise `TrainingError` that names conversations which are too long or have nothing to train on."""
+        pairs = zip(self.ids, self.frame["tokens"], self.frame["supervised"], strict=True)
+        unfit = (self.frame["tokens"] > max_tokens) | (self.frame["supervised"] == 0)
+        if not unfit.any():
+            return
+        reasons = [
+            f"{id}: {tokens:,} tokens, more than train.max_tokens = {max_tokens}"
+            if tokens > max_tokens
+            else f"{id}: no token to train on"
+            for (id, tokens, _), bad in zip(pairs, unfit, strict=True)
+            if bad
+        ]
+        refuse(reasons, len(self), "conversations", FIX)
+
+
+FIX = "correct or reject them in the dataset, or raise train.max_tokens"
+
+
+def measure(examples: Examples, *, name: str, bar: Progress | None = None) -> Lengths:
+    """The lengths of these conversations, from the index where it has them; `name`: what the index is of, a path.
+
+    Raises `TrainingError` naming every conversation that cannot be rendered, with the reason. Where the state folder
+    cannot be written (a full disk) lengths are measured all the same, and not kept.
+    """
+    frame, bar = examples.rows.frame, bar or Progress("lengths", total=len(examples))
+    stamped = frame.select(
+        stamp=frame.select("messages").hash_rows(seed=1), stamp2=frame.select("messages").hash_rows(seed=2)
+    )
+    index = Index(examples, name)
+    found = stamped.join(index.rows, on=STAMPS, how="left", maintain_order="left")
+    absent = found["tokens"].is_null().arg_true().to_numpy()
+    bar.advance(len(examples) - len(absent))
+    problems: list[str] = []
+    for start in range(0, len(absent), SAVE_EVERY):
+        part = absent[start : start + SAVE_EVERY]
+        index.add(stamped[part], _measured(examples, part, problems, bar))
+    if problems:
+        refuse(problems, len(examples), "conversations", FIX)
+    if len(absent):
+        index.keep(stamped)
+        found = stamped.join(index.rows, on=STAMPS, how="left", maintain_order="left")
+    return Lengths(found.select(*COLUMNS), frame["id"])
+
+
+def _measured(examples: Examples, numbers: np.ndarray, problems: list[str], bar: Progress) -> Iterator[Example | None]:
+    for start in range(0, len(numbers), CHUNK):
+        part = numbers[start : start + CHUNK]
+        for number, conversation in zip(part.tolist(), examples.among(part), strict=True):
+            try:
+                yield examples.keep(number, to_example(conversation, examples.reader))
+            except WorkbenchError as error:
+                problems.append(str(error))
+                yield None
+        bar.advance(len(part))
+
+
+class Index:
+    """The file of one dataset's lengths under one renderer."""
+
+    def __init__(self, examples: Examples, name: str) -> None:
+        reader = examples.reader
+        settings = f"{reader.renderer.fingerprint()} {reader.image_tokens} polars {pl.__version__}"
+        key = "-".join(hashlib.sha256(text.encode()).hexdigest()[:16] for text in (name, settings))
+        self.path = state_folder() / "lengths" / f"{key}.parquet"
+        self.rows = self._read()
+
+    def add(self, stamps: pl.DataFrame, measured: Iterator[Example | None]) -> None:
+        """Take in what was measured and save."""
+        rows = [
+            None if e is None else (e.tokens, e.prefix, e.supervised, len(e.images), e.shared_images, e.share_key)
+            for e in measured
+        ]
+        good = np.array([row is not None for row in rows], bool)
+        new = pl.DataFrame([row for row in rows if row is not None], schema=COLUMNS, orient="row")
+        whole = stamps.filter(pl.Series(good)).hstack(new)
+        self.rows = pl.concat([self.rows, whole]).unique(STAMPS, keep="last", maintain_order=True)
+        self._save()
+
+    def keep(self, stamps: pl.DataFrame) -> None:
+        """Forget conversations that are no more, once they are as many as those that are."""
+        if self.rows.height > 2 * stamps.height:
+            self.rows = self.rows.join(stamps.unique(), on=STAMPS, how="semi")
+            self._save()
+
+    def _read(self) -> pl.DataFrame:
+        empty = pl.DataFrame(schema={**dict.fromkeys(STAMPS, pl.UInt64), **COLUMNS})
+        try:
+            held = pl.read_parquet(self.path.read_bytes())
+        except (OSError, pl.exceptions.PolarsError):
+            return empty
+        return held if held.schema == empty.schema else empty
+
+    def _save(self) -> None:
+        buffer = io.BytesIO()
+        self.rows.write_parquet(buffer, compression="zstd")
+        with suppress(DiskError):  # it saves time and is nobody's data
+            write_atomic(self.path, buffer.getvalue())

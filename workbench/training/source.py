@@ -1,0 +1,229 @@
+"""Which conversations a recipe means: read, chosen by task, split, and their images found.
+
+Knows: how a validation part is taken by image, how a part of the data is chosen, and every reason to refuse to start
+that can be seen without a model.
+Does not know: token ids, packs, the loop. It never leaves a conversation out in silence.
+
+Conversations stay rows of a table, a few hundred bytes each, and become values one by one when somebody asks.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import polars as pl
+
+from workbench.conversation import Conversation, Image
+from workbench.data import tables
+from workbench.data.dataset import Dataset, resolve_inside
+from workbench.data.formats import read_conversations
+from workbench.errors import DataError, ImageError, TrainingError
+from workbench.recipe import DataSpec
+
+SHOWN = 10
+"""At most so many bad samples are spelled out in an error; the rest are counted."""
+
+
+class Rows(Sequence[Conversation]):
+    """Conversations as rows of a table; the n-th is made when it is asked for.
+
+    `frame` has the columns `tables.CONVERSATION_COLUMNS`, `keys`: the keys of each conversation's images in order, and
+    `about`: the content hash, or else the key, of the first.
+    """
+
+    def __init__(self, frame: pl.DataFrame) -> None:
+        self.frame = frame if "about" in frame.columns else _with_images(frame)
+
+    def __len__(self) -> int:
+        return self.frame.height
+
+    @overload
+    def __getitem__(self, number: int) -> Conversation: ...
+    @overload
+    def __getitem__(self, number: slice) -> Rows: ...
+    def __getitem__(self, number: int | slice) -> Conversation | Rows:
+        if isinstance(number, slice):
+            return Rows(self.frame[number])
+        return next(tables.frame_to_conversations(self.frame[int(number)]))
+
+    def __iter__(self) -> Iterator[Conversation]:
+        for part in self.frame.iter_slices(1_000):
+            yield from tables.frame_to_conversations(part)
+
+    def where(self, wanted: pl.Expr | pl.Series) -> Rows:
+        return Rows(self.frame.filter(wanted))
+
+    def take(self, numbers: np.ndarray) -> Rows:
+        return Rows(self.frame[numbers])
+
+    @property
+    def keys(self) -> pl.DataFrame:
+        """Every image once: its `key`, and the `id` of the first conversation that shows it."""
+        pairs = self.frame.select("id", key="keys").explode("key").drop_nulls("key")
+        return pairs.unique("key", keep="first", maintain_order=True)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The conversations a recipe means, before rendering."""
+
+    train: Rows
+    val: Rows
+    resolve: Callable[[Image], Path]
+    """Where an image's file lies. Raises `DataError`."""
+    left_out: int = 0
+    """So many conversations of these tasks are not `ok`, or show an image that is not, in whatever split."""
+
+
+def image_key(image: Image) -> str:
+    return f"{image.root}/{image.path}"
+
+
+def read_source(spec: DataSpec, *, seed: int, dataset: Dataset | None = None) -> Source:
+    """Conversations by split, of the wanted tasks. Raises `TrainingError` for an unknown task and for an empty choice.
+
+    Without a validation split in the data, `val_fraction` of the conversations is taken by whole images, by the seed.
+    """
+    left_out = 0
+    if dataset is None and Path(spec.dataset).suffix in (".json", ".jsonl"):
+        rows, resolve, where = Rows(_read_file(spec)), _file_root(spec), spec.dataset
+    else:
+        dataset = dataset or Dataset.open(spec.dataset)
+        rows, resolve, where = Rows(dataset.usable_rows()), _roots_of(dataset), str(dataset.path)
+        left_out = _count(dataset.conversation_rows, spec.tasks) - _count(rows.frame, spec.tasks)
+    train = rows.where(pl.col("part").is_null() | (pl.col("part") == "train"))
+    val = rows.where(pl.col("part") == "val")
+    _check_tasks(where, spec.tasks, train)
+    if spec.tasks is not None:
+        train, val = (part.where(pl.col("task").is_in(spec.tasks)) for part in (train, val))
+    if not len(train):
+        fix = "generate conversations first, or choose other tasks or another split"
+        found = "no conversation to train on" + (f", {left_out:,} that are not ok" if left_out else "")
+        raise TrainingError(where, found=found, expected="at least one", fix=fix)
+    rng = np.random.default_rng(seed)
+    if not len(val):
+        train, val = hold_out(train, spec.val_fraction, rng)
+    if spec.max_conversations is not None and spec.max_conversations < len(train):
+        train = train.take(np.sort(rng.choice(len(train), spec.max_conversations, replace=False)))
+    return Source(train, val, resolve, left_out)
+
+
+def hold_out(rows: Rows, fraction: float, rng: np.random.Generator) -> tuple[Rows, Rows]:
+    """(train, validation): all conversations about one image go to the same side. At least one image stays on each."""
+    names = rows.frame.select(pl.coalesce("about", pl.format("conversation {}", "id")))["about"]
+    groups = names.value_counts().join(names.unique(maintain_order=True).to_frame(), on="about", maintain_order="right")
+    wanted, count = fraction * len(rows), 0
+    held: list[str] = []
+    order = rng.permutation(groups.height)
+    for index in order[:-1] if fraction else []:
+        name, size = groups.row(int(index))
+        held.append(name)
+        count += size
+        if count >= wanted:
+            break
+    inside = names.is_in(held)
+    return rows.where(~inside), rows.where(inside)
+
+
+def find_images(source: Source) -> dict[str, Path]:
+    """File of every image by key. Raises `TrainingError` naming conversation, file and reason of each missing one."""
+    files: dict[str, Path] = {}
+    missing: list[str] = []
+    for rows in (source.train, source.val):
+        for id, key in rows.keys.iter_rows():
+            if key in files:
+                continue
+            root, _, path = key.partition("/")
+            try:
+                files[key] = source.resolve(Image(path, root=root))
+                if not os.path.isfile(files[key]):
+                    missing.append(f"{id}: {files[key]}: no such file")
+            except DataError as error:
+                missing.append(f"{id}: {error}")
+    if missing:
+        refuse(missing, len(files), "images", "put the files back, or correct the roots in card.yaml")
+    return files
+
+
+def refuse_images(errors: Sequence[ImageError], source: Source, files: dict[str, Path]) -> None:
+    """Raise `TrainingError` for images that cannot be opened, each with the conversations that need it."""
+    if not errors:
+        return
+    lines = []
+    keys = {str(path): key for key, path in files.items()}
+    for error in errors:
+        needs = pl.col("keys").list.contains(keys.get(error.where, ""))
+        needed = [id for rows in (source.train, source.val) for id in rows.where(needs).frame["id"]]
+        more = f" and {len(needed) - 1} more" if len(needed) > 1 else ""
+        lines.append(f"{needed[0] if needed else 'unused'}{more}: {error}")
+    refuse(lines, len(files), "images", "replace the files, or quarantine the images in the dataset")
+
+
+def refuse(reasons: Sequence[str], total: int, what: str, fix: str) -> None:
+    """Raise one `TrainingError` for all of them: each reason names its sample."""
+    lines = [f"\n  {reason}" for reason in reasons[:SHOWN]]
+    if len(reasons) > SHOWN:
+        lines.append(f"\n  ... and {len(reasons) - SHOWN} more")
+    raise TrainingError(
+        "training does not start",
+        found=f"{len(reasons)} of {total} {what} that cannot be trained on:{''.join(lines)}\n",
+        expected="every one to be usable: none is skipped in silence",
+        fix=fix,
+    )
+
+
+def _with_images(frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame with `keys` and `about`, and `part` where it lacks that."""
+    parts = tables.images_of(frame).group_by("row", maintain_order=True)
+    key = pl.format("{}/{}", "root", "path")
+    held = parts.agg(keys=key, about=pl.coalesce("hash", key).first())
+    joined = frame.with_row_index("row").join(held, on="row", how="left", maintain_order="left").drop("row")
+    return joined if "part" in frame.columns else joined.with_columns(part="split")
+
+
+def _read_file(spec: DataSpec) -> pl.DataFrame:
+    broken: list[str] = []
+
+    def whole() -> Iterator[Conversation]:
+        for item in read_conversations(spec.dataset):
+            if isinstance(item, Conversation):
+                yield item
+            else:
+                broken.append(f"{item.id}: {item.error}")
+
+    frame = tables.conversations_to_frame(whole())
+    if broken:
+        refuse(broken, frame.height + len(broken), "conversations", f"correct them in {spec.dataset}")
+    return frame
+
+
+def _file_root(spec: DataSpec) -> Callable[[Image], Path]:
+    root = Path(spec.images or Path(spec.dataset).parent)
+    return lambda image: resolve_inside(root, image.path)
+
+
+def _roots_of(dataset: Dataset) -> Callable[[Image], Path]:
+    """As `dataset.resolve`, with the card read once."""
+    roots = dataset.roots
+    return lambda image: (
+        resolve_inside(roots[image.root], image.path) if image.root in roots else dataset.resolve(image)
+    )
+
+
+def _count(frame: pl.DataFrame, tasks: Sequence[str] | None) -> int:
+    return frame.height if tasks is None else frame.filter(pl.col("task").is_in(tasks)).height
+
+
+def _check_tasks(where: str, tasks: Sequence[str] | None, rows: Rows) -> None:
+    known = sorted(rows.frame["task"].drop_nulls().unique().to_list())
+    for task in tasks or ():
+        if task not in known:
+            near = difflib.get_close_matches(task, known, 1)
+            fix = f"did you mean {near[0]}?" if near else ""
+            raise TrainingError(where, found=f"no task {task!r}", expected=" or ".join(known) or "tasks", fix=fix)
