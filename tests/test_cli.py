@@ -255,6 +255,18 @@ def test_ctrl_c_in_a_real_process_is_one_line(tmp_path: Path) -> None:
     assert err.splitlines() == ["stopped by Ctrl-C; what was finished before is kept"]
 
 
+def test_a_shipped_recipe_s_own_dataset_is_told_before_it_is_trained_on(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "tiny-align", "--out", "run"]) == 1
+    told = "trains on 'scenes', the dataset that the recipe tiny-align names; --set data.dataset=DATASET names yours"
+    assert told in capsys.readouterr().err
+    Path("own.yaml").write_text((resources.recipes_folder() / "tiny-align.yaml").read_text())
+    assert cli.main(["train", "own.yaml", "--out", "run"]) == 1
+    assert "names yours" not in capsys.readouterr().err
+
+
 def test_the_whole_way_by_verbs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,8 +281,10 @@ def test_the_whole_way_by_verbs(
     assert cli.main(["train", "tiny-align", *quick, "--out", "runs/align", "--json"]) == 0
     trained = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert trained | {"val_loss": 0} == {"run": "runs/align", "status": "finished", "step": 2, "val_loss": 0}
-    assert cli.main(["train", "tiny-finetune-qlora", *quick, "--out", "runs/finetune"]) == 0
-    assert "next: workbench chat runs/finetune" in capsys.readouterr().out
+    assert cli.main(["train", "tiny-finetune-qlora", *quick, "--out", "runs/finetune", "--resume"]) == 0
+    out, err = capsys.readouterr()
+    assert "next: workbench chat runs/finetune" in out
+    assert "no run in runs/finetune to resume: a new one starts" in err and "names yours" not in err
     assert cli.main(["train", "tiny-finetune-qlora", *quick, "--out", "runs/finetune"]) == 1
     assert "found a finished run" in capsys.readouterr().err
 

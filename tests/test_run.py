@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -246,6 +247,7 @@ def test_a_killed_run_is_stopped_and_can_be_resumed(tmp_path: Path) -> None:
         from workbench.recipe import Recipe
         from workbench.run import Run
         run = Run.create(sys.argv[1], Recipe.load("tiny-align", sys.argv[2:]), kind="train")
+        time.sleep(0.6)
         run.log({"step": 1})
         print("ready", flush=True)
         time.sleep(60)
@@ -258,11 +260,16 @@ def test_a_killed_run_is_stopped_and_can_be_resumed(tmp_path: Path) -> None:
     writer.kill()
     writer.wait()
     assert run.status == "stopped" and [row["step"] for row in run.metrics()] == [1]
+    worked = run.seconds
+    assert 0.5 < worked < 60 and compare([run])[0]["seconds"] == worked, "as far as its last line of metrics"
+    time.sleep(0.2)
+    assert run.seconds == worked, "it does not go on counting"
     with pytest.raises(RunError, match=r"an unfinished run \(stopped\); add --resume"):
         Run.create(tmp_path / "a", RECIPE, kind="train")
     with Run.create(tmp_path / "a", RECIPE, kind="train", resume=True) as again:
         again.log({"step": 2})
     assert [row["step"] for row in run.metrics()] == [1, 2] and run.status == "finished"
+    assert worked < run.seconds < worked + 30 and run.seconds == run.info["seconds"]
 
 
 def test_what_is_no_run_cannot_be_opened(tmp_path: Path) -> None:

@@ -204,6 +204,7 @@ def _train(given: argparse.Namespace) -> int:
     from workbench.recipe import Recipe
 
     recipe = Recipe.load(given.recipe, given.set)  # a mistake in it is told before torch is loaded
+    _say_defaults(given, recipe.data.dataset)
     from workbench.training.trainer import train
 
     run = train(recipe, out=given.out, resume=given.resume)
@@ -215,6 +216,16 @@ def _train(given: argparse.Namespace) -> int:
     told = {"run": str(run.path), "status": run.status, "step": step, "val_loss": best}
     _show(given, f"{run.status}: {run.path}\nnext: {following}", told)
     return 0 if finished else 130  # so that a script does not go on with half a model
+
+
+def _say_defaults(given: argparse.Namespace, dataset: str) -> None:
+    """What a person may not expect: a shipped recipe's own dataset, and --resume with nothing to go on with."""
+    named = any(text.startswith("data.dataset=") for text in given.set)
+    if not named and not Path(given.recipe).is_file():
+        own = "--set data.dataset=DATASET names yours"
+        print(f"trains on {dataset!r}, the dataset that the recipe {given.recipe} names; {own}", file=sys.stderr)
+    if given.resume and not Path(given.out, "run.json").is_file():
+        print(f"no run in {given.out} to resume: a new one starts", file=sys.stderr)
 
 
 def _evaluate(given: argparse.Namespace) -> None:
@@ -579,7 +590,7 @@ def _add_training(verb: Callable[..., argparse.ArgumentParser]) -> None:
         "export data/holiday holiday.json --as llava",
         "export data/holiday holiday-hf --as hf-dataset --split train",
     ).add_argument
-    add("run", metavar="RUN|DATASET", help="run folder or checkpoint; or dataset folder")
+    add("run", metavar="RUN|DATASET", help="run folder (its best), or RUN/checkpoints/last; or dataset folder")
     add("out", metavar="OUT", help="folder to write; for llava, sharegpt, coco and pdf a file; for fiftyone a name")
     forms = f"of a run hf, a Hugging Face LLaVA (default); of a dataset {', '.join(_FORMATS)}"
     add("--as", dest="form", default="hf", metavar="F", help=forms)
@@ -615,7 +626,7 @@ def _add_housekeeping(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _add_model(add: Callable[..., Any]) -> None:
-    add("model", metavar="MODEL", help="run folder, checkpoint, LLaVA folder, or a name on the Hub")
+    add("model", metavar="MODEL", help="run folder (its best), RUN/checkpoints/last, LLaVA folder, or Hub name")
 
 
 def _add_loading(add: Callable[..., Any]) -> None:

@@ -70,6 +70,32 @@ class ModelSpec(Section):
         return self
 
 
+class MixSpec(Section):
+    """One more dataset in a training mixture, for example a general one against forgetting."""
+
+    dataset: str
+    """A dataset folder, or a LLaVA JSON or JSONL file."""
+    images: str | None = None
+    """Folder the image paths of a LLaVA JSON file start from. Only with such a file."""
+    tasks: list[str] | None = None
+    """Only conversations of these tasks; all when absent."""
+    max_conversations: Count | None = None
+    """At most so many training conversations, chosen by the seed, before `repeat` or `weight`; all when absent."""
+    repeat: Positive | None = None
+    """How often an epoch sees each of its conversations: 2 is twice, 0.25 a quarter of them, chosen by the seed. 1 when
+    absent. Excludes `weight`."""
+    weight: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Which share (0-1) of an epoch's conversations it makes up: 0.2 is every fifth. It is repeated, or a part is
+    chosen by the seed, until that is so; the datasets without a weight keep their size. Excludes `repeat`."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> MixSpec:
+        _check_images("data.mix", self.dataset, self.images)
+        if self.repeat is not None and self.weight is not None:
+            raise RecipeError("data.mix", found=f"repeat and weight of {self.dataset!r}", expected="one of the two")
+        return self
+
+
 class DataSpec(Section):
     """Which conversations."""
 
@@ -83,13 +109,24 @@ class DataSpec(Section):
     """Share of conversations (0-0.5) kept for validation, by image, when the data has no validation split."""
     max_conversations: Count | None = None
     """At most so many training conversations, chosen by the seed; all when absent."""
+    mix: list[MixSpec] = []
+    """More datasets to train on together with `dataset`, which itself is seen once an epoch. Each has a validation part
+    of its own, by its own split or by `val_fraction`."""
 
     @model_validator(mode="after")
-    def _images_with_json(self) -> DataSpec:
-        if self.images and not self.dataset.endswith((".json", ".jsonl")):
-            found = f"images with the dataset folder {self.dataset!r}"
-            raise RecipeError("data.images", found=found, expected="it only with a LLaVA JSON file")
+    def _possible(self) -> DataSpec:
+        _check_images("data", self.dataset, self.images)
+        weights = sum(part.weight or 0 for part in self.mix)
+        if weights >= 1:
+            found = f"weights that add up to {weights:g}"
+            raise RecipeError("data.mix", found=found, expected=f"less than 1: the rest is {self.dataset!r}")
         return self
+
+
+def _check_images(where: str, dataset: str, images: str | None) -> None:
+    if images and not dataset.endswith((".json", ".jsonl")):
+        found = f"images with the dataset folder {dataset!r}"
+        raise RecipeError(f"{where}.images", found=found, expected="it only with a LLaVA JSON file")
 
 
 class LoraSpec(Section):
@@ -126,6 +163,9 @@ class TrainSpec(Section):
     """Peak learning rate of the projector; `lr` when absent."""
     vision_lr: Positive | None = None
     """Peak learning rate of the vision tower; `lr` when absent."""
+    optimizer: Literal["adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit"] = "adamw"
+    """AdamW of torch, or of bitsandbytes: 8bit keeps its two averages in a quarter of the memory, paged lets them move
+    to the main memory when a CUDA device is full."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's decay per step, times the learning rate; not on biases and norms."""
     betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.999)
@@ -152,16 +192,20 @@ class TrainSpec(Section):
     """At most so many conversations of one image in an optimiser step."""
     max_tokens: Count = 2048
     """Longest conversation in tokens, image tokens included. Longer ones are reported before step 1."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides a fresh projector, adapters, order and dropout."""
     eval_every: Count | None = None
     """Validate every so many steps; at the end only when absent."""
+    early_stop: Count | None = None
+    """End the run after so many validations in a row without a lower loss; never when absent. Needs `eval_every`."""
     save_every: Count | None = None
     """Save a checkpoint to resume from every so many steps; at the end only when absent."""
     keep_last: Count = 2
     """So many of the latest checkpoints are kept besides the best."""
     log_every: Count = 1
     """Write a line of metrics every so many steps."""
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
+    """Where metrics go besides `metrics.jsonl`: TensorBoard (into the run folder), Weights & Biases, trackio."""
     threads: Count | None = None
     """CPU threads for the computation; as the machine has them when absent. The same number gives the same bits."""
 
@@ -175,6 +219,9 @@ class TrainSpec(Section):
             raise RecipeError("train", found=found, expected="the projector alone to train", fix=fix)
         if not trained:
             raise RecipeError("train", found="every part frozen", expected="language, vision or projector to train")
+        if self.early_stop is not None and self.eval_every is None:
+            found, fix = f"early_stop: {self.early_stop} without eval_every", "set train.eval_every, in steps"
+            raise RecipeError("train.early_stop", found=found, expected="a validation every so many steps", fix=fix)
         for part, rate in (("vision", "vision_lr"), ("projector", "projector_lr")):
             if getattr(self, rate) is not None and getattr(self, part) == "frozen":
                 raise RecipeError(

@@ -30,7 +30,9 @@ from workbench.recipe import Recipe
 from workbench.recipe_yaml import read_yaml, to_yaml
 
 COMMANDS = ("stop", "save", "pause")
-FILES = (".lock", "recipe.yaml", "run.json", "control.json", "metrics.jsonl", "checkpoints")
+FILES = (
+    ".lock", "recipe.yaml", "run.json", "control.json", "metrics.jsonl", "checkpoints", "tensorboard", "wandb",
+)  # fmt: skip
 Rows = list[dict[str, Any]]
 """One mapping per line of metrics or per compared run."""
 
@@ -124,6 +126,11 @@ class Run:
             return "damaged"
         return "stopped" if status == "running" and not self._lock.held() else status
 
+    @property
+    def seconds(self) -> float:
+        """Seconds it has worked, over all its resumptions; of a stopped run up to its last sign of life."""
+        return self._worked(time.time() if self._lock.held() else None)
+
     def metrics(self) -> Rows:
         """Every logged line. A line torn by a killed writer is left out."""
         file = self._file("metrics.jsonl")
@@ -190,7 +197,7 @@ class Run:
             self.close()
 
     def close(self) -> None:
-        """Let go of the folder without changing the status."""
+        """Let go of the folder without changing the status: a run that works is `stopped` from then on."""
         self._close_metrics()
         self._lock.release()
 
@@ -252,7 +259,8 @@ class Run:
         resources.write_atomic(self._file("recipe.yaml"), to_yaml(recipe))
         info = {
             "kind": kind, "name": recipe.get("name", self.path.name), "status": "running",
-            "started": _now(), "finished": None, "seconds": 0.0, "resumed": 0, **origin(),
+            "started": _now(), "finished": None, "seconds": 0.0, "since": time.time(),
+            "resumed": 0, **origin(),
         }  # fmt: skip
         resources.write_atomic(self._file("run.json"), json.dumps(info, indent=2) + "\n")
 
@@ -268,7 +276,18 @@ class Run:
                 str(self.path), found=f"another recipe: {keys}", expected="the recipe it began with", fix=fix
             )
         self._file("control.json").unlink(missing_ok=True)
-        self.update(status="running", error=None, resumed=info.get("resumed", 0) + 1, **origin())
+        spent = {"seconds": round(self._worked(None), 3), "since": time.time()}
+        self.update(status="running", error=None, resumed=info.get("resumed", 0) + 1, **spent, **origin())
+
+    def _worked(self, now: float | None) -> float:
+        """Seconds until `now`, or until the last thing that was written where nobody works any more."""
+        info = self.info
+        done, since = float(info.get("seconds") or 0.0), info.get("since")
+        if info.get("status") != "running" or since is None:
+            return done
+        signs = [self._file(name) for name in ("run.json", "metrics.jsonl", "checkpoints")]
+        last = now or max(file.stat().st_mtime for file in signs if file.exists())
+        return done + max(0.0, last - since)
 
     def _end(self, status: str, **fields: Any) -> None:
         self._close_metrics()
@@ -303,7 +322,8 @@ def compare(runs: Iterable[Run]) -> Rows:
     differing = [key for key in keys if len({json.dumps(one.get(key), default=str) for one in flat}) > 1]
     rows = []
     for run, info, settings in read:
-        row = {"path": str(run.path), **{key: info.get(key) for key in ("name", "kind", "error", "started", "seconds")}}
+        row = {"path": str(run.path), **{key: info.get(key) for key in ("name", "kind", "error", "started")}}
+        row["seconds"] = run.seconds if settings is not None else info.get("seconds")
         row["status"] = run.status
         row["metrics"] = _last_values(run.metrics())
         row["settings"] = {key: settings.get(key) for key in differing} if settings is not None else {}

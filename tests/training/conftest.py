@@ -117,8 +117,10 @@ def make_dataset(tmp_path: Path) -> Callable[..., Any]:
     from workbench.data.dataset import Dataset
     from workbench.data.tables import IMAGE_COLUMNS
 
-    def made(images: int = 6, each: int = 3, *, split: bool = False, task: str = "conversation") -> Any:
-        folder = tmp_path / "data"
+    def made(
+        images: int = 6, each: int = 3, *, split: bool = False, task: str = "conversation", name: str = "data"
+    ) -> Any:
+        folder = tmp_path / name
         (folder / "images").mkdir(parents=True)
         rows, conversations = [], []
         for number in range(images):

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workbench.errors import TrainingError
 from workbench.model.stages import ParamGroup
-from workbench.training.optim import clip, lr_factor, make_optimizer, set_rates
+from workbench.training.optim import check_optimizer, clip, lr_factor, make_optimizer, set_rates
 
 
 @given(st.integers(1, 300), st.floats(0, 0.9), st.sampled_from(["cosine", "linear", "constant"]))
@@ -39,6 +40,32 @@ def test_groups_keep_their_own_rates_and_decay() -> None:
     assert set_rates(optimizer, 0.5) == {"language lora": 5e-4, "projector": 1e-5}
     assert set_rates(optimizer, 1.0) == {"language lora": 1e-3, "projector": 2e-5}, "from the peak, not from the last"
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+
+
+def test_8_bits_hold_the_averages_in_a_quarter_and_go_the_same_way() -> None:
+    ends, sizes = {}, {}
+    for name in ("adamw", "adamw8bit"):
+        torch.manual_seed(0)
+        parameter = torch.nn.Parameter(torch.randn(64, 64))
+        optimizer = make_optimizer([ParamGroup("all", [parameter], 1e-2, 0.1, 4096)], betas=(0.9, 0.99), name=name)
+        for _ in range(20):
+            set_rates(optimizer, 1.0)
+            parameter.square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        ends[name] = parameter.detach()
+        sizes[name] = sum(held.nbytes for held in optimizer.state[parameter].values() if torch.is_tensor(held))
+    apart = (ends["adamw"] - ends["adamw8bit"]).abs().mean()
+    assert 0 < apart < 0.05 * 20 * 1e-2, "of the longest way that twenty steps can go"
+    assert sizes["adamw8bit"] < 0.35 * sizes["adamw"]
+
+
+def test_paged_ones_are_refused_where_there_is_nothing_to_page() -> None:
+    told = r"paged_adamw8bit: found the device cpu; expected a CUDA device; use train.optimizer: adamw8bit"
+    with pytest.raises(TrainingError, match=told):
+        check_optimizer("paged_adamw8bit", torch.device("cpu"))
+    check_optimizer("paged_adamw8bit", torch.device("cuda", 1))
+    check_optimizer("adamw8bit", torch.device("cpu"))
 
 
 def test_clipping_tells_the_norm_before() -> None:

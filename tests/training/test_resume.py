@@ -48,11 +48,13 @@ def assert_same(one: Path, other: Path) -> None:
             assert torch.equal(held[key], tensor), key
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
 def test_killed_again_and_again_a_run_ends_as_if_nothing_had_happened(
-    tmp_path: Path, make_dataset: Made, make_recipe: Made, start: Made
+    optimizer: str, tmp_path: Path, make_dataset: Made, make_recipe: Made, start: Made
 ) -> None:
     overrides = ["train.max_steps=9", "train.save_every=2", "train.eval_every=3", "train.lora.dropout=0.1"]
-    recipe = make_recipe(make_dataset(), "model.load=4bit", *overrides)
+    eight = ["train.optimizer=adamw8bit", "train.lora.r=64"]  # tensors of 4,096 numbers, which are held in 8 bits
+    recipe = make_recipe(make_dataset(), "model.load=4bit", *overrides, *(eight if optimizer == "adamw8bit" else []))
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(recipe, out=whole, progress=False)
     chance = random.Random(4)

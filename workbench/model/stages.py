@@ -65,6 +65,9 @@ def prepare(llava: Llava, train: TrainSpec, *, say: Callable[[str], None] = prin
         if getattr(train, part) == "full" and part not in llava.spec["trained"]:
             llava.spec["trained"].append(part)
     say(table(groups))
+    if any(lora.values()) and train.lora.dropout and train.share:
+        told = "conversations that share an image share one mask over it; train.share: false gives each its own"
+        say(f"LoRA dropout {train.lora.dropout:g}: {told}")
     return groups
 
 

@@ -5,19 +5,21 @@ Knows: how to set them and put them back. Does not know: what a run does.
 
 from __future__ import annotations
 
+import random
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import numpy as np
 import torch
 
 
 @contextmanager
 def conditions(threads: int | None) -> Iterator[threading.Event]:
     """So many CPU threads, random numbers of its own, and an event that is set when the process is asked to end."""
-    before = torch.get_num_threads()
+    before, numbers = torch.get_num_threads(), (random.getstate(), np.random.get_state())
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices=devices), asked_to_end() as asked:
         if threads is not None:
@@ -26,6 +28,8 @@ def conditions(threads: int | None) -> Iterator[threading.Event]:
             yield asked
         finally:
             torch.set_num_threads(before)
+            random.setstate(numbers[0])
+            np.random.set_state(numbers[1])
 
 
 @contextmanager
@@ -54,5 +58,12 @@ def asked_to_end() -> Iterator[threading.Event]:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Random numbers of one step on one process: they follow from these three, so a resumed run draws the same."""
-    torch.manual_seed(((seed << 32) + step) * 4096 + rank)
+    """Random numbers of one step on one process: they follow from these three, so a resumed run draws the same.
+
+    torch's on every device, and those of Python and NumPy for a hook or a dropout of somebody else's.
+    """
+    words = np.random.SeedSequence([seed, step, rank]).generate_state(4)
+    number = int.from_bytes(words.tobytes()[:8], "little")
+    torch.manual_seed(number >> 1)  # below 2**63
+    random.seed(number)
+    np.random.seed(words)

@@ -32,6 +32,8 @@ def describe(
     longest = int(tokens.arg_max() or 0)
     epochs = steps * train.batch_size / len(lengths)
     lost = f"{left_out:,} conversations left out: they, or an image of theirs, are not ok\n" if left_out else ""
+    text = (lengths.frame["images"] == 0).sum() if train.language == "frozen" else 0
+    lost += f"{text:,} conversations without an image teach nothing: the language model is frozen\n" if text else ""
     return (
         f"{len(lengths):,} conversations about {images:,} images to train on, {len(val):,} to validate on\n{lost}"
         f"{shared:,} tokens per epoch, {of_images:,} of them of images; {apart / shared:.2f}x as many without sharing\n"

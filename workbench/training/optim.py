@@ -1,4 +1,4 @@
-"""AdamW with one learning rate per group, and how the learning rates move over a run.
+"""AdamW, whole or in 8 bits, with one learning rate per group, and how the learning rates move over a run.
 
 Knows: warm-up, decay, clipping. A rate is a pure function of the step, so resuming needs no state of a scheduler.
 Does not know: which parameters train (that is `model/stages.py`) or what they are trained on.
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
+from workbench.errors import TrainingError
 from workbench.model.stages import ParamGroup
 
 
@@ -29,12 +30,30 @@ def lr_factor(step: int, total: int, *, warmup: float, schedule: str) -> float:
     return 1 - done if schedule == "linear" else 1.0
 
 
-def make_optimizer(groups: Sequence[ParamGroup], *, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW in which every group keeps its own peak learning rate as `peak`."""
+def check_optimizer(name: str, device: torch.device) -> None:
+    """Raise `TrainingError` for a paged optimiser without a CUDA device, to whose memory the pages belong."""
+    if name.startswith("paged_") and device.type != "cuda":
+        fix = f"use train.optimizer: {name.removeprefix('paged_')}"
+        raise TrainingError(f"train.optimizer: {name}", found=f"the device {device}", expected="a CUDA device", fix=fix)
+
+
+def make_optimizer(
+    groups: Sequence[ParamGroup], *, betas: tuple[float, float], name: str = "adamw"
+) -> torch.optim.Optimizer:
+    """AdamW of torch, or one of bitsandbytes, in which every group keeps its own peak learning rate as `peak`.
+
+    8-bit ones hold the averages of tensors under 4,096 numbers in float32, where they would save nothing. bitsandbytes
+    pages what it makes itself: in a resumed run the averages stay in the device's memory.
+    """
     settings = [
         {"params": g.params, "lr": g.lr, "peak": g.lr, "weight_decay": g.weight_decay, "name": g.name} for g in groups
     ]
-    return torch.optim.AdamW(settings, betas=betas, fused=True)
+    if name == "adamw":
+        return torch.optim.AdamW(settings, betas=betas, fused=True)
+    from bitsandbytes import optim
+
+    kinds = {"adamw8bit": optim.AdamW8bit, "paged_adamw": optim.PagedAdamW, "paged_adamw8bit": optim.PagedAdamW8bit}
+    return kinds[name](settings, betas=betas)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:

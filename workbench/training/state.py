@@ -43,6 +43,8 @@ class Position:
     best: float | None = None
     """Lowest validation loss so far."""
     best_step: int | None = None
+    stale: int = 0
+    """Validations since the lowest loss."""
 
 
 class Checkpoints:

@@ -15,10 +15,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import torch
 from accelerate import Accelerator
 
@@ -26,6 +26,7 @@ from workbench.data.dataset import Dataset
 from workbench.data.images import load_image
 from workbench.errors import TrainingError
 from workbench.model.llava import Llava, build
+from workbench.model.precision import pick_device
 from workbench.model.stages import prepare
 from workbench.progress import Progress
 from workbench.progress import progress as make_bar
@@ -39,10 +40,13 @@ from workbench.training.features import FeatureStore
 from workbench.training.feed import Feed
 from workbench.training.forward import token_losses
 from workbench.training.lengths import Lengths, measure
-from workbench.training.optim import clip, lr_factor, make_optimizer, set_rates
+from workbench.training.mixture import read_sources
+from workbench.training.optim import check_optimizer, clip, lr_factor, make_optimizer, set_rates
 from workbench.training.packing import Plan, group, packs, trees
-from workbench.training.source import Source, find_images, read_source, refuse_images
+from workbench.training.source import Source, find_images, refuse_images
 from workbench.training.state import Checkpoints
+from workbench.training.trackers import Trackers, check_installed
+from workbench.training.validation import check_early_stop, means_by, note, settled, told
 
 PAUSE_SECONDS = 0.2
 """How often a paused run looks whether it may go on."""
@@ -70,13 +74,15 @@ def train(
     try:
         with conditions(recipe.train.threads) as asked:
             loop = Loop(accelerator, run, recipe, llava, dataset, asked, show=progress and main)
-            finished = loop.run_all()
+            with closing(loop.trackers):
+                finished = loop.run_all()
     except BaseException as error:
         if main:
             run.fail(error)
         raise
     if main:
-        run.finish(step=loop.position.step, val_loss=loop.position.best) if finished else run.close()
+        held = loop.position
+        run.finish(step=held.step, val_loss=held.best, best_step=held.best_step) if finished else run.close()
     accelerator.wait_for_everyone()
     return run
 
@@ -98,7 +104,10 @@ class Loop:
         self.accelerator, self.run, self.recipe, self.asked, self.show = accelerator, run, recipe, asked, show
         self.main, self.spec = accelerator.is_main_process, recipe.train
         spec = self.spec
-        source = read_source(recipe.data, seed=spec.seed, dataset=dataset)
+        check_optimizer(spec.optimizer, llava.device if llava else pick_device(recipe.model.device))
+        check_installed(spec.trackers)
+        source = read_sources(recipe.data, seed=spec.seed, dataset=dataset, say=self._say)
+        check_early_stop(spec, len(source.val))
         files = find_images(source)
         self.llava = llava or build(
             recipe.model, template=recipe.template, image_mode=recipe.image_mode, seed=spec.seed
@@ -110,7 +119,7 @@ class Loop:
             lengths, val = (self._measure(each, name) for each in (examples, self.val_examples))
         groups = prepare(self.llava, spec, say=self._say)
         self.params = [parameter for held in groups for parameter in held.params]
-        self.optimizer = make_optimizer(groups, betas=spec.betas)
+        self.optimizer = make_optimizer(groups, betas=spec.betas, name=spec.optimizer)
         self.scaler = torch.amp.GradScaler(self.llava.device.type, enabled=self.llava.dtype == torch.float16)
         plan = Plan(
             lengths.entries(),
@@ -130,9 +139,14 @@ class Loop:
         groups_of_val = group(val.entries(), share=spec.share)
         cut = trees(groups_of_val, max_share=spec.max_share, max_tokens=spec.pack_tokens)
         self.val = packs(cut, spec.pack_tokens)
-        self.tasks = dict(source.val.frame.select("id", pl.col("task").fill_null("other")).iter_rows())
+        held = source.val.frame
+        self.numbers = {id: number for number, id in enumerate(held["id"])}
+        self.tasks = held["task"].fill_null("other").to_list()
+        self.datasets = held["dataset"].to_list() if "dataset" in held.columns else []
         self.checkpoints = Checkpoints(run.path / "checkpoints", keep=spec.keep_last)
         self.position = self.checkpoints.restore(self.llava, optimizer=self.optimizer, scaler=self.scaler)
+        names, settings = spec.trackers if self.main else [], recipe.model_dump(mode="json")
+        self.trackers = Trackers(names, run, settings, step=self.position.step)
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
@@ -147,7 +161,7 @@ class Loop:
         self._train_mode()
         with self._bar(self.recipe.name, self.steps, "step") as bar:
             bar.advance(position.step)
-            while position.step < self.steps:
+            while position.step < self.steps and not settled(spec, position):
                 row = self.step(position.step, stream)
                 position.step += 1
                 end = position.step == self.steps
@@ -155,6 +169,7 @@ class Loop:
                     self._log(row)
                 if self.val and (end or _due(position.step, spec.eval_every)):
                     self.validate()
+                    end = end or settled(spec, position)
                 command = self._command()
                 if end or command or _due(position.step, spec.save_every):
                     self.save()
@@ -162,6 +177,10 @@ class Loop:
                 if command == "stop" and not end:
                     self._say(f"stopped after step {position.step} of {self.steps}: resume to go on")
                     return False
+        if position.step < self.steps:
+            why = f"{spec.early_stop} validations without a lower loss"
+            self._say(f"ended at step {position.step} of {self.steps}: {why}")
+        self._say(told(position))
         self.feed.store.close()
         return True
 
@@ -181,7 +200,8 @@ class Loop:
             piece = next(stream)
             waited += time.perf_counter() - asked
             part = token_losses(self.llava, piece.batch, piece.images).sum() / work.supervised
-            self.scaler.scale(part).backward()
+            if part.requires_grad:  # it does not for text alone where the language model is frozen
+                self.scaler.scale(part).backward()
             loss += part.detach()
         self._sum_gradients()
         self.scaler.unscale_(self.optimizer)
@@ -211,26 +231,24 @@ class Loop:
 
     @torch.no_grad()
     def validate(self) -> None:
-        """Log the loss per supervised token of the validation part, in all and by task; keep the best model."""
+        """Log the loss per supervised token of the validation part, by task and dataset too; keep the best model."""
         began = time.perf_counter()
         self.llava.model.eval()
-        names = sorted(set(self.tasks.values()))
-        sums = torch.zeros(len(names), 2, dtype=torch.float64)  # (task, (loss, tokens)); not every device has float64
+        sums = torch.zeros(len(self.tasks), 2, dtype=torch.float64)  # (conversation, (loss, tokens))
         for pack in self.val[self.accelerator.process_index :: self.accelerator.num_processes]:
             piece = self.feed.piece(pack, self.val_examples)
             losses = token_losses(self.llava, piece.batch, piece.images).cpu().double()
-            tasks = torch.tensor([names.index(self.tasks[id]) for id in piece.batch.ids])
-            owners = tasks[piece.batch.conversations.cpu()]
+            numbers = torch.tensor([self.numbers[id] for id in piece.batch.ids])
+            owners = numbers[piece.batch.conversations.cpu()]
             sums.index_add_(0, owners, torch.stack([losses, torch.ones_like(losses)], 1))
         self._train_mode()
         if self.accelerator.num_processes > 1:  # which talk through their devices
             sums = self.accelerator.reduce(sums.to(self.llava.device)).cpu()
         loss = (sums[:, 0].sum() / sums[:, 1].sum()).item()
-        by_task = dict(zip(names, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
         seconds, step = round(time.perf_counter() - began, 4), self.position.step
-        self._log({"step": step, "val_loss": loss, "val_loss_by_task": by_task, "val_seconds": seconds})
-        if self.position.best is None or loss < self.position.best:
-            self.position.best, self.position.best_step = loss, step
+        row = {"step": step, "val_loss": loss, "val_loss_by_task": means_by(self.tasks, sums), "val_seconds": seconds}
+        self._log(row | ({"val_loss_by_dataset": means_by(self.datasets, sums)} if self.datasets else {}))
+        if note(self.position, loss):
             if self.main:
                 self.checkpoints.save_best(self.llava, self.position, self.recipe)
             self.accelerator.wait_for_everyone()
@@ -266,11 +284,16 @@ class Loop:
             self.llava.tower.eval()
 
     def _sum_gradients(self) -> None:
-        """Add up the gradients of all processes, each of which divided by the tokens of all."""
+        """Add up the gradients of all processes, each of which divided by the tokens of all.
+
+        What no conversation of a step needed has a gradient of zero, on one process as on several.
+        """
+        for parameter in self.params:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         if self.accelerator.num_processes == 1:
             return
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
-        summed = self.accelerator.reduce(torch.cat([grad.flatten() for grad in grads]))
+        summed = self.accelerator.reduce(torch.cat([p.grad.flatten() for p in self.params]))
         for parameter, grad in zip(self.params, summed.split([p.numel() for p in self.params]), strict=True):
             parameter.grad = grad.view_as(parameter)
 
@@ -295,12 +318,13 @@ class Loop:
     def _log(self, row: dict[str, Any]) -> None:
         if self.main:
             self.run.log(row)
+        self.trackers.log(row)
 
     def _bar(self, name: str, total: int, unit: str) -> Progress:
         return make_bar(name, total=total, unit=unit) if self.show else Progress(name, total=total, unit=unit)
 
     def _say(self, text: str) -> None:
-        if self.show:
+        if self.show and text:
             print(text, file=sys.stderr, flush=True)
 
 

@@ -1,0 +1,174 @@
+"""Several datasets as one source of conversations: how much of each an epoch sees, and what belongs to which.
+
+Knows: repeats and weights, the names that keep ids and images of different datasets apart, and that no image which
+one dataset validates on is trained on through another.
+Does not know: how a dataset is read (`source.py`), tokens, packs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from workbench.conversation import Image
+from workbench.data import tables
+from workbench.data.dataset import Dataset
+from workbench.errors import DataError, TrainingError
+from workbench.recipe import DataSpec
+from workbench.training.source import Rows, Source, read_source
+
+COLUMNS = [*tables.CONVERSATION_COLUMNS, "part", "keys", "about"]
+"""What the rows of every dataset have; any others may differ from one to the next."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One dataset of a mixture."""
+
+    where: str
+    source: Source
+    repeat: float = 1.0
+    """How often an epoch sees each of its conversations."""
+    weight: float | None = None
+    """Its share (0-1) of an epoch's conversations; takes the place of `repeat`."""
+
+
+def read_sources(
+    spec: DataSpec, *, seed: int, dataset: Dataset | None = None, say: Callable[[str], None] = print
+) -> Source:
+    """The conversations of `spec.dataset` (or of `dataset`) mixed with those of `spec.mix`; says what is read.
+
+    In a mixture the rows of `val` have a column `dataset`. Raises `TrainingError` for an unknown task or an empty
+    choice, `DataError` for a dataset that cannot be read.
+    """
+    parts = [_read(spec, seed, dataset)]
+    for entry in spec.mix:
+        one = DataSpec(**entry.model_dump(exclude={"repeat", "weight"}), val_fraction=spec.val_fraction)
+        parts.append(replace(_read(one, seed), repeat=entry.repeat or 1.0, weight=entry.weight))
+    if len(parts) == 1:
+        say(f"data: {parts[0].where}")
+        return parts[0].source
+    return mix(parts, seed=seed, say=say)
+
+
+def mix(parts: Sequence[Part], *, seed: int, say: Callable[[str], None] = print) -> Source:
+    """One source of several. Ids and roots of the first stay as they are; those of the others begin with `NAME:`.
+
+    A conversation about an image that another part validates on is not trained on, and counted.
+    """
+    names = _names(parts)
+    kept = _without_leaks([part.source for part in parts])
+    counts = amounts(parts, [len(rows) for rows in kept])
+    say(_table(names, parts, [len(rows) for rows in kept], counts))
+    train, val = [], []
+    for number, (name, part) in enumerate(zip(names, parts, strict=True)):
+        mark = f"{name}:" if number else ""
+        chosen = take(len(kept[number]), counts[number], np.random.default_rng([seed, number]))
+        train.append(apart(kept[number], mark).take(chosen).frame.select(COLUMNS))
+        val.append(apart(part.source.val, mark).frame.select(*COLUMNS, dataset=pl.lit(name)))
+    resolvers = {name: part.source.resolve for name, part in zip(names[1:], parts[1:], strict=True)}
+
+    def resolve(image: Image) -> Path:
+        name, _, root = image.root.partition(":")
+        if name in resolvers:
+            return resolvers[name](replace(image, root=root))
+        return parts[0].source.resolve(image)
+
+    left_out = sum(part.source.left_out for part in parts)
+    return Source(Rows(pl.concat(train)), Rows(pl.concat(val)), resolve, left_out)
+
+
+def amounts(parts: Sequence[Part], sizes: Sequence[int]) -> list[int]:
+    """How many conversations of each part an epoch sees: its size times `repeat`, or `weight` of the whole epoch."""
+    counts = [0 if part.weight else max(1, round(size * part.repeat)) for part, size in zip(parts, sizes, strict=True)]
+    whole = sum(counts) / (1 - sum(part.weight or 0 for part in parts))
+    return [max(1, round(whole * part.weight)) if part.weight else n for part, n in zip(parts, counts, strict=True)]
+
+
+def take(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """(count,) numbers below `size`: all as often as they go into `count` whole, and the rest chosen, each once."""
+    whole, rest = divmod(count, size)
+    return np.concatenate([np.tile(np.arange(size), whole), np.sort(rng.choice(size, rest, replace=False))])
+
+
+def apart(rows: Rows, mark: str) -> Rows:
+    """The rows with `mark` before their ids and before the roots of their images."""
+    if not mark:
+        return rows
+    shown = pl.when(pl.field("type") == "image").then(mark + pl.field("root")).otherwise(pl.field("root"))
+    content = pl.field("content").list.eval(pl.element().struct.with_fields(root=shown))
+    frame = rows.frame.with_columns(
+        id=mark + pl.col("id"),
+        messages=pl.col("messages").list.eval(pl.element().struct.with_fields(content=content)),
+        keys=pl.col("keys").list.eval(mark + pl.element()),
+    )
+    return Rows(frame)
+
+
+def _read(spec: DataSpec, seed: int, dataset: Dataset | None = None) -> Part:
+    if dataset is None and Path(spec.dataset).suffix not in (".json", ".jsonl"):
+        dataset = Dataset.open(spec.dataset)
+    return Part(str(dataset.path if dataset else spec.dataset), read_source(spec, seed=seed, dataset=dataset))
+
+
+def _names(parts: Sequence[Part]) -> list[str]:
+    """The name of each dataset's folder or file, with a number where one occurs again."""
+    names: list[str] = []
+    for part in parts:
+        stem = Path(part.where).stem.replace(":", "-").replace("/", "-")
+        count = sum(name == stem or name.startswith(f"{stem}-") for name in names)
+        names.append(f"{stem}-{count + 1}" if count else stem)
+    return names
+
+
+def _without_leaks(sources: Sequence[Source]) -> list[Rows]:
+    """The training conversations of each source that show no image another one validates on.
+
+    Raises `TrainingError` for a source of which none is left.
+    """
+    seen = [_shown(source.val, source) for source in sources]
+    kept = []
+    for number, source in enumerate(sources):
+        others = pl.concat([*seen[:number], *seen[number + 1 :]])
+        rows = source.train
+        if others.height:
+            both = pl.col("hash").is_in(others["hash"].drop_nulls().implode())
+            both |= pl.col("file").is_in(others["file"].drop_nulls().implode())
+            leaking = _shown(rows, source).filter(both)["row"].unique()
+            rows = rows.where(~pl.Series(np.arange(len(rows))).is_in(leaking.implode()))
+        if not len(rows):
+            found = f"dataset {number + 1} of the mixture with validation images of the others only"
+            raise TrainingError("data.mix", found=found, fix="leave it out, or lower data.val_fraction")
+        kept.append(rows)
+    return kept
+
+
+def _shown(rows: Rows, source: Source) -> pl.DataFrame:
+    """What tells that two datasets show the same image: `hash` of the content and `file`, by `row` of the frame."""
+    images = tables.images_of(rows.frame)
+    places = images.select("root", "path").unique(maintain_order=True)
+    files = pl.Series([_file(source, root, path) for root, path in places.iter_rows()], dtype=pl.String)
+    return images.join(places.with_columns(file=files), on=["root", "path"], how="left").select("row", "hash", "file")
+
+
+def _file(source: Source, root: str, path: str) -> str | None:
+    try:
+        return str(source.resolve(Image(path, root=root)))
+    except DataError:  # a missing image is told by its own check, with all others
+        return None
+
+
+def _table(names: Sequence[str], parts: Sequence[Part], kept: Sequence[int], counts: Sequence[int]) -> str:
+    """One line per dataset: how many conversations of it an epoch sees, and what it validates on."""
+    width, whole = max(map(len, names)), sum(counts)
+    lines = ["data, mixed:"]
+    for name, part, size, count in zip(names, parts, kept, counts, strict=True):
+        lost = len(part.source.train) - size
+        more = f"; {lost:,} not used: their images validate another dataset" if lost else ""
+        told = f"{count:>9,} conversations an epoch ({count / whole:.0%}), of {size:,}"
+        lines.append(f"  {name:<{width}} {told}; {len(part.source.val):,} to validate{more}; {part.where}")
+    return "\n".join(lines)
