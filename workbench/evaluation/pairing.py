@@ -1,0 +1,130 @@
+"""By which key the rows of two files belong together.
+
+Knows: ids, categories, pictures and questions as keys, several splits with the same ids, files that agree in their order.
+Does not know: which field is the reference and how a pair is scored.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+from workbench.evaluation import fields
+from workbench.evaluation.fields import Row
+
+
+@dataclass(frozen=True)
+class Side:
+    """Rows of one file with what keys are made of, read once: a question takes a while to strip."""
+
+    rows: list[Row]
+    said: str | None
+    questions: list[str | None]
+
+    @classmethod
+    def of(cls, rows: list[Row], said: str | None) -> Side:
+        return cls(rows, said, [fields.question(row, said) for row in rows])
+
+    def keys(self, parts: Sequence[str]) -> list[Hashable | None]:
+        """One key for each row; None where it lacks a part."""
+        columns = {"question": self.questions}
+        for part, read in PARTS.items():
+            if part in parts:
+                columns[part] = [read(row) for row in self.rows]
+        lined = zip(*(columns[part] for part in parts), strict=True)
+        return [None if any(part is None for part in key) else key for key in lined]
+
+
+PARTS: dict[str, Callable[[Row], str | None]] = {
+    "id": fields.identity,
+    "category": fields.category,
+    "picture": fields.image,
+}
+KEYS = (
+    ("id",),
+    ("category", "id"),
+    ("category", "picture", "question"),
+    ("picture", "question"),
+    ("category", "question"),
+    ("picture",),
+    ("question",),
+)
+"""Tried in this order; the first by which most predictions find their reference is used."""
+
+
+def best(given: Side, known: Side, names: Sequence[str]) -> tuple[str, dict[int, int], int]:
+    """How most predictions find their reference, the prediction of each reference, and how many found none."""
+    best: tuple[str, dict[int, int], int] = ("", {}, len(given.rows))
+    most = 0
+    for parts in KEYS:
+        pairs, unknown = _paired(given, known, parts, names)
+        agreeing = sum(agree(given.questions[number], known.questions[place]) for place, number in pairs.items())
+        if min(agreeing, len(given.rows)) > most:
+            best, most = (", ".join(parts), pairs, unknown), min(agreeing, len(given.rows))
+        if most == len(given.rows):
+            return best
+    ordered = _in_order(given, known)
+    agreeing = sum(agree(given.questions[number], known.questions[place]) for place, number in ordered.items())
+    return ("their order", ordered, 0) if agreeing > most else best
+
+
+def _paired(given: Side, known: Side, parts: Sequence[str], names: Sequence[str]) -> tuple[dict[int, int], int]:
+    """For each reference the prediction with its key, and how many predictions have a key that no reference has.
+
+    Several references of one key: as many predictions belong to them in their order (POPE asks one question in three
+    splits); a single one answers all of them where picture and question are known and they say the same.
+    """
+    places: dict[Hashable, list[int]] = defaultdict(list)
+    for place, key in enumerate(known.keys(parts)):
+        if key is not None:
+            places[key].append(place)
+    numbers: dict[Hashable, list[int]] = defaultdict(list)
+    unknown = 0
+    for number, key in enumerate(given.keys(parts)):
+        if key in places:
+            numbers[key].append(number)
+        else:
+            unknown += 1
+    pairs: dict[int, int] = {}
+    for key, found in numbers.items():
+        wanted = places[key]
+        if len(wanted) == 1 or (len(found) >= len(wanted) and "picture" in parts):
+            pairs |= dict(zip(wanted, found[-len(wanted) :], strict=True))
+        elif {"picture", "question"} <= set(parts) and len(
+            {str(fields.reference(known.rows[place], names)) for place in wanted}
+        ) == 1:
+            pairs |= dict.fromkeys(wanted, found[-1])
+        else:
+            unknown += len(found)
+    return pairs, unknown
+
+
+def agree(asked: str | None, wanted: str | None) -> bool:
+    return asked is None or wanted is None or wanted in asked or asked in wanted
+
+
+def _in_order(given: Side, known: Side) -> dict[int, int]:
+    """References and predictions in step: category by category, or as the files stand, or with their splits turned."""
+    mine, theirs = _by_category(given), _by_category(known)
+    if mine.keys() == theirs.keys() and all(len(mine[name]) == len(theirs[name]) for name in mine):
+        return {place: number for name in mine for place, number in zip(theirs[name], mine[name], strict=True)}
+    if len(given.rows) != len(known.rows) or len(theirs) > 4:
+        return {}
+    for order in (theirs.values(), *permutations(theirs.values())):
+        lined = [place for part in order for place in part]
+        if all(agree(asked, known.questions[place]) for asked, place in zip(given.questions, lined, strict=True)):
+            return {place: number for number, place in enumerate(lined)}
+    return {}
+
+
+def _by_category(side: Side) -> dict[str | None, list[int]]:
+    found: dict[str | None, list[int]] = defaultdict(list)
+    for place, row in enumerate(side.rows):
+        found[fields.category(row)].append(place)
+    return found
+
+
+def described(side: Side) -> str:
+    return f"{len(side.rows):,} rows whose first id is {fields.identity(side.rows[0])}"

@@ -1,0 +1,103 @@
+"""Benchmarks answered with a word, a number or a box: VQAv2, TextVQA, VizWiz, GQA, DocVQA, ChartQA, RefCOCO.
+
+Knows: which comparison each uses and the parts it reports.
+Does not know: how two texts or boxes are compared (`vqa_text`, `near`), files, how rows were matched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from workbench.errors import DataError
+from workbench.evaluation import fields, near, vqa_text
+from workbench.evaluation.matching import Item
+from workbench.evaluation.tally import Marked, Parts, Tally, as_dict, by_kind, part, tally, texts, told
+
+
+def vqa(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
+    """Soft accuracy after VQA's normalisation; parts by answer type."""
+    return _soft(items, vqa_text.vqa)
+
+
+def textvqa(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
+    """Soft accuracy after the normalisation of LLaVA's evaluator for TextVQA and VizWiz."""
+    return _soft(items, vqa_text.textvqa)
+
+
+def _soft(items: Sequence[Item], normalise: Callable[[str], str]) -> Tally:
+    def earned(answer: str, item: Item) -> float:
+        return vqa_text.soft(answer, texts(item.reference), normalise)
+
+    return free(items, earned, told("answer_type"))
+
+
+def gqa(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
+    """Equal in lower case without a full stop; parts by GQA's structural and semantic types, binary and open."""
+
+    def earned(answer: str, item: Item) -> float:
+        return float(vqa_text.gqa(answer) in [known.strip().lower() for known in texts(item.reference)])
+
+    def kind(name: str) -> Callable[[Item], str | None]:
+        return lambda item: fields.plain(as_dict(item.about.get("types")).get(name))
+
+    def answers(item: Item) -> str | None:
+        structure = kind("structural")(item)
+        return None if structure is None else "open" if structure == "query" else "binary"
+
+    return free(items, earned, answers, kind("structural"), kind("semantic"))
+
+
+def docvqa(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
+    """Mean ANLS."""
+    return free(items, lambda answer, item: near.anls(answer, texts(item.reference)))
+
+
+def chartqa(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
+    """Relaxed accuracy; parts human and augmented where the file tells."""
+
+    def earned(answer: str, item: Item) -> float:
+        return float(any(near.relaxed(answer, known) for known in texts(item.reference)))
+
+    return free(items, earned, told("type"), told("split"))
+
+
+def refcoco(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
+    """The share of boxes that overlap the reference by at least half (IoU >= 0.5), and the mean overlap.
+
+    Boxes are xyxy in 0-1 of the padded square; a reference `bbox` in pixels (x, y, width, height, as COCO writes it)
+    is brought there by the row's `width` and `height`.
+    """
+    overlaps: list[Marked] = []
+    unparsed = 0
+    for item in items:
+        said = near.box(item.answer or "")
+        unparsed += item.here and said is None
+        overlaps.append((item, near.overlap(said, _reference_box(item)) if said else 0.0))
+    right = [(item, float(found >= 0.5)) for item, found in overlaps]
+    parts = {"mean IoU": part(overlaps)} | by_kind(right, told("split"))
+    return tally(right, parts, unparsed)
+
+
+def _reference_box(item: Item) -> near.Box:
+    given = item.reference
+    found = near.box(given) if isinstance(given, str) else tuple(map(float, given)) if len(given) == 4 else None
+    if found is None or len(found) != 4:
+        raise DataError(f"reference {item.identity}", found=f"{given!r}", expected="a box of four numbers")
+    left, top, third, fourth = found
+    width, height = (
+        fields.first(item.about, names) for names in (("width", "image_width"), ("height", "image_height"))
+    )
+    if max(found) <= 1.5 or not width or not height:
+        return left, top, third, fourth
+    return near.on_padded_square((left, top, left + third, top + fourth), float(width), float(height))
+
+
+def free(items: Sequence[Item], earned: Callable[[str, Item], float], *kinds: Callable[[Item], str | None]) -> Tally:
+    """Questions with free answers: only an empty one cannot be read."""
+    marked = [(item, earned(item.answer, item) if item.answer is not None else 0.0) for item in items]
+    unparsed = sum(item.here and not (item.answer or "").strip() for item in items)
+    parts: Parts = {}
+    for kind in kinds:
+        parts |= by_kind(marked, kind)
+    return tally(marked, parts, unparsed)
