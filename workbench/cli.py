@@ -260,6 +260,19 @@ def _asked(
     return evaluate(engine, asked, scorer=scorer)
 
 
+def _score(given: argparse.Namespace) -> None:
+    from workbench.evaluation.score import score
+
+    scored = score(given.benchmark, given.predictions, given.references)
+    _show(given, scored, scored.summary())
+
+
+def _benchmarks(given: argparse.Namespace) -> None:
+    from workbench.evaluation.benchmarks import listing, table
+
+    _show(given, table(), listing())
+
+
 def _chat(given: argparse.Namespace) -> None:
     from workbench.chat_model import SamplingOptions
     from workbench.inference.chat import chat
@@ -564,6 +577,23 @@ def _add_training(verb: Callable[..., argparse.ArgumentParser]) -> None:
     add("--limit", type=_positive, metavar="N", help="the first N only")
     _add_loading(add)
     add("--out", metavar="FILE", help="write every question and answer as JSON lines")
+    _add_json(add)
+
+    add = verb(
+        "score",
+        _score,
+        "Score answers that were made elsewhere, by a benchmark's own rule and without any model.",
+        "score seedbench GPT-4V.json",
+        "score pope answers.jsonl --references coco/ llava_pope_test.jsonl",
+        "score mmbench llava-v1.5-13b.xlsx --json",
+    ).add_argument
+    add("benchmark", metavar="BENCHMARK", help="a name that `workbench benchmarks` lists")
+    add("predictions", metavar="PREDICTIONS", help="json, jsonl, xlsx, tsv, csv, parquet or txt; or a folder of them")
+    told = "files or folders of what is right, if the predictions do not bring it; question files too"
+    add("--references", nargs="+", default=[], metavar="FILE", help=told)
+    _add_json(add)
+
+    add = verb("benchmarks", _benchmarks, "List the benchmarks and the files each needs.", "benchmarks").add_argument
     _add_json(add)
 
     add = verb(

@@ -118,7 +118,6 @@ def _tell(matched: Matched, given: Side, known: Side, pairs: dict[int, int]) -> 
     told = {
         "prediction(s) belong to no reference and are not scored": matched.unknown,
         "prediction(s) came again for the same question; the last counts": matched.duplicates,
-        "reference(s) have no prediction and count as wrong": matched.missing,
         "prediction(s) show another question than the reference they were matched with": other,
     }
     matched.notes += [f"{count:,} {what}" for what, count in told.items() if count]

@@ -1,6 +1,6 @@
 """By which key the rows of two files belong together.
 
-Knows: ids, categories, pictures and questions as keys, several splits with the same ids, files that agree in their order.
+Knows: ids, categories, pictures and questions as keys, splits with the same ids, files that agree in their order.
 Does not know: which field is the reference and how a pair is scored.
 """
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from workbench.errors import DataError
 from workbench.evaluation import fields, letters, vqa_text
 from workbench.evaluation.matching import Item
 from workbench.evaluation.tally import Marked, Parts, Tally, as_dict, by_kind, part, tally, texts, told
@@ -56,7 +58,7 @@ def mmbench(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
         marked = [(item, float(item.about["hit"])) for item in items]
         unparsed, notes = 0, ["right and wrong are the file's own column hit, not read anew"]
     else:
-        marked, unparsed = _mark_letters(items, letters.matched, rotated=True)
+        marked, unparsed = _mark_letters(items, letters.matched)
         notes = []
     groups: dict[str, list[Marked]] = defaultdict(list)
     for item, earned in marked:
@@ -105,11 +107,15 @@ def scienceqa(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
         parts |= {name: part(some) for name, some in contexts.items() if some}
     elif some := [pair for pair in marked if picture(pair[0])]:
         parts |= {"IMG": part(some)}
-    return tally(marked, parts | by_kind(marked, grade), unparsed)
+    found = tally(marked, parts | by_kind(marked, grade), unparsed)
+    says = about.get("says")
+    if isinstance(says, float) and abs(says - found.score) > 0.005:  # ScienceQA's first script guesses at random
+        return replace(found, notes=(f"the file itself says {says:.2f}, which may hold guesses for unread answers",))
+    return found
 
 
 def mmmu(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
-    """MMMU's letters, where an unread answer is wrong though MMMU guesses; open questions are equal after VQA's rules."""
+    """MMMU's letters, but what cannot be read is wrong where MMMU guesses. Open questions: equal after VQA's rules."""
     marked: list[Marked] = []
     unparsed = 0
     for item in items:
@@ -130,26 +136,25 @@ def mmmu(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
 
 
 def _mark_letters(
-    items: Sequence[Item], read: Callable[[str, Mapping[str, str]], str | None], *, rotated: bool = False
+    items: Sequence[Item], read: Callable[[str, Mapping[str, str]], str | None]
 ) -> tuple[list[Marked], int]:
-    """Every question with 1 for the reference's letter, else 0, and how many answers gave no letter."""
+    """Every question with 1 for the reference's letter, else 0, and how many answers gave no letter.
+
+    Raises DataError where a reference names no option.
+    """
     marked: list[Marked] = []
     unparsed = 0
     for item in items:
         options = _options(item)
+        right = _letter(item, options)
+        if right is None:
+            raise DataError(
+                f"reference {item.identity}", found=repr(item.reference), expected="the letter of an option"
+            )
         said = read(item.answer, options) if item.answer is not None else None
         unparsed += item.here and said is None
-        if rotated and said is not None:
-            said = _unrotated(said, item)
-        marked.append((item, float(said is not None and said == _letter(item, options))))
+        marked.append((item, float(said == right)))
     return marked, unparsed
-
-
-def _unrotated(said: str, item: Item) -> str:
-    """LLaVA's --all-rounds turns the options within one index and writes the letters they had in `option_char`."""
-    had = item.about.get("option_char")
-    place = letters.LETTERS.index(said)
-    return str(had[place]) if isinstance(had, list) and item.about.get("round_id") and place < len(had) else said
 
 
 def _letter(item: Item, options: Mapping[str, str]) -> str | None:

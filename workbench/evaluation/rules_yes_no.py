@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from workbench.errors import DataError
 from workbench.evaluation import fields, yes_no
 from workbench.evaluation.matching import Item
 from workbench.evaluation.tally import Parts, Tally, mean
@@ -17,21 +18,33 @@ from workbench.evaluation.yes_no import percent
 
 
 def pope(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
-    """The mean F1 of the splits (random, popular, adversarial); every measure per split and over all questions."""
+    """The mean F1 of the splits (random, popular, adversarial); every measure per split and over all questions.
+
+    Only questions with an answer count: POPE's and LLaVA's scripts walk through the answers.
+    """
     splits: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
     unparsed = 0
     for item in items:
-        right = str(fields.plain(item.reference)).strip().lower() == "yes"
+        if not item.here:
+            continue
+        right = _is_yes(item)
         answer = (item.answer or "").strip()
         said, read = yes_no.pope(answer) if answer else (not right, False)
-        unparsed += item.here and not read
+        unparsed += not read
         for split in (fields.category(item.about) or "all").split(","):  # VLMEvalKit asks a shared question once
             splits[split.strip()].append((said, right))
     parts = {name: _yes_no(pairs) for name, pairs in splits.items()}
     scores = [part["f1"] for part in parts.values()]
     if len(parts) > 1:
         parts["all"] = _yes_no([pair for pairs in splits.values() for pair in pairs])
-    return Tally(sum(scores) / len(scores), len(items), parts, unparsed)
+    return Tally(mean(scores), sum(item.here for item in items), parts, unparsed)
+
+
+def _is_yes(item: Item) -> bool:
+    known = str(fields.plain(item.reference)).strip().lower().rstrip(".")
+    if known not in ("yes", "no"):
+        raise DataError(f"reference {item.identity}", found=repr(item.reference), expected="yes or no")
+    return known == "yes"
 
 
 def _yes_no(pairs: list[tuple[bool, bool]]) -> dict[str, Any]:
@@ -55,7 +68,7 @@ def mme(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
     for item in items:
         said = yes_no.mme(item.answer or "")
         unparsed += item.here and said is None
-        right = said == str(fields.plain(item.reference)).strip().lower().rstrip(".")
+        right = said == ("yes" if _is_yes(item) else "no")
         tasks[fields.category(item.about) or "all"][fields.image(item.about) or ""].append(float(right))
     parts: Parts = {}
     odd = 0

@@ -107,7 +107,8 @@ def _rows_of(value: Any, about: dict[str, Any], loose: bool) -> list[Row]:
         return [row for row in value if isinstance(row, dict)]
     if not isinstance(value, dict):
         return []
-    if isinstance(value.get("outputs"), dict):  # LLaVA's ScienceQA result: {"acc": ..., "outputs": {id: text}}
+    if isinstance(value.get("outputs"), dict):  # ScienceQA results: {"acc": ..., "outputs": {id: text}}
+        about["says"] = value.get("acc")
         return _rows_of(value["outputs"], about, loose)
     for name in _LISTS:
         if isinstance(value.get(name), list) and any(isinstance(row, dict) for row in value[name]):
