@@ -33,6 +33,8 @@ class Benchmark:
     rule: Rule
     fields: tuple[str, ...]
     """Where a reference row keeps what is right, tried before the usual names."""
+    leaves_out: bool = False
+    """Whether a reference without a prediction is left out, as the official script does; else it counts as wrong."""
 
 
 _ALL = (
@@ -56,6 +58,7 @@ _ALL = (
         SHORT,
         rules_yes_no.pope,
         ("label", "answer"),
+        leaves_out=True,
     ),
     Benchmark(
         "mmbench",

@@ -70,12 +70,15 @@ def score(benchmark: str, predictions: Path | str, references: Sequence[Path | s
     try:
         if references:
             right = read(references)
-            matched, about = matching.join(given, right, chosen.fields), right.about
+            matched, about = matching.join(given, right, chosen.fields), given.about | right.about
         else:
             matched, about = matching.carried(given, chosen.fields), given.about
     except DataError as error:
         raise _explained(error, chosen, predictions) from error
     tally = chosen.rule(matched.items, about)
+    if matched.missing:
+        fate = f"are left out, as {chosen.title}'s own script does" if chosen.leaves_out else "count as wrong"
+        matched.notes.append(f"{matched.missing:,} reference(s) have no prediction and {fate}")
     return Score(
         benchmark, tally.score, tally.n, tally.parts, tally.unparsed, chosen.measure,
         matched.missing, matched.unknown, matched.duplicates, [*matched.notes, *tally.notes],
