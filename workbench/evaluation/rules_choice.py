@@ -36,7 +36,7 @@ def seedbench(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
 
     def medium(item: Item) -> str | None:
         known = fields.plain(item.about.get("data_type"))
-        if known:
+        if known or layout:
             return known
         ids = item.identity or ""
         return "image" if ids.isdigit() else "video" if ids[:1] == "v" and ids[1:].isdigit() else None
