@@ -273,7 +273,7 @@ def test_verdicts_of_a_judge_are_taken_as_they_stand(write: Write) -> None:
 
 MME = {
     "color": [("1.jpg", "Red?", "Yes", "Yes"), ("1.jpg", "Blue?", "No", "No, red"),
-              ("2.jpg", "Red?", "Yes", "Yes"), ("2.jpg", "Blue?", "No", "Perhaps")],
+              ("2.jpg", "Red?", "Yes", "Perhaps"), ("2.jpg", "Blue?", "No", "No")],
     "code_reasoning": [("9.png", "Python?", "Yes", "No"), ("9.png", "Java?", "No", "No")],
 }  # fmt: skip
 MME_POINTS = {"perception": 125.0, "cognition": 50.0, "color": 125.0, "code_reasoning": 50.0}
@@ -323,15 +323,17 @@ PROBLEMS = {
 }  # fmt: skip
 
 
-def test_scienceqa_with_problems_and_splits(write: Write) -> None:
+@pytest.mark.parametrize("given", ["folder", "files"])
+def test_scienceqa_with_problems_and_splits(write: Write, given: str) -> None:
     said = [
         {"question_id": "1", "prompt": "Why?\nA. a\nB. b", "text": "A"},
         {"question_id": "2", "prompt": "Context: See.\nHow?", "text": "B. b"},
         {"question_id": "3", "prompt": "Who?", "text": "C"},  # there are two choices: unread, and wrong
     ]
-    write("scienceqa/pid_splits.json", {"test": ["1", "2", "3"], "train": ["9"]})
-    folder = write("scienceqa/problems.json", PROBLEMS).parent
-    scored = score("scienceqa", write("answers.jsonl", said), [folder])
+    splits = write("scienceqa/pid_splits.json", {"test": ["1", "2", "3"], "train": ["9"]})
+    problems = write("scienceqa/problems.json", PROBLEMS)
+    references = [problems, splits] if given == "files" else [problems.parent]
+    scored = score("scienceqa", write("answers.jsonl", said), references)
     assert round(scored.score, 2) == 66.67 and (scored.n, scored.unparsed) == (3, 1)
     assert scores(scored) == {
         "NAT": 100.0, "SOC": 100.0, "LAN": 0.0, "TXT": 50.0, "IMG": 100.0, "NO": 100.0, "G1-6": 100.0, "G7-12": 50.0,
