@@ -70,6 +70,7 @@ def test_mmbench_is_read_as_vlmevalkit_reads_without_a_judge(answer: str, letter
         ("B.", "B"),
         ("(A) or rather (B)", "B"),  # the last one named
         ("B A C", "C"),
+        ("(A) or (B)? It is (A)", "A"),
         ("It must be the red cat I think", "B"),
         ("the red cat", None),  # five words or fewer need a letter
         ("?", None),
