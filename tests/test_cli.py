@@ -26,7 +26,8 @@ from workbench.resources import write_atomic
 from workbench.run import Run, clean
 
 VERBS = (
-    "quickstart", "import", "generate", "render", "train", "evaluate", "chat", "export", "runs", "clean", "doctor",
+    "quickstart", "import", "generate", "render", "train", "evaluate", "score", "benchmarks", "chat", "export", "runs",
+    "clean", "doctor",
 )  # fmt: skip
 
 

@@ -71,6 +71,8 @@ _HOMES = {
     "describe_conversations": "instruct.diversity",
     "train": "training.trainer",
     "evaluate": "evaluation.task",
+    "score": "evaluation.score",
+    "benchmarks": "evaluation.benchmarks:listing",
     "quickstart": "quickstart",
     "doctor": "doctor",
 }
@@ -94,6 +96,8 @@ if TYPE_CHECKING:
     from workbench.data.formats import export_llava, import_folder, import_llava
     from workbench.doctor import doctor
     from workbench.errors import WorkbenchError
+    from workbench.evaluation.benchmarks import listing as benchmarks
+    from workbench.evaluation.score import score
     from workbench.evaluation.task import evaluate
     from workbench.inference.chat import chat
     from workbench.inference.engine import Engine

@@ -189,6 +189,16 @@ def test_popes_own_answers_have_no_ids(write: Write) -> None:
     assert scored.unparsed == 1
 
 
+def test_files_of_equal_length_are_not_simply_laid_side_by_side(write: Write) -> None:
+    """Ids that differ and no question to compare: nothing says that row 1 answers row 1."""
+    references = write("coco_pope_random.json", "".join(json.dumps(row) + "\n" for row in RANDOM))
+    said = write("answers.jsonl", [{"question_id": 901, "text": "Yes"}, {"question_id": 902, "text": "No"}])
+    with pytest.raises(DataError, match="no pair"):
+        score("pope", said, [references])
+    said = write("other.jsonl", [{"text": "Yes"}, {"text": "No"}])
+    assert score("pope", said, references).score == 100.0
+
+
 def test_pope_leaves_out_what_was_not_answered_and_says_so(write: Write) -> None:
     references = write("coco_pope_popular.json", "".join(json.dumps(row) + "\n" for row in POPULAR))
     scored = score("pope", write("answers.jsonl", [{"question_id": 1, "text": "Yes"}]), [references])

@@ -57,8 +57,10 @@ def _rounded(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
-def score(benchmark: str, predictions: Path | str, references: Sequence[Path | str] = ()) -> Score:
+def score(benchmark: str, predictions: Path | str, references: Path | str | Sequence[Path | str] = ()) -> Score:
     """Score a file of answers by the benchmark's own rule; without references the rows must bring them along.
+
+    >>> scored = score("pope", "answers.jsonl", ["coco/", "llava_pope_test.jsonl"])  # doctest: +SKIP
 
     Raises DataError for an unknown benchmark and for files that are missing, unreadable, or do not belong together.
     """
@@ -69,7 +71,7 @@ def score(benchmark: str, predictions: Path | str, references: Sequence[Path | s
     given = read([predictions])
     try:
         if references:
-            right = read(references)
+            right = read([references] if isinstance(references, Path | str) else references)
             matched, about = matching.join(given, right, chosen.fields), given.about | right.about
         else:
             matched, about = matching.carried(given, chosen.fields), given.about

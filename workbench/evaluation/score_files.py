@@ -16,13 +16,15 @@ from typing import Any
 
 from workbench.errors import DataError
 from workbench.evaluation import lenient_json
-from workbench.evaluation.fields import ID, Row
+from workbench.evaluation.fields import ANSWERS, ID, Row
 
 _ENDINGS = (".json", ".jsonl", ".xlsx", ".tsv", ".csv", ".txt", ".parquet", ".ndjson")
 _LISTS = ("questions", "annotations", "data", "logs", "samples", "predictions", "results", "answers")
 _SPLITS = {"train", "val", "test", "trainval", "minitrain", "minival", "minitest"}
 """The names in ScienceQA's pid_splits.json, which holds no rows."""
 _POPE = re.compile(r"(random|popular|adversarial)")
+_ROW = {*ID, *ANSWERS, "answer", "text", "label", "conversations"}
+"""A JSON object with one of these names is a row; POPE's own answers have no id."""
 _IMAGE_CELL = 2000
 """A cell longer than this many characters under `image` is the picture itself, in base64, and is left out."""
 
@@ -114,7 +116,7 @@ def _rows_of(value: Any, about: dict[str, Any], loose: bool) -> list[Row]:
         if isinstance(value.get(name), list) and any(isinstance(row, dict) for row in value[name]):
             about.update({key: kept for key, kept in value.items() if isinstance(kept, dict)})
             return _rows_of(value[name], about, loose)
-    if any(name in ID for name in map(str.lower, value)):
+    if any(name in _ROW for name in map(str.lower, value)):
         return [value]
     held = list(value.values())
     if held and all(isinstance(part, list) and all(isinstance(row, dict) for row in part) for part in held):
@@ -123,8 +125,6 @@ def _rows_of(value: Any, about: dict[str, Any], loose: bool) -> list[Row]:
         ]  # LLaVA's ScienceQA output: {"correct": [...], "incorrect": [...]}
     if held and all(isinstance(row, dict) for row in held):
         return [{"id": key, **row} for key, row in value.items()]
-    if len(held) > 1 and any(name in value for name in ("answer", "text", "prediction")):
-        return [value]  # a row without an id, as in POPE's own answers
     if not loose or set(value) <= _SPLITS:
         return []
     return [{"id": key, "answer": part} for key, part in value.items()]
