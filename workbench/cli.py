@@ -573,7 +573,8 @@ def _add_training(verb: Callable[..., argparse.ArgumentParser]) -> None:
     add("dataset", metavar="DATASET", help="dataset folder")
     add("--split", default="test", choices=("train", "val", "test"), help="which images (default: %(default)s)")
     add("--tasks", nargs="+", default=["question"], metavar="TASK", help="which conversations (default: question)")
-    add("--scorer", default="normalised", help="how answers are compared (default: %(default)s)")
+    told = "how answers are compared: exact, normalised, choice, numeric, relaxed, iou (default: %(default)s)"
+    add("--scorer", default="normalised", help=told)
     add("--limit", type=_positive, metavar="N", help="the first N only")
     _add_loading(add)
     add("--out", metavar="FILE", help="write every question and answer as JSON lines")

@@ -6,12 +6,14 @@ import doctest
 
 import pytest
 
-from workbench.evaluation import fields, lenient_json, letters, near, vqa_text, yes_no
+from workbench.evaluation import fields, lenient_json, letters, near, scorers, vqa_text, yes_no
 
 PETS = {"A": "a dog", "B": "the red cat", "C": "Paris", "D": "12"}
 
 
-@pytest.mark.parametrize("module", [fields, lenient_json, letters, near, vqa_text, yes_no], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [fields, lenient_json, letters, near, scorers, vqa_text, yes_no], ids=lambda m: m.__name__
+)
 def test_the_examples_in_the_documentation_hold(module: object) -> None:
     failed, tried = doctest.testmod(module)  # type: ignore[arg-type]
     assert failed == 0 and tried > 0
@@ -184,6 +186,26 @@ def test_boxes() -> None:
     assert near.overlap((0, 0, 1, 1), (0, 0, 1, 1)) == 1
     assert near.overlap((0, 0, 1, 1), (2, 2, 3, 3)) == 0
     assert near.overlap((1, 1, 0, 0), (1, 1, 0, 0)) == 0  # turned inside out
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "reference", "right"),
+    [
+        ("choice", "B", "B", True),
+        ("choice", "(b)", "B", False),
+        ("choice", "", "B", False),
+        ("choice", "nothing", "no letter", False),  # two that name nothing are not alike
+        ("numeric", "-3", "3", False),
+        ("numeric", "3.50", "3.5", True),
+        ("numeric", "ten", "10.0", True),
+        ("numeric", "none", "none", False),
+        ("iou", "[0, 0, 1, 1]", "here", False),
+        ("iou", "[0.1, 0.1, 0.5, 0.5]", "[0.1, 0.1, 0.5, 0.5]", True),
+        ("relaxed", "104", "100", True),
+    ],
+)
+def test_scorers_of_a_persons_own_questions(name: str, answer: str, reference: str, right: bool) -> None:
+    assert scorers.SCORERS[name](answer, reference) is right
 
 
 # --- almost JSON ----------------------------------------------------------------------------------------------

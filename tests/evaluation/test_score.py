@@ -181,6 +181,22 @@ def test_pope_answers_in_the_order_of_the_splits(write: Write, coco: Path, turne
     assert scores(scored) == POPE_F1 and "matched by their order" in scored.notes
 
 
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_question_that_two_splits_share(write: Write, coco: Path, twice: bool) -> None:
+    """Without a split picture and question tell: one answer counts in both splits, two in the order of the splits."""
+    said = [("cup", "No"), ("dog", "Yes"), ("car", "No"), *([("dog", "No")] if twice else [])]
+    rows = [
+        {"image": "COCO_val2014_1.jpg", "question": f"Is there a {thing} in the image?", "response": text}
+        for thing, text in said
+    ]
+    scored = score("pope", write("answers.jsonl", rows), coco)
+    assert scored.n == 4 and scored.missing == scored.unknown == scored.duplicates == 0
+    # The files are read by name, popular before random; a missed yes makes F1 0.
+    assert scores(scored) == (
+        {"popular": 100.0, "random": 0.0, "all": 66.67} if twice else dict.fromkeys(("popular", "random", "all"), 100.0)
+    )
+
+
 def test_popes_own_answers_have_no_ids(write: Write) -> None:
     said = [{"question": row["text"], "answer": text} for row, text in zip(RANDOM, ["yes", "I see none"], strict=True)]
     references = write("coco_pope_random.json", "".join(json.dumps(row) + "\n" for row in RANDOM))
