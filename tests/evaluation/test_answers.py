@@ -6,13 +6,13 @@ import doctest
 
 import pytest
 
-from workbench.evaluation import fields, lenient_json, letters, near, scorers, vqa_text, yes_no
+from workbench.evaluation import fields, lenient_json, letters, near, open_answers, scorers, vqa_text, yes_no
 
 PETS = {"A": "a dog", "B": "the red cat", "C": "Paris", "D": "12"}
 
 
 @pytest.mark.parametrize(
-    "module", [fields, lenient_json, letters, near, scorers, vqa_text, yes_no], ids=lambda m: m.__name__
+    "module", [fields, lenient_json, letters, near, open_answers, scorers, vqa_text, yes_no], ids=lambda m: m.__name__
 )
 def test_the_examples_in_the_documentation_hold(module: object) -> None:
     failed, tried = doctest.testmod(module)  # type: ignore[arg-type]
@@ -80,6 +80,23 @@ def test_mmbench_is_read_as_vlmevalkit_reads_without_a_judge(answer: str, letter
 )
 def test_mmmu_takes_the_last_of_the_options_named(answer: str, letter: str | None) -> None:
     assert letters.mmmu(answer, PETS) == letter
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "right"),
+    [
+        ("7", "7.0", True),
+        ("The area is 1,200 m", "1200", True),
+        ("x = 3.14159", "3.14", True),  # two decimals
+        ("It is the red cat.", "Red cat", True),
+        ("red", "red cat", False),  # the reference stands in the answer, not the answer in it
+        ("It is 7\nSo the result is 8", "7", True),  # each line that holds a key phrase may hold the answer
+        ("cat", "a", False),  # one letter needs a space beside it
+        ("about 70", "7", False),
+    ],
+)
+def test_mmmus_open_questions(answer: str, reference: str, right: bool) -> None:
+    assert open_answers.right(answer, [reference]) is right
 
 
 # --- yes and no -----------------------------------------------------------------------------------------------

@@ -516,6 +516,24 @@ def test_mmmu_dict_of_id_to_answer(write: Write) -> None:
     assert scored.score == 50.0 and scores(scored) == {"Art": 0.0, "Math_Two": 100.0}
 
 
+def test_mmmu_table_of_vlmevalkit(write: Write) -> None:
+    """An open question has no options there; its answer is looked for in what was said."""
+    rows = [
+        {
+            "index": 1,
+            "question": "?",
+            "A": "cat",
+            "B": "dog",
+            "answer": "B",
+            "category": "Art",
+            "prediction": "It is the dog.",
+        },
+        {"index": 2, "question": "?", "A": "1", "B": "2", "answer": "A", "category": "Art", "prediction": "Answer: B"},
+        {"index": 3, "question": "?", "A": None, "B": None, "answer": "12", "category": "Math", "prediction": "x = 12"},
+    ]
+    assert scores(score("mmmu", write("model_MMMU_DEV_VAL.xlsx", rows))) == {"Art": 50.0, "Math": 100.0}
+
+
 # --- files and errors -----------------------------------------------------------------------------------------
 
 

@@ -1,30 +1,28 @@
 """Benchmarks answered with a letter: SEED-Bench, MMBench, ScienceQA, MMMU.
 
-Knows: options in their many layouts, rotations, and the parts each benchmark reports.
-Does not know: how a letter is read from an answer (`letters`), files, how rows were matched.
+Knows: rotations, and the parts each benchmark reports.
+Does not know: how a letter is read from an answer (`letters`), where options stand (`options`), files.
 """
 
 from __future__ import annotations
 
-import ast
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workbench.errors import DataError
-from workbench.evaluation import fields, letters, vqa_text
+from workbench.evaluation import fields, letters, open_answers
 from workbench.evaluation.matching import Item
+from workbench.evaluation.options import mark_letters, options_of, reader
 from workbench.evaluation.tally import Marked, Parts, Tally, as_dict, by_kind, part, tally, texts, told
 
 
 def seedbench(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
     """Exact letters; parts by picture or video and by question type.
 
-    A file in VLMEvalKit's layout, which brings the options in columns A to D, is read by VLMEvalKit's rule.
+    A file in VLMEvalKit's layout is read by its rule and has its categories.
     """
-    layout = all(_own_options(item) for item in items if item.here)
-    marked, unparsed = _mark_letters(items, letters.matched if layout else letters.exact)
+    read, notes = reader(items, letters.exact)
+    marked, unparsed = mark_letters(items, read)
     names = {str(number): name for name, number in as_dict(about.get("question_type")).items()}
 
     def kind(item: Item) -> str | None:
@@ -36,14 +34,13 @@ def seedbench(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
 
     def medium(item: Item) -> str | None:
         known = fields.plain(item.about.get("data_type"))
-        if known or layout:
+        if known or notes:
             return known
         ids = item.identity or ""
         return "image" if ids.isdigit() else "video" if ids[:1] == "v" and ids[1:].isdigit() else None
 
-    notes = ("letters read by VLMEvalKit's rule",) if layout else ()
     parts = by_kind(marked, medium) | by_kind(marked, kind)
-    if layout:
+    if notes:
         parts |= by_kind(marked, told("category"))
     return tally(marked, parts, unparsed, notes)
 
@@ -58,7 +55,7 @@ def mmbench(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
         marked = [(item, float(item.about["hit"])) for item in items]
         unparsed, notes = 0, ["right and wrong are the file's own column hit, not read anew"]
     else:
-        marked, unparsed = _mark_letters(items, letters.matched)
+        marked, unparsed = mark_letters(items, letters.matched)
         notes = []
     groups: dict[str, list[Marked]] = defaultdict(list)
     for item, earned in marked:
@@ -82,7 +79,8 @@ def _group(item: Item) -> str:
 
 def scienceqa(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
     """LLaVA's three forms of a letter; parts by subject, context and grade, as ScienceQA's own table."""
-    marked, unparsed = _mark_letters(items, letters.science)
+    read, notes = reader(items, letters.science)
+    marked, unparsed = mark_letters(items, read)
 
     def text(item: Item) -> bool:
         return bool(item.about.get("hint"))
@@ -107,24 +105,24 @@ def scienceqa(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
         parts |= {name: part(some) for name, some in contexts.items() if some}
     elif some := [pair for pair in marked if picture(pair[0])]:
         parts |= {"IMG": part(some)}
-    found = tally(marked, parts | by_kind(marked, grade), unparsed)
-    says = about.get("says")
-    if isinstance(says, float) and abs(says - found.score) > 0.005:  # ScienceQA's first script guesses at random
-        return replace(found, notes=(f"the file itself says {says:.2f}, which may hold guesses for unread answers",))
-    return found
+    says, score = about.get("says"), part(marked)["score"]
+    if isinstance(says, float) and abs(says - score) > 0.005:  # ScienceQA's first script guesses at random
+        notes = (*notes, f"the file itself says {says:.2f}, which may hold guesses for unread answers")
+    return tally(marked, parts | by_kind(marked, grade), unparsed, notes)
 
 
 def mmmu(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
-    """MMMU's letters, but what cannot be read is wrong where MMMU guesses. Open questions: equal after VQA's rules."""
+    """MMMU's letters, but what cannot be read is wrong where MMMU guesses; open questions by MMMU's rule for these."""
+    read, notes = reader(items, letters.mmmu)
     marked: list[Marked] = []
     unparsed = 0
     for item in items:
-        if str(item.about.get("question_type")) == "open":
-            known = [vqa_text.vqa(text) for text in texts(item.reference)]
-            marked.append((item, float(item.answer is not None and vqa_text.vqa(item.answer) in known)))
-            unparsed += item.here and not (item.answer or "").strip()
+        if str(item.about.get("question_type")) == "open" or (notes and not options_of(item)):
+            answer = (item.answer or "").strip()
+            marked.append((item, float(bool(answer) and open_answers.right(answer, texts(item.reference)))))
+            unparsed += item.here and not answer
         else:
-            [pair], unread = _mark_letters([item], letters.mmmu)
+            [pair], unread = mark_letters([item], read)
             marked.append(pair)
             unparsed += unread
 
@@ -132,65 +130,4 @@ def mmmu(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
         words = (item.identity or "").split("_")
         return "_".join(words[1:-1]) or None if len(words) > 2 else fields.plain(item.about.get("category"))
 
-    return tally(marked, by_kind(marked, subject), unparsed)
-
-
-def _mark_letters(
-    items: Sequence[Item], read: Callable[[str, Mapping[str, str]], str | None]
-) -> tuple[list[Marked], int]:
-    """Every question with 1 for the reference's letter, else 0, and how many answers gave no letter.
-
-    Raises DataError where a reference names no option.
-    """
-    marked: list[Marked] = []
-    unparsed = 0
-    for item in items:
-        options = _options(item)
-        right = _letter(item, options)
-        if right is None:
-            raise DataError(
-                f"reference {item.identity}", found=repr(item.reference), expected="the letter of an option"
-            )
-        said = read(item.answer, options) if item.answer is not None else None
-        unparsed += item.here and said is None
-        marked.append((item, float(said == right)))
-    return marked, unparsed
-
-
-def _letter(item: Item, options: Mapping[str, str]) -> str | None:
-    """The reference as a letter: a letter, a place among the choices, "The answer is X.", or an option's text."""
-    given = item.reference
-    if isinstance(given, int) and not isinstance(given, bool):
-        return letters.LETTERS[given] if 0 <= given < 26 else None
-    text = (fields.plain(given) or "").strip()
-    if len(text) == 1 and text.upper() in letters.LETTERS:
-        return text.upper()
-    if text.isdigit() and int(text) < 26:
-        return letters.LETTERS[int(text)]
-    by_text = {option.strip().lower(): letter for letter, option in options.items()}
-    return by_text.get(text.lower()) or letters.science(text, {})
-
-
-def _options(item: Item) -> dict[str, str]:
-    """Letter to text, from columns A to Z, `choice_a` to `choice_d`, or a list of choices; empty where not told."""
-    listed = fields.first(item.about, ("choices", "options"))
-    if isinstance(listed, str) and listed.strip().startswith("["):
-        try:
-            listed = ast.literal_eval(listed)  # MMMU writes its options as Python would
-        except (SyntaxError, ValueError):
-            listed = None
-    if isinstance(listed, dict):  # the Hub's {"text": [...], "label": [...]}
-        listed = listed.get("text")
-    if isinstance(listed, list):
-        return dict(zip(letters.LETTERS, map(str, listed), strict=False))
-    found = {}
-    for letter in letters.LETTERS:
-        text = fields.plain(fields.first(item.about, (letter.lower(), f"choice_{letter.lower()}")))
-        if text is None or text.strip().lower() in ("", "nan"):
-            break
-        found[letter] = text
-    return found
-
-
-def _own_options(item: Item) -> bool:
-    return "a" in item.own and "b" in item.own
+    return tally(marked, by_kind(marked, subject), unparsed, notes)
