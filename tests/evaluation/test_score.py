@@ -526,7 +526,7 @@ def test_mmmu_table_of_vlmevalkit(write: Write) -> None:
             "B": "dog",
             "answer": "B",
             "category": "Art",
-            "prediction": "It is the dog.",
+            "prediction": "the dog",
         },
         {"index": 2, "question": "?", "A": "1", "B": "2", "answer": "A", "category": "Art", "prediction": "Answer: B"},
         {"index": 3, "question": "?", "A": None, "B": None, "answer": "12", "category": "Math", "prediction": "x = 12"},
@@ -543,10 +543,16 @@ def test_parquet_references_from_the_hub(write: Write) -> None:
     assert score("pope", write("said.jsonl", said), [write("pope.parquet", rows)]).score == 100.0
 
 
+def test_a_table_with_semicolons(write: Write) -> None:
+    assert score("seedbench", write("said.csv", "question_id;prediction;answer\n1;A;A\n2;;B\n")).score == 50.0
+
+
 def test_one_broken_row_never_loses_the_rest(write: Write) -> None:
     text = '{"question_id": "1", "prediction": "A", "gt_answer": "A"}\n{"question_id": "2", "predi\n'
     scored = score("seedbench", write("cut.jsonl", text))
     assert scored.n == 1 and scored.score == 100.0 and "line 2" in scored.notes[0]
+    scored = score("seedbench", write("mixed.jsonl", '{"question_id": "1", "prediction": "A", "gt_answer": "A"}\n5\n'))
+    assert scored.n == 1 and "no rows" in scored.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -557,6 +563,8 @@ def test_one_broken_row_never_loses_the_rest(write: Write) -> None:
         ("fields.jsonl", [{"question_id": 1, "colour": "red"}], "expected an answer"),
         ("alone.jsonl", [{"question_id": 1, "text": "A"}], "give --references FILE; SEED-Bench needs SEED-Bench.json"),
         ("book.xlsx", "PK", "no workbook"),
+        ("table.parquet", "PAR", "no Parquet"),
+        ("city.jsonl", [{"question_id": 1, "prediction": "A", "answer": "Paris"}], "expected the letter of an option"),
     ],
 )
 def test_a_file_that_cannot_be_scored_is_one_clear_line(write: Write, name: str, content: Any, match: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
-_BOX = re.compile(r"[\[(]\s*" + r"\s*,\s*".join([r"(-?\d*\.?\d+)"] * 4) + r"\s*[\])]")
+_BOX = re.compile(r"[\[(]\s*" + r"\s*,\s*".join([r"(-?\d*\.?\d+(?:e-?\d+)?)"] * 4) + r"\s*[\])]")
 
 
 def edits(first: str, second: str) -> int:

@@ -71,19 +71,18 @@ def refcoco(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
     overlaps: list[Marked] = []
     unparsed = 0
     for item in items:
-        said = near.box(item.answer or "")
+        said, right = near.box(item.answer or ""), _reference_box(item)
         unparsed += item.here and said is None
-        overlaps.append((item, near.overlap(said, _reference_box(item)) if said else 0.0))
-    right = [(item, float(found >= 0.5)) for item, found in overlaps]
-    parts = {"mean IoU": part(overlaps)} | by_kind(right, told("split"))
-    return tally(right, parts, unparsed)
+        overlaps.append((item, near.overlap(said, right) if said else 0.0))
+    marked = [(item, float(found >= 0.5)) for item, found in overlaps]
+    parts = {"mean IoU": part(overlaps)} | by_kind(marked, told("split"))
+    return tally(marked, parts, unparsed)
 
 
 def _reference_box(item: Item) -> near.Box:
-    given = item.reference
-    found = near.box(given) if isinstance(given, str) else tuple(map(float, given)) if len(given) == 4 else None
-    if found is None or len(found) != 4:
-        raise DataError(f"reference {item.identity}", found=f"{given!r}", expected="a box of four numbers")
+    found = near.box(str(item.reference))  # a list is written as a box is
+    if found is None:
+        raise DataError(f"reference {item.identity}", found=repr(item.reference), expected="a box of four numbers")
     left, top, third, fourth = found
     width, height = (
         fields.first(item.about, names) for names in (("width", "image_width"), ("height", "image_height"))

@@ -70,7 +70,8 @@ def _read_file(file: Path, table: Table, *, loose: bool) -> list[Row]:
         return _read_parquet(file)
     text = _text(file)
     if kind in (".tsv", ".csv"):
-        return _read_columns(text, "\t" if kind == ".tsv" else ",")
+        header = text.partition("\n")[0]
+        return _read_columns(text, "\t" if kind == ".tsv" else max(",;", key=header.count))
     if kind == ".txt" and "\t" in text and not text.lstrip().startswith(("{", "[")):
         return _read_mme(text, file)
     return _read_json(text, file, table, loose)
@@ -97,6 +98,9 @@ def _read_json(text: str, file: Path, table: Table, loose: bool) -> list[Row]:
     rows: list[Row] = []
     for value in values:
         rows += _rows_of(value, table.about, loose)
+    strange = sum(not isinstance(value, dict | list) for value in values)
+    if strange:
+        table.notes.append(f"{file.name}: {strange} value(s) that are no rows are left out")
     return rows
 
 
@@ -166,7 +170,10 @@ def _read_xlsx(file: Path) -> list[Row]:
 def _read_parquet(file: Path) -> list[Row]:
     import polars as pl
 
-    schema = pl.read_parquet_schema(file)
+    try:
+        schema = pl.read_parquet_schema(file)
+    except pl.exceptions.PolarsError as error:
+        raise DataError(str(file), found=f"no Parquet ({error})", expected="a .parquet file") from error
     pictures = [name for name, kind in schema.items() if "Binary" in str(kind)]
     there = [pl.col(name).is_not_null().alias(f"has_{name}") for name in pictures]
     return pl.scan_parquet(file).with_columns(there).drop(pictures).collect().to_dicts()
