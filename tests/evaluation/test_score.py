@@ -103,9 +103,10 @@ def test_seed_bench_samples_of_lmms_eval(write: Write) -> None:
         common = {"doc_id": number - 100, "target": right, "filtered_resps": [said], "doc_hash": "x"}
         return {**common, f"seed_{kind}": metric, "seed_all": metric}
 
-    rows = [sample(101, "A", "A", "image"), sample(102, "B", "C", "image")]
+    rows = [sample(101, "A", "A", "image"), sample(102, "B", "C", "image"), sample(103, "c. cat", "C", "image")]
     scored = score("seedbench", write("samples_seedbench.jsonl", rows))
-    assert (scored.score, scored.n, scored.unparsed) == (50.0, 2, 0)
+    assert (round(scored.score, 2), scored.n, scored.unparsed) == (66.67, 3, 0)
+    assert scored.notes == ["letters read by lmms-eval's rule"]
 
 
 def test_seed_bench_in_vlmevalkits_layout_is_read_by_its_rule(write: Write) -> None:

@@ -26,7 +26,7 @@ REFERENCES = (
     "reference", "references", "annotation", "target",
 )  # fmt: skip
 QUESTION = ("question", "query", "prompt", "text")
-IMAGE = ("image", "image_id", "imageid", "image_path", "imgname", "img", "file_name", "filename")
+IMAGE = ("image", "image_id", "imageid", "image_path", "image_source", "imgname", "img", "file_name", "filename")
 CATEGORY = ("category", "split", "task")
 
 _SUFFIXES = re.compile(

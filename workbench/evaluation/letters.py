@@ -28,6 +28,31 @@ def exact(answer: str, options: Mapping[str, str]) -> str | None:
     return bare if bare in (options or "ABCD") and len(bare) == 1 else None
 
 
+def initial(answer: str, options: Mapping[str, str]) -> str | None:
+    """The first character, in either case.
+
+    Source: lmms-eval tasks/seedbench/utils.py (`seed_process_result`).
+
+    >>> initial("b) the cat", {}), initial("", {})
+    ('B', None)
+    """
+    found = answer.strip()[:1].upper()
+    return found if found and found in (options or "ABCD") else None
+
+
+def dotted(answer: str, options: Mapping[str, str]) -> str | None:
+    """A letter in either case, or a capital and a full stop at the start.
+
+    Source: lmms-eval tasks/scienceqa/utils.py (`sqa_process_results`).
+
+    >>> dotted("b", {}), dotted("B. the cat", {}), dotted("b. the cat", {})
+    ('B', 'B', None)
+    """
+    bare = answer.strip()
+    found = bare.upper() if len(bare) == 1 else bare[0] if bare[:1].isupper() and bare[1:2] == "." else ""
+    return found if found and found in (options or "ABCDE") else None
+
+
 def science(answer: str, options: Mapping[str, str]) -> str | None:
     """A letter; a letter followed by ". "; or one "The answer is X." in the text.
 

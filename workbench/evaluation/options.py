@@ -18,14 +18,17 @@ Reader = Callable[[str, Mapping[str, str]], str | None]
 """Takes an answer and its options; gives a letter, or None for an answer it cannot read."""
 
 
-def reader(items: Sequence[Item], usual: Reader) -> tuple[Reader, tuple[str, ...]]:
-    """The benchmark's usual rule; VLMEvalKit's, with a note, where a file is in its layout: options in columns A to D.
+def reader(items: Sequence[Item], usual: Reader, samples: Reader) -> tuple[Reader, tuple[str, ...]]:
+    """The rule by which whoever made a file scored it: LLaVA's and the benchmark's own as `usual`.
 
-    That is the rule by which whoever made such a file scored it.
+    `samples` is lmms-eval's rule for its sample files; options in columns A to D mean a table of VLMEvalKit, which has
+    one rule for all. Notes say which was taken, if it is not the usual one.
     """
     here = [item for item in items if item.here]
     if here and all("a" in item.own and "b" in item.own for item in here):
         return letters.matched, ("letters read by VLMEvalKit's rule",)
+    if here and samples is not usual and all("filtered_resps" in item.own for item in here):
+        return samples, ("letters read by lmms-eval's rule",)
     return usual, ()
 
 

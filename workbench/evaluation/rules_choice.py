@@ -19,9 +19,10 @@ from workbench.evaluation.tally import Marked, Parts, Tally, as_dict, by_kind, p
 def seedbench(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
     """Exact letters; parts by picture or video and by question type.
 
-    A file in VLMEvalKit's layout is read by its rule and has its categories.
+    A table of VLMEvalKit has categories instead.
     """
-    read, notes = reader(items, letters.exact)
+    read, notes = reader(items, letters.exact, letters.initial)
+    table = read is letters.matched
     marked, unparsed = mark_letters(items, read)
     names = {str(number): name for name, number in as_dict(about.get("question_type")).items()}
 
@@ -34,13 +35,13 @@ def seedbench(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
 
     def medium(item: Item) -> str | None:
         known = fields.plain(item.about.get("data_type"))
-        if known or notes:
+        if known or table:
             return known
         ids = item.identity or ""
         return "image" if ids.isdigit() else "video" if ids[:1] == "v" and ids[1:].isdigit() else None
 
     parts = by_kind(marked, medium) | by_kind(marked, kind)
-    if notes:
+    if table:
         parts |= by_kind(marked, told("category"))
     return tally(marked, parts, unparsed, notes)
 
@@ -79,7 +80,7 @@ def _group(item: Item) -> str:
 
 def scienceqa(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
     """LLaVA's three forms of a letter; parts by subject, context and grade, as ScienceQA's own table."""
-    read, notes = reader(items, letters.science)
+    read, notes = reader(items, letters.science, letters.dotted)
     marked, unparsed = mark_letters(items, read)
 
     def text(item: Item) -> bool:
@@ -113,11 +114,11 @@ def scienceqa(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
 
 def mmmu(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
     """MMMU's letters, but what cannot be read is wrong where MMMU guesses; open questions by MMMU's rule for these."""
-    read, notes = reader(items, letters.mmmu)
+    read, notes = reader(items, letters.mmmu, letters.mmmu)
     marked: list[Marked] = []
     unparsed = 0
     for item in items:
-        if str(item.about.get("question_type")) == "open" or (notes and not options_of(item)):
+        if str(item.about.get("question_type")) == "open" or (read is letters.matched and not options_of(item)):
             answer = (item.answer or "").strip()
             marked.append((item, float(bool(answer) and open_answers.right(answer, texts(item.reference)))))
             unparsed += item.here and not answer
