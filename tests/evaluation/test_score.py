@@ -198,12 +198,33 @@ def test_a_question_that_two_splits_share(write: Write, coco: Path, twice: bool)
     )
 
 
+@pytest.mark.parametrize(("name", "f1"), [("random", 100.0), ("popular", 66.67)])
+def test_one_split_is_found_among_the_answers_to_all(write: Write, coco: Path, name: str, f1: float) -> None:
+    said = [llava_pope(number, *pair) for number, pair in enumerate(POPE_SAID, start=5001)]
+    scored = score("pope", write("answers.jsonl", said), coco / f"coco_pope_{name}.json")
+    assert scores(scored) == {name: f1} and (scored.n, scored.unknown, scored.missing) == (2, 2, 0)
+
+
 def test_popes_own_answers_have_no_ids(write: Write) -> None:
     said = [{"question": row["text"], "answer": text} for row, text in zip(RANDOM, ["yes", "I see none"], strict=True)]
     references = write("coco_pope_random.json", "".join(json.dumps(row) + "\n" for row in RANDOM))
     scored = score("pope", write("answers.json", "".join(json.dumps(row) + "\n" for row in said)), [references])
     assert scores(scored) == {"random": 66.67}  # "I see none" has no word for no, so it is yes
     assert scored.unparsed == 1
+
+
+def test_ids_of_another_split_are_no_match(write: Write) -> None:
+    """The splits of POPE number their questions alike and share every second: that half agrees proves nothing."""
+    references = write("coco_pope_random.json", "".join(json.dumps(row) + "\n" for row in RANDOM))
+    said = [llava_pope(number, *pair) for number, pair in enumerate([("dog", "Yes"), ("car", "No")], start=1)]
+    with pytest.raises(DataError, match="no pair"):
+        score("pope", write("answers.jsonl", said), references)
+
+
+def test_a_question_told_in_another_language_is_matched_by_its_id(write: Write) -> None:
+    said = write("answers.jsonl", [{"question_id": "101", "prompt": "Was ist das?", "text": "A"}])
+    scored = score("seedbench", said, write("SEED-Bench.json", SEED["questions"][:1]))
+    assert scored.score == 100.0 and any("another question" in note for note in scored.notes)
 
 
 def test_files_of_equal_length_are_not_simply_laid_side_by_side(write: Write) -> None:
@@ -592,7 +613,7 @@ def test_the_command(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     }  # fmt: skip
     assert told["parts"] == {"image": {"score": 100.0, "n": 1}}
     assert cli.main(["score", "seedbench", str(file)]) == 0
-    assert capsys.readouterr().out.startswith("seedbench: 100.00 (exact letters) of 1 questions")
+    assert capsys.readouterr().out.startswith("seedbench: 100.00 (accuracy) of 1 questions")
     assert cli.main(["score", "seedbench", "gone.json"]) == 1
     assert capsys.readouterr().err.startswith("error: gone.json: found no such file")
 

@@ -41,7 +41,7 @@ _ALL = (
     Benchmark(
         "seedbench",
         "SEED-Bench",
-        "exact letters",
+        "accuracy",
         "SEED-Bench.json",
         "Hub dataset AILab-CVC/SEED-Bench",
         LETTER,

@@ -94,7 +94,7 @@ def join(predictions: Table, references: Table, names: Sequence[str]) -> Matched
         raise DataError(
             "--references",
             found=f"no pair among {described(given)} and {described(known)}",
-            expected="ids, or pictures and questions, that predictions and references share",
+            expected="ids, or pictures and questions, that they share and that stand for the same questions",
             fix="give the question file too, if there is one",
         )
     if how != "id":

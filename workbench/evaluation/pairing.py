@@ -7,9 +7,8 @@ Does not know: which field is the reference and how a pair is scored.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import permutations
 
 from workbench.evaluation import fields
 from workbench.evaluation.fields import Row
@@ -56,18 +55,32 @@ KEYS = (
 
 def best(given: Side, known: Side, names: Sequence[str]) -> tuple[str, dict[int, int], int]:
     """How most predictions find their reference, the prediction of each reference, and how many found none."""
-    best: tuple[str, dict[int, int], int] = ("", {}, len(given.rows))
-    most = 0
+    found: tuple[str, dict[int, int], int] = ("", {}, len(given.rows))
+    most = 0.0
     for parts in KEYS:
         pairs, unknown = _paired(given, known, parts, names)
-        agreeing = sum(agree(given.questions[number], known.questions[place]) for place, number in pairs.items())
-        if min(agreeing, len(given.rows)) > most:
-            best, most = (", ".join(parts), pairs, unknown), min(agreeing, len(given.rows))
-        if most == len(given.rows):
-            return best
+        worth = _worth(given, known, parts, pairs)
+        if worth > most:
+            found, most = (", ".join(parts), pairs, unknown), worth
+        if most >= len(given.rows):
+            return found
     ordered = _in_order(given, known)
-    agreeing = sum(agree(given.questions[number], known.questions[place]) for place, number in ordered.items())
-    return ("their order", ordered, 0) if agreeing > most else best
+    alone = len(given.rows) - len(ordered)
+    return ("their order", ordered, alone) if _worth(given, known, (), ordered) > most else found
+
+
+def _worth(given: Side, known: Side, parts: Sequence[str], pairs: dict[int, int]) -> float:
+    """How many pairs ask the same question; 0 where only some do, which happens when ids of another split are alike.
+
+    Where none do, questions are told in another language or form, and the key is better than nothing. Without an id
+    more than half of the shorter side must find its pair: a few questions that happen to be alike are no match.
+    """
+    agreeing = sum(agree(given.questions[number], known.questions[place]) for place, number in pairs.items())
+    if "id" not in parts and 2 * len(pairs) <= min(len(given.rows), len(known.rows)):
+        return 0.0
+    if agreeing <= 0.005 * len(pairs):
+        return 0.5 if pairs else 0.0
+    return min(agreeing, len(given.rows)) if agreeing >= 0.8 * len(pairs) else 0.0
 
 
 def _paired(given: Side, known: Side, parts: Sequence[str], names: Sequence[str]) -> tuple[dict[int, int], int]:
@@ -88,10 +101,15 @@ def _paired(given: Side, known: Side, parts: Sequence[str], names: Sequence[str]
         else:
             unknown += 1
     pairs: dict[int, int] = {}
+    content = {"picture", "question"} <= set(parts)
     for key, found in numbers.items():
         wanted = places[key]
         content = {"picture", "question"} <= set(parts)
-        if len(wanted) == 1 or (content and len(found) >= len(wanted)):
+        if (
+            len(wanted) == 1 == len(found)
+            or (len(wanted) == 1 and parts != ("question",))
+            or (content and len(found) >= len(wanted))
+        ):
             pairs |= dict(zip(wanted, found[-len(wanted) :], strict=True))
         elif content and len({str(fields.reference(known.rows[place], names)) for place in wanted}) == 1:
             pairs |= dict.fromkeys(wanted, found[-1])
@@ -105,9 +123,10 @@ def agree(asked: str | None, wanted: str | None) -> bool:
 
 
 def _in_order(given: Side, known: Side) -> dict[int, int]:
-    """References and predictions in step: category by category, as the files stand, or with their splits turned.
+    """Files that agree in their order: category by category, or each category as one run of the predictions.
 
-    Only where each pair has one question or one id, or the prediction has neither to go by.
+    LLaVA's POPE answers are such: three splits, one after the other, under ids of its own. Only rows that ask the same
+    question or have the same id are in step; predictions with neither must be as many as the references.
     """
     mine, theirs = _by_category(given), _by_category(known)
     if mine.keys() == theirs.keys() and all(len(mine[name]) == len(theirs[name]) for name in mine):
@@ -115,14 +134,25 @@ def _in_order(given: Side, known: Side) -> dict[int, int]:
         places = [place for name in mine for place in theirs[name]]
         if _in_step(given, known, numbers, places):
             return dict(zip(places, numbers, strict=True))
-    if len(given.rows) != len(known.rows) or len(theirs) > 4:
-        return {}
-    numbers = list(range(len(given.rows)))
-    for order in ([range(len(known.rows))], *permutations(theirs.values())):
-        places = [place for part in order for place in part]
-        if _in_step(given, known, numbers, places):
-            return dict(zip(places, numbers, strict=True))
-    return {}
+    whole = range(len(known.rows))
+    if len(given.rows) == len(known.rows) and _in_step(given, known, whole, whole):
+        return {place: place for place in whole}
+    pairs: dict[int, int] = {}
+    taken: set[int] = set()
+    for places in theirs.values():
+        run = next((run for run in _runs(given, known, places) if taken.isdisjoint(run)), range(0))
+        pairs |= dict(zip(places, run, strict=False))
+        taken |= set(run)
+    return pairs
+
+
+def _runs(given: Side, known: Side, places: Sequence[int]) -> Iterator[range]:
+    """Stretches of the predictions that ask what these references ask, in the same order."""
+    for start in range(len(given.rows) - len(places) + 1):
+        run = range(start, start + len(places))
+        asked, wanted = given.questions[start], known.questions[places[0]]
+        if asked is not None and wanted is not None and agree(asked, wanted) and _in_step(given, known, run, places):
+            yield run
 
 
 def _in_step(given: Side, known: Side, numbers: Sequence[int], places: Sequence[int]) -> bool:
@@ -133,7 +163,9 @@ def _in_step(given: Side, known: Side, numbers: Sequence[int], places: Sequence[
         ids = fields.identity(given.rows[number]), fields.identity(known.rows[place])
         told = asked is not None and wanted is not None
         wrong += not (agree(asked, wanted) if told else ids[0] is None or ids[0] == ids[1])
-    return wrong * 20 <= len(places)
+        if wrong * 20 > len(places):
+            return False
+    return True
 
 
 def _by_category(side: Side) -> dict[str | None, list[int]]:
