@@ -7,7 +7,7 @@ Does not know: which field is the reference and how a pair is scored.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from workbench.evaluation import fields
@@ -138,21 +138,19 @@ def _in_order(given: Side, known: Side) -> dict[int, int]:
     if len(given.rows) == len(known.rows) and _in_step(given, known, whole, whole):
         return {place: place for place in whole}
     pairs: dict[int, int] = {}
-    taken: set[int] = set()
     for places in theirs.values():
-        run = next((run for run in _runs(given, known, places) if taken.isdisjoint(run)), range(0))
-        pairs |= dict(zip(places, run, strict=False))
-        taken |= set(run)
+        pairs |= dict(zip(places, _run(given, known, places), strict=False))
     return pairs
 
 
-def _runs(given: Side, known: Side, places: Sequence[int]) -> Iterator[range]:
-    """Stretches of the predictions that ask what these references ask, in the same order."""
+def _run(given: Side, known: Side, places: Sequence[int]) -> range:
+    """The stretch of the predictions that asks what these references ask, in the same order; empty where none does."""
     for start in range(len(given.rows) - len(places) + 1):
         run = range(start, start + len(places))
         asked, wanted = given.questions[start], known.questions[places[0]]
         if asked is not None and wanted is not None and agree(asked, wanted) and _in_step(given, known, run, places):
-            yield run
+            return run
+    return range(0)
 
 
 def _in_step(given: Side, known: Side, numbers: Sequence[int], places: Sequence[int]) -> bool:
