@@ -275,6 +275,8 @@ def test_prose_is_no_json() -> None:
         ({"index": 1, "question": "Who?", "answer": "A", "prediction": "B"}, "prediction"),  # VLMEvalKit
         ({"doc_id": 1, "target": "A", "filtered_resps": ["B"]}, "filtered_resps"),  # lmms-eval
         ({"question_id": 1, "text": "A", "answer": "B"}, "text"),
+        ({"prompt": "Who?", "predict": "A", "label": "B"}, "predict"),  # LLaMA-Factory
+        ({"question_id": 1, "answer": "A", "gt_answers": ["B"]}, "answer"),  # InternVL
         ({"question_id": 1, "label": "A"}, None),
     ],
 )

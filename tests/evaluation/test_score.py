@@ -569,6 +569,11 @@ def test_a_table_with_semicolons(write: Write) -> None:
     assert score("seedbench", write("said.csv", "question_id;prediction;answer\n1;A;A\n2;;B\n")).score == 50.0
 
 
+@pytest.mark.parametrize("content", [{"predictions": {"101": "A", "102": "A"}}, {"101": "A", "102": "A"}])
+def test_a_dict_of_id_to_answer(write: Write, content: Any) -> None:
+    assert score("seedbench", write("said.json", content), write("SEED.json", SEED["questions"][:2])).score == 50.0
+
+
 def test_one_broken_row_never_loses_the_rest(write: Write) -> None:
     text = '{"question_id": "1", "prediction": "A", "gt_answer": "A"}\n{"question_id": "2", "predi\n'
     scored = score("seedbench", write("cut.jsonl", text))

@@ -120,6 +120,8 @@ def _rows_of(value: Any, about: dict[str, Any], loose: bool) -> list[Row]:
         if isinstance(value.get(name), list) and any(isinstance(row, dict) for row in value[name]):
             about.update({key: kept for key, kept in value.items() if isinstance(kept, dict)})
             return _rows_of(value[name], about, loose)
+        if isinstance(value.get(name), dict) and len(value) == 1:
+            return _rows_of(value[name], about, loose)
     if any(name in _ROW for name in map(str.lower, value)):
         return [value]
     held = list(value.values())
