@@ -17,13 +17,13 @@ Row = dict[str, Any]
 ID = ("question_id", "questionid", "index", "qid", "pid", "id", "sample_id", "uid", "doc_id")
 ANSWERS = (
     "filtered_resps", "resps", "prediction", "pred_answer", "predicted_answer", "model_answer", "model_prediction",
-    "model_output", "model_response", "response", "pred_ans", "pred", "predict", "predicted", "output", "generated_text",
-    "generation",
+    "model_output", "model_response", "response", "pred_ans", "pred", "predict", "predicted", "output",
+    "generated_text", "generation",
 )  # fmt: skip
 """Names that only ever hold what a model said; `text` and `answer` depend on the rest of the row."""
 REFERENCES = (
-    "gt_answers", "gt_answer", "ground_truth", "groundtruth", "gt_ans", "gt", "label", "labels", "correct_answer", "gold",
-    "reference", "references", "annotation", "target",
+    "gt_answers", "gt_answer", "ground_truth", "groundtruth", "gt_ans", "gt", "label", "labels", "correct_answer",
+    "gold", "reference", "references", "annotation", "target",
 )  # fmt: skip
 QUESTION = ("question", "query", "prompt", "text")
 IMAGE = ("image", "image_id", "imageid", "image_path", "image_source", "imgname", "img", "file_name", "filename")
