@@ -23,7 +23,6 @@ import torch
 from accelerate import Accelerator
 
 from workbench.data.dataset import Dataset
-from workbench.data.images import load_image
 from workbench.errors import TrainingError
 from workbench.model.llava import Llava, build
 from workbench.model.precision import pick_device
@@ -34,9 +33,10 @@ from workbench.recipe import Recipe
 from workbench.run import Run
 from workbench.training.attention import check_window
 from workbench.training.conditions import conditions, seed_step
+from workbench.training.data_wait import DataWait
 from workbench.training.describe import describe
 from workbench.training.examples import Examples
-from workbench.training.features import FeatureStore
+from workbench.training.features import FeatureStore, open_store
 from workbench.training.feed import Feed
 from workbench.training.forward import token_losses
 from workbench.training.lengths import Lengths, measure
@@ -74,7 +74,7 @@ def train(
     try:
         with conditions(recipe.train.threads) as asked:
             loop = Loop(accelerator, run, recipe, llava, dataset, asked, show=progress and main)
-            with closing(loop.trackers):
+            with closing(loop.trackers), loop.feed.store:
                 finished = loop.run_all()
     except BaseException as error:
         if main:
@@ -143,6 +143,7 @@ class Loop:
         self.numbers = {id: number for number, id in enumerate(held["id"])}
         self.tasks = held["task"].fill_null("other").to_list()
         self.datasets = held["dataset"].to_list() if "dataset" in held.columns else []
+        self.wait = DataWait(store)
         self.checkpoints = Checkpoints(run.path / "checkpoints", keep=spec.keep_last)
         self.position = self.checkpoints.restore(self.llava, optimizer=self.optimizer, scaler=self.scaler)
         names, settings = spec.trackers if self.main else [], recipe.model_dump(mode="json")
@@ -173,15 +174,16 @@ class Loop:
                 command = self._command()
                 if end or command or _due(position.step, spec.save_every):
                     self.save()
-                bar.advance(1, note=f"loss {row['loss']:.3f}")
+                bar.advance(1, note=f"loss {row['loss']:.3f}{self.wait.note}")
                 if command == "stop" and not end:
                     self._say(f"stopped after step {position.step} of {self.steps}: resume to go on")
+                    self._say(self.wait.told)
                     return False
         if position.step < self.steps:
             why = f"{spec.early_stop} validations without a lower loss"
             self._say(f"ended at step {position.step} of {self.steps}: {why}")
         self._say(told(position))
-        self.feed.store.close()
+        self._say(self.wait.told)
         return True
 
     def step(self, number: int, stream: Iterator[Any]) -> dict[str, Any]:
@@ -226,7 +228,7 @@ class Loop:
             "conversations": work.conversations,
             "seconds": round(seconds, 4),
             "tokens_per_s": round(work.tokens / seconds, 1),
-            "data_wait": round(waited, 4),
+            **self.wait.add(waited, seconds),
         }
 
     @torch.no_grad()
@@ -271,8 +273,7 @@ class Loop:
     def _open_images(self, source: Source, files: dict[str, Path]) -> FeatureStore:
         """Every image that is needed, opened and through a frozen tower once if that fits in memory."""
         keys = files.keys()
-        encode = None if self.llava.vision_trains else self.llava.tower_features
-        store = FeatureStore(lambda key: self.llava.image_mode.pixels(load_image(files[key])), encode)
+        store = open_store(self.llava, files, self.spec, say=self._say)
         with self._bar("images", len(keys), "image") as bar:
             refuse_images(store.fill(keys, bar), source, files)
         return store
