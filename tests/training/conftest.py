@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,19 @@ def start() -> Callable[..., Any]:
         return process
 
     return made
+
+
+@pytest.fixture
+def own_mounts() -> list[str]:
+    """The words before a command that let it mount a small disk which nobody else sees."""
+    words = ["unshare", "--user", "--map-root-user", "--mount"]
+    try:
+        probe = subprocess.run([*words, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, check=False)
+    except OSError:
+        pytest.skip("needs Linux")
+    if probe.returncode:
+        pytest.skip("needs user namespaces")
+    return words
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ Does not know: features, budgets, other sets.
 
 One process writes at a time, by SQLite's lock, which ends with its process. Rows come first and are on the disk before
 the index names them: what a killed writer left is unknown to the index and written over. A row is handed out only if
-its checksum fits, in which the image takes part: neither a changed byte nor another image's row is ever taken for it.
+it has the checksum that the index gives for the image: neither a changed byte nor another image's row is taken for it.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class FeatureRows:
         if not found:
             return None
         row = self._row(found[0])
-        if row is None or checksum(row, image) != found[1]:
+        if row is None or checksum(row) != found[1]:
             raise DamagedRow(found[0])
         return row
 
@@ -142,7 +142,7 @@ class FeatureRows:
             kept = new[: max(0, room(len(new) * self.row_bytes)) // self.row_bytes] if new else []
             first = index.execute("SELECT coalesce(max(slot) + 1, 0) FROM rows").fetchone()[0]
             self._append(first, [rows[image] for image in kept])
-            places = [(image, slot, checksum(rows[image], image)) for slot, image in enumerate(kept, first)]
+            places = [(image, slot, checksum(rows[image])) for slot, image in enumerate(kept, first)]
             index.executemany("INSERT INTO rows VALUES (?, ?, ?)", places)
             index.executemany(
                 "INSERT OR REPLACE INTO files VALUES (?, ?, ?)", [(p, *held) for p, held in files.items()]
@@ -170,9 +170,9 @@ class FeatureRows:
         return sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False)
 
 
-def checksum(row: np.ndarray, image: bytes) -> bytes:
-    """16 bytes of a row and the image it belongs to; a row of 2 MB takes 0.1 ms."""
-    return xxhash.xxh3_128_digest(row.data, seed=int.from_bytes(image[:8], "big"))
+def checksum(row: np.ndarray) -> bytes:
+    """16 bytes; a row of 2 MB takes 0.1 ms."""
+    return xxhash.xxh3_128_digest(row.data)
 
 
 def content_of(data: bytes) -> bytes:
