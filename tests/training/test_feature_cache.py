@@ -158,6 +158,20 @@ def test_as_many_are_kept_as_the_budget_holds(opened: Callable[..., FeatureCache
     assert "full with 10 images" in told and "train.feature_cache_gb" in told
 
 
+def test_who_keeps_nothing_takes_nothing_from_others(opened: Callable[..., FeatureCache]) -> None:
+    fill(opened({**KEY, "tower": "other"}), range(3))
+    none = opened(budget=0)
+    fill(none, range(3))
+    assert kept(none, range(3)) == [] and kept(opened({**KEY, "tower": "other"}), range(3)) == [0, 1, 2]
+
+
+def test_features_of_another_shape_are_not_kept(opened: Callable[..., FeatureCache]) -> None:
+    cache = opened()
+    cache.write(image(1), features(1, (5, 8)))
+    fill(cache, range(2, 4))
+    assert kept(cache, range(4)) == [] and "(5, 8) instead of" in cache.heard[0]  # type: ignore[attr-defined]
+
+
 def test_room_is_left_on_the_disk(opened: Callable[..., FeatureCache]) -> None:
     cache = opened(reserve=1 << 60)
     fill(cache, range(3))

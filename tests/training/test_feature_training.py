@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,11 +142,12 @@ def test_another_tower_of_the_same_name_is_another_set(
 
 
 def test_a_copy_of_dataset_and_tower_elsewhere_is_the_same_set(
-    tmp_path: Path, trained: Callable[..., Trained], make_recipe: Made
+    tmp_path: Path, trained: Callable[..., Trained], make_recipe: Made, parts: dict[str, Path]
 ) -> None:
     trained()
     (tmp_path / "data").rename(tmp_path / "moved")
-    recipe = make_recipe(tmp_path / "moved", "train.max_steps=1")
+    shutil.copytree(parts["clip"], tmp_path / "clip")
+    recipe = make_recipe(tmp_path / "moved", "train.max_steps=1", f"model.vision={tmp_path / 'clip'}")
     assert Trained(recipe, tmp_path / "run").tower == 0
 
 

@@ -53,7 +53,7 @@ class FeatureCache:
         self.budget, self.reserve, self.flush_bytes, self.say = budget, reserve, flush_bytes, say
         self.damaged = 0
         self._told = set[str]()
-        self._lock = threading.Lock()
+        self._lock, self._flushing = threading.Lock(), threading.Lock()
         self._rows, self._being_written = dict[bytes, torch.Tensor](), dict[bytes, torch.Tensor]()
         self._files, self._broken = dict[str, tuple[str, bytes]](), list[tuple[bytes, int]]()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="features")
@@ -111,7 +111,8 @@ class FeatureCache:
         if not self._writes:
             return
         if row.dtype != self.dtype or tuple(row.shape) != self.shape:
-            raise ValueError(f"{row.dtype} {tuple(row.shape)} among features of {self.dtype} {self.shape}")
+            self._stop(f"{row.dtype} {tuple(row.shape)} instead of {self.dtype} {self.shape}: no features are kept")
+            return
         with self._lock:
             self._rows[image] = row
             full = len(self._rows) * self.row_bytes >= self.flush_bytes
@@ -120,17 +121,18 @@ class FeatureCache:
 
     def flush(self, *, wait: bool = True) -> None:
         """Write what waits in memory, after what is being written."""
-        if self._writing is not None:
-            self._writing.result()
-        if self._writes:
-            with self._lock:
-                self._being_written, self._rows = self._rows, {}
-                files, self._files = self._files, {}
-                broken, self._broken = self._broken, []
-            if self._being_written or files or broken:
-                self._writing = self._writer.submit(self._write, files, broken)
-        if wait and self._writing is not None:
-            self._writing.result()
+        with self._flushing:
+            if self._writing is not None:
+                self._writing.result()
+            if self._writes:
+                with self._lock:
+                    self._being_written, self._rows = self._rows, {}
+                    files, self._files = self._files, {}
+                    broken, self._broken = self._broken, []
+                if self._being_written or files or broken:
+                    self._writing = self._writer.submit(self._write, self._being_written, files, broken)
+            if wait and self._writing is not None:
+                self._writing.result()
 
     def close(self) -> None:
         """Write what waits, and end."""
@@ -141,10 +143,10 @@ class FeatureCache:
         if kept is not None:
             kept.close()
 
-    def _write(self, files: dict[str, tuple[str, bytes]], broken: list[tuple[bytes, int]]) -> None:
-        rows = {
-            image: row.contiguous().flatten().view(torch.uint8).numpy() for image, row in self._being_written.items()
-        }
+    def _write(
+        self, held: dict[bytes, torch.Tensor], files: dict[str, tuple[str, bytes]], broken: list[tuple[bytes, int]]
+    ) -> None:
+        rows = {image: row.contiguous().flatten().view(torch.uint8).numpy() for image, row in held.items()}
         done = self._safely(lambda kept: kept.write(rows, files, broken, self._make_room), stop=True)
         if done is not None and done[1] < done[0]:
             limit = (
@@ -156,6 +158,8 @@ class FeatureCache:
 
     def _make_room(self, wanted: int) -> int:
         """Bytes that may be written, after the sets used least recently had to go for them."""
+        if self.budget < self.row_bytes:
+            return 0
         home = self._home()
         others = sorted((path for path in home.iterdir() if path.is_dir() and path != self._folder), key=_last_use)
         while (room := self._room(home)) < wanted and others:
