@@ -195,9 +195,10 @@ class TrainSpec(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides a fresh projector, adapters, order and dropout."""
     feature_cache: Literal["auto", "off", "fp16"] = "auto"
-    """What a frozen tower makes of an image is kept on the disk, for all runs. auto: bit for bit what the tower gives;
-    fp16: rounded to half the size of float32 (the same loss to about 1e-4), kept or not; off: nothing is kept. Without
-    effect where the tower trains."""
+    """What a frozen tower makes of an image is kept on the disk, for all runs. auto: bit for bit what the tower gives.
+    fp16: rounded, to half the size of float32 (at equal weights a loss moves by less than 1e-3 of itself), also where
+    it is computed, so that a run does not depend on what it finds. off: nothing is kept. No effect where the tower
+    trains."""
     feature_cache_gb: Annotated[float, Field(ge=0)] = 20.0
     """Gigabytes (2**30 bytes) of the disk for such features, of all towers together; those used least recently go."""
     eval_every: Count | None = None

@@ -5,7 +5,8 @@
 One epoch of stage 1, one caption per image, 576 image tokens at 336 pixels: the shipped tiny language model behind a
 CLIP-type tower with random weights that is large next to it. Every run is a process of its own; rounds are interleaved
 and medians printed. `off` computes every feature, `cold` also writes them, `warm` reads them, `fp16` reads rounded
-ones. The ratio is off / this one: what a run gains. Losses of off, cold and warm must be equal bit for bit.
+ones. The ratio is off / this one: what a run gains. Losses of off, cold and warm must be equal bit for bit; those of
+fp16 are near at equal weights, and then go their own way, as they do after any other rounding of the last bits.
 
 How much there is to gain follows from the sizes. Stage 1 sends an image's tokens through the tower (2 operations per
 weight and token) and through the language model forward and back to its inputs (4): with t and l weights about
@@ -103,11 +104,12 @@ def summary(runs: dict[str, list[dict[str, Any]]], images: int) -> dict[str, Any
         times["cpu_ratio"] = middle["off"]["cpu"] / times["cpu"]
         times["wall_ratio"] = middle["off"]["wall"] / times["wall"]
     exact = runs["off"][0]["losses"]
-    rounded = max(abs(a / b - 1) for a, b in zip(runs["fp16"][0]["losses"], exact, strict=True))
+    rounded = [abs(a / b - 1) for a, b in zip(runs["fp16"][0]["losses"], exact, strict=True)]
     return {
         "ways": middle,
         "equal": all(run["losses"] == exact for way in ("off", "cold", "warm") for run in runs[way]),
-        "fp16_loss_difference": rounded,
+        "fp16_first_loss_moved": rounded[0],
+        "fp16_last_loss_moved": rounded[-1],
         "megabytes_per_image": runs["cold"][0]["disk"] / images / 1e6,
     }
 
@@ -118,7 +120,8 @@ def table(found: dict[str, Any]) -> str:
         ratios = f"{times['cpu_ratio']:9.2f}x {times['wall_ratio']:10.2f}x"
         lines.append(f"{way:6} {times['cpu']:8.2f} {times['wall']:8.2f} {ratios}")
     lines.append(f"losses of off, cold and warm {'are equal bit for bit' if found['equal'] else 'DIFFER'}")
-    lines.append(f"largest difference of a loss with fp16: {found['fp16_loss_difference']:.1e} of it")
+    first, last = found["fp16_first_loss_moved"], found["fp16_last_loss_moved"]
+    lines.append(f"with fp16 the first loss, at equal weights, moved by {first:.1e} of itself, the last by {last:.1e}")
     lines.append(f"disk: {found['megabytes_per_image']:.2f} MB per image in float32, index included")
     return "\n".join(lines)
 
