@@ -15,7 +15,7 @@ from workbench import resources
 
 PACKAGE = resources.PACKAGE
 ROOMS = [
-    "errors", "resources", "hub", "origin", "conversation", "recipe_yaml", "recipe", "run", "progress", "chat_model",
+    "errors", "resources", "hub", "origin", "conversation", "recipe_yaml", "recipe", "json_lines", "losses", "run", "progress", "chat_model",
     "remote", "data", "model", "inference", "curation", "instruct", "training", "evaluation", "serving", "plugin",
     "widgets", "report", "quickstart_report", "quickstart", "doctor", "cli",
 ]  # fmt: skip

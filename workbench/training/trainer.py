@@ -24,6 +24,7 @@ from accelerate import Accelerator
 
 from workbench.data.dataset import Dataset
 from workbench.errors import TrainingError
+from workbench.losses import LossFile
 from workbench.model.llava import Llava, build
 from workbench.model.precision import pick_device
 from workbench.model.stages import prepare
@@ -31,6 +32,7 @@ from workbench.progress import Progress
 from workbench.progress import progress as make_bar
 from workbench.recipe import Recipe
 from workbench.run import Run
+from workbench.training.answers import Answers
 from workbench.training.attention import check_window
 from workbench.training.conditions import conditions, seed_step
 from workbench.training.data_wait import DataWait
@@ -40,6 +42,7 @@ from workbench.training.features import FeatureStore, open_store
 from workbench.training.feed import Feed
 from workbench.training.forward import token_losses
 from workbench.training.lengths import Lengths, measure
+from workbench.training.meter import Meter, told_beside
 from workbench.training.mixture import read_sources
 from workbench.training.optim import check_optimizer, clip, lr_factor, make_optimizer, set_rates
 from workbench.training.packing import Plan, group, packs, trees
@@ -144,6 +147,10 @@ class Loop:
         self.tasks = held["task"].fill_null("other").to_list()
         self.datasets = held["dataset"].to_list() if "dataset" in held.columns else []
         self.wait = DataWait(store)
+        self.meter = Meter(self.llava, encodes=not store.holds_all and store.cache is None, processes=world)
+        self.losses = LossFile(run.path, rank=rank, world=world)
+        asks = source.val if spec.answers_every else []
+        self.answers = Answers(run.path, self.llava, asks, source.resolve, keeps=self.main)
         self.checkpoints = Checkpoints(run.path / "checkpoints", keep=spec.keep_last)
         self.position = self.checkpoints.restore(self.llava, optimizer=self.optimizer, scaler=self.scaler)
         names, settings = spec.trackers if self.main else [], recipe.model_dump(mode="json")
@@ -156,9 +163,14 @@ class Loop:
         spec, position = self.spec, self.position
         if self.main:
             self.run.rewind(position.step)
+            self.run.update(steps=self.steps)
+        self.losses.rewind(position.step)
+        self.answers.rewind(position.step)
         if position.step:
             self._say(f"goes on after step {position.step} of {self.steps}")
         stream = self.feed.stream(position.step, self.steps)
+        if position.step == 0:
+            self._answer()
         self._train_mode()
         with self._bar(self.recipe.name, self.steps, "step") as bar:
             bar.advance(position.step)
@@ -171,10 +183,12 @@ class Loop:
                 if self.val and (end or _due(position.step, spec.eval_every)):
                     self.validate()
                     end = end or settled(spec, position)
+                if end or _due(position.step, spec.answers_every):
+                    self._answer()
                 command = self._command()
                 if end or command or _due(position.step, spec.save_every):
                     self.save()
-                bar.advance(1, note=f"loss {row['loss']:.3f}{self.wait.note}")
+                bar.advance(1, note=f"{told_beside(row)}{self.wait.note}")
                 if command == "stop" and not end:
                     self._say(f"stopped after step {position.step} of {self.steps}: resume to go on")
                     self._say(self.wait.told)
@@ -201,7 +215,9 @@ class Loop:
             asked = time.perf_counter()
             piece = next(stream)
             waited += time.perf_counter() - asked
-            part = token_losses(self.llava, piece.batch, piece.images).sum() / work.supervised
+            losses = token_losses(self.llava, piece.batch, piece.images)
+            self.meter.see(piece.batch, losses)
+            part = losses.sum() / work.supervised
             if part.requires_grad:  # it does not for text alone where the language model is frozen
                 self.scaler.scale(part).backward()
             loss += part.detach()
@@ -215,10 +231,12 @@ class Loop:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        epoch = round((number + 1) / self.steps_per_epoch, 4)
+        self.losses.append(number + 1, epoch, *self.meter.conversations())
         seconds = time.perf_counter() - began
         return {
             "step": number + 1,
-            "epoch": round((number + 1) / self.steps_per_epoch, 4),
+            "epoch": epoch,
             "loss": total,
             "lr": rates,
             "grad_norm": norm,
@@ -227,8 +245,8 @@ class Loop:
             "images": work.images,
             "conversations": work.conversations,
             "seconds": round(seconds, 4),
-            "tokens_per_s": round(work.tokens / seconds, 1),
             **self.wait.add(waited, seconds),
+            **self.meter.row(work, seconds),
         }
 
     @torch.no_grad()
@@ -254,6 +272,12 @@ class Loop:
             if self.main:
                 self.checkpoints.save_best(self.llava, self.position, self.recipe)
             self.accelerator.wait_for_everyone()
+
+    def _answer(self) -> None:
+        """The held-out questions, as the model answers them now."""
+        if self.answers.chosen and not self.answers.asked_at(self.position.step):
+            self.answers.ask(self.position.step)
+            self._train_mode()
 
     def save(self) -> None:
         """Write a checkpoint to resume from."""
