@@ -71,7 +71,8 @@ _HOMES = {
     "judge": "instruct.judge",
     "judge_dataset": "instruct.judging",
     "describe_conversations": "instruct.diversity",
-    "train": "training.trainer",
+    "train": "background",
+    "attach": "background",
     "evaluate": "evaluation.task",
     "score": "evaluation.score",
     "benchmarks": "evaluation.benchmarks:listing",
@@ -82,6 +83,7 @@ _HOMES = {
 __all__ = ["__version__", *(name for name in _HOMES if name != "open")]  # a star import must not hide the builtin
 
 if TYPE_CHECKING:
+    from workbench.background import attach, train
     from workbench.chat_model import SamplingOptions, ScriptedModel
     from workbench.conversation import Conversation, Image, Message, Video
     from workbench.curation.app import open
@@ -122,7 +124,6 @@ if TYPE_CHECKING:
     from workbench.recipe import Recipe
     from workbench.remote import RemoteModel
     from workbench.run import Run, clean, compare
-    from workbench.training.trainer import train
 
 
 def __getattr__(name: str) -> Any:

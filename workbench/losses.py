@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from workbench.run import Run
 
-AROUND = 201
+AROUND = 33
 """A loss is held against the median of so many about it: they were measured on much the same model."""
 
 

@@ -68,7 +68,7 @@ class Run:
         """
         run = cls(path)
         wanted = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else dict(recipe)
-        exists = run._check_folder(resume)
+        exists = run.check_folder(resume)
         run._lock.acquire()
         try:
             run._go_on(wanted, kind) if exists else run._start(wanted, kind)
@@ -238,7 +238,7 @@ class Run:
     def _started(self) -> str:
         return "" if self.status == "damaged" else str(self.info.get("started") or "")
 
-    def _check_folder(self, resume: bool) -> bool:
+    def check_folder(self, resume: bool) -> bool:
         """Whether the folder holds a run to go on with; everything else but an empty folder is refused."""
         where = str(self.path)
         if self.path.is_file():

@@ -94,7 +94,9 @@ def _linear(part: nn.Module, *, flows: bool) -> float:
     """Operations per token of the linear layers in a part, adapters too. `flows`: the gradient passes through it."""
     total = 0
     for module in part.modules():
-        if isinstance(module, nn.Linear):  # quantised ones too, whose weights are packed: go by the sizes they stand for
+        if isinstance(
+            module, nn.Linear
+        ):  # quantised ones too, whose weights are packed: go by the sizes they stand for
             total += 2 * module.in_features * module.out_features * (1 + flows + module.weight.requires_grad)
     return total
 
