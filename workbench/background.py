@@ -212,7 +212,7 @@ class LiveRun(Run):
         self._ask("save")
 
     def resume(self) -> None:
-        """Go on: after a pause, or in a new process from the last checkpoint of a run that ended before its last step."""
+        """Go on: after a pause, or in a new process from the last checkpoint of a run that has not finished."""
         if self.working:
             self.send(None)
         else:

@@ -9,6 +9,7 @@ Does not know: how losses were measured. A view that is built anew loses the fie
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,7 @@ def _write_labels(made: fo.Dataset, known: pl.DataFrame) -> None:
     writes = []
     for (image,), rows in known.group_by("image"):
         values: dict[str, Any] = {"last_modified_at": datetime.now(UTC)}
-        filters: list[dict[str, Any]] = []
+        filters: list[Mapping[str, Any]] = []
         for number, row in enumerate(rows.iter_rows(named=True)):
             values |= {f"{LABELS}.$[c{number}].{field}": row[column] for column, field in FIELDS.items()}
             filters.append({f"c{number}.conversation_id": row["id"]})

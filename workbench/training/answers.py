@@ -95,7 +95,7 @@ class Answers:
 
 
 def choose(conversations: Iterable[Conversation], count: int) -> list[Conversation]:
-    """`count` of them, the same ones for the same conversations: tasks in turn, no image twice where it can be helped."""
+    """`count` of them, the same ones for the same conversations: tasks in turn, no image twice if it can be helped."""
     ordered = sorted((one for one in conversations if _has_answer(one)), key=lambda one: one.id)
     tasks: dict[str, list[Conversation]] = {}
     for one in ordered:

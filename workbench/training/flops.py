@@ -42,7 +42,7 @@ class StepCost:
 
 
 def step_cost(llava: Llava, *, encodes: bool) -> StepCost:
-    """The cost of a model prepared for its stage. `encodes`: the tower runs in every step; a trained one always does."""
+    """What a model prepared for its stage costs. `encodes`: the tower runs in every step; a trained one always does."""
     text = llava.model.config.get_text_config()
     language, vision = llava.model.model.language_model, llava.vision_trains
     projector_trains = _trains(llava.projector)
@@ -94,9 +94,7 @@ def _linear(part: nn.Module, *, flows: bool) -> float:
     """Operations per token of the linear layers in a part, adapters too. `flows`: the gradient passes through it."""
     total = 0
     for module in part.modules():
-        if isinstance(
-            module, nn.Linear
-        ):  # quantised ones too, whose weights are packed: go by the sizes they stand for
+        if isinstance(module, nn.Linear):  # the weights of a quantised one are packed: go by its sizes
             total += 2 * module.in_features * module.out_features * (1 + flows + module.weight.requires_grad)
     return total
 

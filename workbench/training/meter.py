@@ -1,4 +1,4 @@
-"""What a step's line of metrics says beside the loss: speed, useful arithmetic, memory; and what each conversation lost.
+"""What a line of metrics says beside the loss: speed, useful arithmetic, memory; and what each conversation lost.
 
 Knows: how to measure these without making a step slower: one small copy from the device at its end.
 Does not know: the loop, or where the numbers are kept.
