@@ -95,7 +95,7 @@ class Run:
         return sorted((Run(path) for path in found), key=lambda run: (run._started, str(run.path)))
 
     def __repr__(self) -> str:
-        return f"Run({str(self.path)!r})"
+        return f"{type(self).__name__}({str(self.path)!r})"
 
     # --- reading ----------------------------------------------------------------------------------------------
 

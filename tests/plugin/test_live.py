@@ -19,6 +19,7 @@ from workbench.curation.server import free_port
 from workbench.data.scene_files import Planted, make
 from workbench.instruct.generator import generate
 from workbench.recipe import Recipe
+from workbench.resources import PACKAGE
 from workbench.run import Run
 
 pytestmark = pytest.mark.timeout(900)
@@ -62,7 +63,7 @@ def lab(folder: Path, tmp_path: Path) -> Iterator[str]:
         sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",
         "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}", "--LabApp.news_url=None",
     ]  # fmt: skip
-    settings = {**os.environ, "JUPYTER_CONFIG_DIR": str(tmp_path / "config")}
+    settings = {**os.environ, "JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "PYTHONPATH": str(PACKAGE.parent)}
     with open(tmp_path / "lab.log", "w") as log:
         server = subprocess.Popen(command, env=settings, stdout=log, stderr=subprocess.STDOUT)
     try:
@@ -95,12 +96,18 @@ def until(what: Any) -> None:
 
 
 def run_cell(page: Any, number: int) -> Any:
-    """Run one cell once the kernel is there and idle; returns it."""
+    """Run one cell once the kernel is there and idle; returns it. A key pressed too early is lost, so it is repeated."""
     cell = page.locator(".jp-Notebook .jp-CodeCell").nth(number)
     page.wait_for_selector(".jp-NotebookPanel-toolbar [data-status=idle]")
-    cell.locator(".cm-content").click()
-    page.keyboard.press("Control+Enter")
-    return cell
+    prompt = cell.locator(".jp-InputPrompt").first
+    before = prompt.inner_text()
+    for _ in range(20):
+        cell.locator(".cm-content").click()
+        page.keyboard.press("Control+Enter")
+        page.wait_for_timeout(2000)
+        if prompt.inner_text() != before:
+            return cell
+    raise AssertionError("the cell does not run")
 
 
 def dark(page: Any) -> None:
