@@ -22,6 +22,7 @@ import psutil
 
 from workbench import resources
 from workbench.errors import RunError, TrainingError, WorkbenchError
+from workbench.json_lines import Tail
 from workbench.progress import Progress
 from workbench.progress import progress as make_bar
 from workbench.recipe import Recipe
@@ -176,19 +177,22 @@ class LiveRun(Run):
         Returns itself: `status` tells whether it has finished. Raises `TrainingError` if it failed or died.
         """
         limit = time.monotonic() + timeout if timeout is not None else None
-        bar = make_bar(self.path.name, unit="step") if progress else Progress(self.path.name)
+        lines = Tail(self.path / "metrics.jsonl")
+        done = max((row.get("step", 0) for row in lines.new()), default=0)
+        shows = progress and self.working
+        bar = make_bar(self.path.name, unit="step", before=done) if shows else Progress(self.path.name, before=done)
         with bar:
             while self.working and (limit is None or time.monotonic() < limit):
-                self._advance(bar)
+                self._advance(bar, lines)
                 time.sleep(LOOK_SECONDS)
-            self._advance(bar)
+            self._advance(bar, lines)
         if trouble := self.trouble:
             fix = ".resume() goes on from the last checkpoint, once the reason is gone"
             raise TrainingError(str(self.path), found=trouble, fix=fix)
         return self
 
-    def _advance(self, bar: Progress) -> None:
-        rows = [row for row in self.metrics() if row.get("loss") is not None]
+    def _advance(self, bar: Progress, lines: Tail) -> None:
+        rows = [row for row in lines.new() if row.get("loss") is not None]
         if rows and rows[-1]["step"] > bar.done:
             bar.total = self.info.get("steps")
             bar.advance(rows[-1]["step"] - bar.done, note=f"loss {rows[-1]['loss']:.3f}")
@@ -215,6 +219,8 @@ class LiveRun(Run):
         """Go on: after a pause, or in a new process from the last checkpoint of a run that has not finished."""
         if self.working:
             self.send(None)
+        elif self.status == "finished":
+            raise RunError(str(self.path), found="a finished run", expected="one that can go on")
         else:
             self.start(self.recipe, resume=True)
 

@@ -258,7 +258,7 @@ def _losses(given: argparse.Namespace) -> None:
     if given.out:
         table.write_csv(given.out)
     shown, told = table.head(given.n), []
-    said = _said(given.to or _dataset_of(given.run), shown["id"].to_list())
+    said = _said(given, shown["id"].to_list())
     for row in shown.iter_rows(named=True):
         told.append(f"{row['excess']:+7.3f}  {row['loss']:6.3f}  {row['id']}  {said.get(row['id'], '')[:100]}")
     if given.to:
@@ -269,12 +269,13 @@ def _losses(given: argparse.Namespace) -> None:
     _show(given, "\n".join([" excess    loss  conversation", *told]), table.head(given.n).to_dicts())
 
 
-def _said(dataset: str, names: Sequence[str]) -> dict[str, str]:
+def _said(given: argparse.Namespace, names: Sequence[str]) -> dict[str, str]:
     """Question and answer of these conversations on a line; none where the dataset cannot be read."""
     from workbench.data.dataset import Dataset
 
     try:
-        rows = {one.id: one for one in Dataset.open(dataset).iter_conversations() if one.id in set(names)}
+        dataset = Dataset.open(given.to or _dataset_of(given.run))
+        rows = {one.id: one for one in dataset.iter_conversations() if one.id in set(names)}
     except WorkbenchError:
         return {}
     return {name: " | ".join(" ".join(turn.text.split()) for turn in one.messages) for name, one in rows.items()}

@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from workbench.model.stages import prepare
+from workbench.training.attention import branch_mask
 from workbench.training.batch import collate
+from workbench.training.example import IMAGE, Example
 from workbench.training.flops import measured_peak, pairs, step_cost
 from workbench.training.forward import token_losses
-from workbench.training.packing import Example, Pack
 
 Made = Callable[..., Any]
 
 
 def example(llava: Any, length: int, supervised: int) -> Example:
-    import numpy as np
-
     ids = np.full(length, 7, np.int32)
-    ids[1] = -200
+    ids[1] = IMAGE
     trained = np.zeros(length, bool)
     trained[-supervised:] = True
     return Example("one", ids, trained, 2, ("a",), (llava.image_tokens,))
@@ -44,7 +44,7 @@ def test_a_step_costs_what_the_machine_computes(overrides: list[str], make_recip
     llava = make_llava(recipe)
     prepare(llava, recipe.train)
     one = example(llava, 60, 20)
-    batch = collate([Pack((one,))], image_token_id=llava.image_token_id)
+    batch = collate([[one]], image_token_id=llava.image_token_id)
     pixels = torch.randn(1, 3, 24, 24)
     images = pixels if llava.vision_trains else llava.tower_features(pixels)
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
@@ -73,10 +73,8 @@ def test_a_frozen_linear_counts_four_a_weight_and_a_trained_one_six(make_recipe:
 
 
 def test_pairs_of_a_tree_are_those_of_its_mask() -> None:
-    from workbench.training.batch import tree_mask
-
-    branches = torch.tensor([[0] * 5 + [1] * 3 + [2] * 4])
-    assert pairs(5, [3, 4]) == int(tree_mask(branches).sum())
+    prefix = torch.ones(5, 5, dtype=torch.bool).tril()
+    assert pairs(5, [3, 4]) == int(prefix.sum() + branch_mask(5, [3, 4]).sum())
     assert pairs(0, [4]) == 10
 
 
