@@ -240,8 +240,8 @@ class LiveRun(Run):
             self._view = LiveView(self)
         return self._view
 
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        return self.view._repr_mimebundle_(**options)
+    def _ipython_display_(self) -> None:
+        self.view.show()
 
     # --- the process ----------------------------------------------------------------------------------------------
 

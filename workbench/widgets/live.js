@@ -196,7 +196,6 @@ function render({ model, el }) {
     model.on(event, show);
     show();
   }
-  model.send({ do: "ready" }); // Python answers: from then on a click does not wait for a cell that runs
   return () => {
     for (const [event, show] of Object.entries(shows)) model.off(event, show);
   };

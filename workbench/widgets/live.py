@@ -49,8 +49,10 @@ class LiveView(anywidget.AnyWidget):
         """`run`: a `Run` that is `Steered`."""
         self._run: Run | Steered = run
         self._watch, self._looking = Watch(run), threading.Lock()
+        self._shown: list[Any] = []
         state, curves, answers = self._watch.look()
         super().__init__(state=state, curves=curves, answers=answers)
+        _answer_while_busy(self.comm)
         self.on_msg(self._asked)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, name=f"watch {run.path.name}", daemon=True)
@@ -75,13 +77,24 @@ class LiveView(anywidget.AnyWidget):
             except (WorkbenchError, OSError) as error:  # perhaps the folder is gone; it may come back
                 self.problem = str(error)
             if self.state.get("status") == "finished":
-                return
+                return self._settle()
+
+    def show(self) -> None:
+        """Show it below the cell. Once the run has finished, plain HTML takes its place: a saved notebook keeps it."""
+        from IPython.display import display
+
+        data, metadata = self._repr_mimebundle_()
+        self._shown.append(display(data, metadata=metadata, raw=True, display_id=True))
+
+    def _settle(self) -> None:
+        for handle in filter(None, self._shown):  # None outside notebooks
+            handle.update(self._plain(), raw=True)
+
+    def _plain(self) -> dict[str, str]:
+        return {"text/html": as_html(self.state, self.curves, self.answers), "text/plain": repr(self._run)}
 
     def _asked(self, widget: Any, content: Any, buffers: Any) -> None:
-        """A message from the browser. The first one is answered so that later ones do not wait for a busy cell."""
         action = content.get("do") if isinstance(content, dict) else None
-        if action == "ready":
-            self.send({"ready": True})
         if action not in ACTIONS:
             return
         try:
@@ -95,5 +108,13 @@ class LiveView(anywidget.AnyWidget):
         """The widget, and the same as plain HTML for where no kernel is: a saved notebook, a published one."""
         made = super()._repr_mimebundle_(**options)
         data, metadata = made if isinstance(made, tuple) else (made, {})
-        page = as_html(self.state, self.curves, self.answers)
-        return {**(data or {}), "text/html": page, "text/plain": repr(self._run)}, metadata
+        return {**(data or {}), **self._plain()}, metadata
+
+
+def _answer_while_busy(comm: Any) -> None:
+    """Let what the browser sends go to the thread that it asks for, which is there also while a cell runs.
+
+    ipykernel 7 sends it to the thread from which the widget sent last instead: the main one, which waits for the cell.
+    """
+    if hasattr(comm, "_reply_subshell_for"):
+        comm._reply_subshell_for = None
