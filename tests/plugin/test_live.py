@@ -64,6 +64,7 @@ def lab(folder: Path, tmp_path: Path) -> Iterator[str]:
     command = [
         sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",
         "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}", "--LabApp.news_url=None",
+        "--LabApp.expose_app_in_browser=True",
     ]  # fmt: skip
     settings = {**os.environ, "JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "PYTHONPATH": str(PACKAGE.parent)}
     with open(tmp_path / "lab.log", "w") as log:
@@ -113,11 +114,9 @@ def run_cell(page: Any, number: int) -> Any:
 
 
 def dark(page: Any) -> None:
-    page.evaluate("() => document.body.dataset.jpThemeLight")  # the page is there
-    page.locator("text=Settings").first.click()
-    page.locator(".lm-Menu-item >> text=Theme").first.hover()
-    page.locator(".lm-Menu-item >> text=JupyterLab Dark").first.click()
-    page.wait_for_selector("body[data-jp-theme-light=false]")
+    page.evaluate("() => void jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
+    page.wait_for_timeout(1000)
 
 
 def test_a_training_is_started_steered_and_found_again(browser: Any, lab: str, folder: Path, tmp_path: Path) -> None:
