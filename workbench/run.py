@@ -268,10 +268,16 @@ class Run:
         """Whether the run ended before its first step: a mistake in its recipe must not block the corrected one."""
         held = {entry.name for entry in self.path.iterdir()}
         kept = sum(resources.size_of(self._file(name)) for name in ("metrics.jsonl", "checkpoints"))
-        return held <= set(FILES) and not kept
+        seen = {path.name for path in self._looked_at()}
+        return held - seen <= set(FILES) and not kept
+
+    def _looked_at(self) -> list[Path]:
+        """What a run writes to be looked at; nothing goes on from it."""
+        return [path for pattern in ("answers", "answers.jsonl", "losses-*.jsonl") for path in self.path.glob(pattern)]
 
     def _start(self, recipe: dict[str, Any], kind: str) -> None:
-        self._file("control.json").unlink(missing_ok=True)  # asked of a run that is no more
+        for old in (self._file("control.json"), *self._looked_at()):  # of a run that is no more
+            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
         resources.write_atomic(self._file("recipe.yaml"), to_yaml(recipe))
         info = {
             "kind": kind, "name": recipe.get("name", self.path.name), "status": "running",

@@ -15,7 +15,7 @@ from workbench.curation.refresh import view_of
 from workbench.data.dataset import Dataset
 from workbench.data.scene_files import Planted, make
 from workbench.errors import DataError, RunError
-from workbench.losses import worst
+from workbench.losses import LossFile, worst
 from workbench.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("fiftyone")
@@ -85,6 +85,15 @@ def test_losses_stay_when_the_view_is_brought_up_to_date(shapes: Dataset) -> Non
     found = dict(zip(*map(_flat, again.values(["conversations.classifications.conversation_id", LOSS])), strict=True))
     assert found[name] == 2.0
     assert "Another answer." in _flat(again.values("conversations.classifications.text"))[0]
+
+
+def test_a_run_on_a_mixture_shows_each_dataset_its_own(shapes: Dataset, tmp_path: Path) -> None:
+    ids = [one.id for one in shapes.conversations()]
+    (tmp_path / "run").mkdir()
+    LossFile(tmp_path / "run").append(1, 1.0, [f"{shapes.path.name}:{ids[0]}", "another:c"], [3.0, 1.0], [4, 4])
+    made = write_losses(tmp_path / "run", shapes.path)
+    found = dict(zip(*map(_flat, made.values(["conversations.classifications.conversation_id", LOSS])), strict=True))
+    assert found == {ids[0]: 3.0, ids[1]: None, ids[2]: None, ids[3]: None}
 
 
 def test_a_run_of_another_dataset_is_named(shapes: Dataset, tmp_path: Path) -> None:

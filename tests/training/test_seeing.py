@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from workbench.conversation import Conversation, Image, Message
+from workbench.errors import TrainingError
 from workbench.run import Run
 from workbench.training.answers import choose
 from workbench.training.trainer import train
@@ -83,6 +84,20 @@ def test_answers_show_the_same_questions_with_their_pictures(
     losses = [[row["loss"] for row in held.metrics() if "loss" in row] for held in (plain, run)]
     assert losses[0] == losses[1], "asking changes nothing"
     assert plain.answers() == []
+
+
+def test_a_corrected_recipe_begins_with_answers_of_its_own(
+    tmp_path: Path, make_dataset: Made, make_recipe: Made
+) -> None:
+    asks = ["train.answers_every=5", "data.val_fraction=0.5", "train.max_steps=3", "train.clip=null"]
+    wild = make_recipe(make_dataset(), *asks, "train.lr=1e30", "train.log_every=3")
+    with pytest.raises(TrainingError, match="found a loss of nan"):
+        train(wild, out=tmp_path / "run", progress=False)
+    assert [row["step"] for row in Run(tmp_path / "run").answers()] == [0]
+    corrected = make_recipe(tmp_path / "data", *asks, "template=plain")
+    run = train(corrected, out=tmp_path / "run", progress=False)
+    assert [row["step"] for row in run.answers()] == [0, 3]
+    assert run.losses()["step"].unique().to_list() == [1, 2, 3]
 
 
 def test_tasks_take_turns_and_images_are_not_asked_about_twice() -> None:

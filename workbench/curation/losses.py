@@ -20,6 +20,7 @@ from workbench.curation.brain import show_measures
 from workbench.curation.database import database_errors, open_fiftyone
 from workbench.curation.documents import LABELS
 from workbench.curation.refresh import view_of
+from workbench.curation.review import dataset_of
 from workbench.data.dataset import Dataset
 from workbench.errors import DataError
 from workbench.losses import worst
@@ -43,8 +44,13 @@ def write_losses(run: Run | str | Path, to: Dataset | str | Path | SampleCollect
     table = worst(run, None)
     open_fiftyone()
     view = view_of(to if isinstance(to, Dataset) else Dataset.open(to)) if isinstance(to, (Dataset, str, Path)) else to
-    show_losses(view._root_dataset, table)
+    show_losses(view._root_dataset, _of_one(table, dataset_of(view)))
     return view._root_dataset
+
+
+def _of_one(table: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
+    """A run on a mixture names the conversations of its other datasets by `NAME:ID`."""
+    return table.with_columns(pl.col("id").str.strip_prefix(f"{dataset.path.name}:"))
 
 
 def show_losses(made: fo.Dataset, losses: pl.DataFrame) -> None:
