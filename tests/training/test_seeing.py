@@ -94,7 +94,7 @@ def test_a_corrected_recipe_begins_with_answers_of_its_own(
     with pytest.raises(TrainingError, match="found a loss of nan"):
         train(wild, out=tmp_path / "run", progress=False)
     assert [row["step"] for row in Run(tmp_path / "run").answers()] == [0]
-    corrected = make_recipe(tmp_path / "data", *asks, "template=plain")
+    corrected = make_recipe(tmp_path / "data", *asks, "train.lora.r=2")
     run = train(corrected, out=tmp_path / "run", progress=False)
     assert [row["step"] for row in run.answers()] == [0, 3]
     assert run.losses()["step"].unique().to_list() == [1, 2, 3]
