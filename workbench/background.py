@@ -187,7 +187,8 @@ class LiveRun(Run):
                 time.sleep(LOOK_SECONDS)
             self._advance(bar, lines)
         if trouble := self.trouble:
-            fix = ".resume() goes on from the last checkpoint, once the reason is gone"
+            go_on = ".resume() goes on from the last checkpoint, once the reason is gone"
+            fix = go_on if self.checkpoint else "put that right and start it again"
             raise TrainingError(str(self.path), found=trouble, fix=fix)
         return self
 
