@@ -116,7 +116,8 @@ def test_one_that_died_is_noticed_and_shows_its_last_lines(recipe: Recipe, out: 
     run = wb.train(recipe, out=out, background=True)
     until(lambda: steps(run) > 1)
     psutil.Process(json.loads((out / "process.json").read_text())["process"]).kill()
-    with pytest.raises(TrainingError, match=r"gone without a word \(signal 9\)[^$]*conversations about [^$]*put that right and start it again"):
+    told = r"gone without a word \(signal 9\)[^$]*conversations about [^$]*put that right and start it again"
+    with pytest.raises(TrainingError, match=told):
         run.wait(WAIT, progress=False)
     assert run.status == wb.attach(out).status == "died"
     assert "steps of 1 conversations" in run.tail()
