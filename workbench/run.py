@@ -271,9 +271,10 @@ class Run:
         seen = {path.name for path in self._looked_at()}
         return held - seen <= set(FILES) and not kept
 
-    def _looked_at(self) -> list[Path]:
+    def _looked_at(self) -> tuple[Path, ...]:
         """What a run writes to be looked at; nothing goes on from it."""
-        return [path for pattern in ("answers", "answers.jsonl", "losses-*.jsonl") for path in self.path.glob(pattern)]
+        names = ("answers", "answers.jsonl", "losses-*.jsonl")
+        return tuple(path for name in names for path in self.path.glob(name))
 
     def _start(self, recipe: dict[str, Any], kind: str) -> None:
         for old in (self._file("control.json"), *self._looked_at()):  # of a run that is no more
