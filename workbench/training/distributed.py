@@ -33,12 +33,16 @@ class Processes:
 
     def __init__(self, device: str) -> None:
         """`device` as in the recipe. Raises `TrainingError` for processes that cannot work together on it."""
-        self.world = int(os.environ.get("WORLD_SIZE", "1"))
-        if self.world > 1:
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if started > 1:
             _check_devices(device)
+        cpu = device == "cpu" or started > 1 and not torch.cuda.is_available()
         handlers = [InitProcessGroupKwargs(timeout=TIMEOUT)]
-        self.accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=handlers)
+        self.accelerator = Accelerator(cpu=cpu, kwargs_handlers=handlers)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        if self.world != started:
+            found = f"{started} processes, of which accelerate sees {self.world}"
+            raise TrainingError("the processes", found=found, fix="start them by `workbench train --processes N`")
         self.main = self.rank == 0
         self.device = self.accelerator.device
 

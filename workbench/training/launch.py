@@ -64,8 +64,8 @@ def _environments(processes: int) -> Iterator[dict[str, str]]:
 def _wait(started: Sequence[subprocess.Popen[bytes]]) -> None:
     """Until all have ended, or one has failed and the others had their time to end."""
     deadline = None
-    while any(process.poll() is None for process in started):
-        if deadline is None and any(process.returncode for process in started):
+    while None in (codes := [process.poll() for process in started]):
+        if deadline is None and any(codes):
             deadline = time.monotonic() + PATIENCE_SECONDS
         if deadline is not None and time.monotonic() > deadline:
             return

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import count
 from types import TracebackType
@@ -64,6 +64,8 @@ class Peers:
             self._done.set()
             if self._thread is not None:
                 self._thread.join()
+                if error is None:
+                    self._part()
         if told is not None and told is not error:
             raise told from None
 
@@ -102,6 +104,15 @@ class Peers:
                 error = PeerError(f"rank {self.rank} of {self.world}", found=f"{_GONE} ({_line(error)})", fix=_RESUME)
         self._tell(error)
         return error
+
+    def _part(self) -> None:
+        """The first process, whose store this may be, leaves last: the others may still be on their way out."""
+        key, until = f"{self._key}/left", time.monotonic() + GRACE_SECONDS
+        with suppress(RuntimeError):
+            left = self._store.add(key, int(self.rank != 0))
+            while self.rank == 0 and left < self.world - 1 and time.monotonic() < until:
+                time.sleep(POLL_SECONDS / 10)
+                left = self._store.add(key, 0)
 
     def _tell(self, error: BaseException) -> None:
         said = str(error) if isinstance(error, WorkbenchError) else f"{type(error).__name__}: {_line(error)}"
