@@ -1,8 +1,9 @@
-"""`workbench train --processes 2`, torchrun and accelerate launch: real commands, whose processes meet and end together."""
+"""`workbench train --processes 2`, torchrun, accelerate launch: real commands; processes begin and end together."""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -24,6 +25,11 @@ SECONDS = 120
 def command(*words: str) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
     return subprocess.Popen([sys.executable, "-m", *words], cwd=HERE, stdout=pipe, stderr=pipe, text=True)
+
+
+def two(folder: Path) -> tuple[str, ...]:
+    recipe, out = str(folder / "recipe.yaml"), str(folder / "run")
+    return ("workbench.cli", "train", recipe, "--out", out, "--processes", "2")
 
 
 def losses(run: Path) -> list[float]:
@@ -69,7 +75,15 @@ def test_every_way_to_start_two_processes_gives_the_losses_of_one(
 def test_ctrl_c_saves_stops_and_the_run_goes_on(tmp_path: Path, make_dataset: Made, make_recipe: Made) -> None:
     recipe = make_recipe(make_dataset(), "train.max_steps=1000")
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-    words = ("workbench.cli", "train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run"), "--processes", "2")
+    words = (
+        "workbench.cli",
+        "train",
+        str(tmp_path / "recipe.yaml"),
+        "--out",
+        str(tmp_path / "run"),
+        "--processes",
+        "2",
+    )
     process = command(*words)
     until_logged(tmp_path / "run", 2, process)
     process.send_signal(signal.SIGINT)
@@ -93,13 +107,19 @@ def test_a_killed_process_ends_the_other_with_one_line(
     """Also before they have met: one must not wait for the other for ever."""
     recipe = make_recipe(make_dataset(), "train.max_steps=1000")
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-    words = ("workbench.cli", "train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run"), "--processes", "2")
+    words = (
+        "workbench.cli",
+        "train",
+        str(tmp_path / "recipe.yaml"),
+        "--out",
+        str(tmp_path / "run"),
+        "--processes",
+        "2",
+    )
     process = command(*words)
     until_logged(tmp_path / "run", lines, process)
     while len(children(process)) < 2:
         time.sleep(0.01)
-    import os
-
     os.kill(children(process)[rank], signal.SIGKILL)
     _, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 1
@@ -109,7 +129,15 @@ def test_a_killed_process_ends_the_other_with_one_line(
 def test_a_refusal_is_told_once(tmp_path: Path, make_dataset: Made, make_recipe: Made) -> None:
     recipe = make_recipe(make_dataset(), "train.max_tokens=10", "train.pack_tokens=10")
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-    words = ("workbench.cli", "train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run"), "--processes", "2")
+    words = (
+        "workbench.cli",
+        "train",
+        str(tmp_path / "recipe.yaml"),
+        "--out",
+        str(tmp_path / "run"),
+        "--processes",
+        "2",
+    )
     process = command(*words)
     _, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 1

@@ -33,6 +33,9 @@ class Processes:
 
     def __init__(self, device: str) -> None:
         """`device` as in the recipe. Raises `TrainingError` for processes that cannot work together on it."""
+        if _told("ACCELERATE_USE_DEEPSPEED"):
+            fix = "use FSDP2 (`--use_fsdp --fsdp_version 2`, or train.shard: true), which cuts a model as ZeRO 3 does"
+            raise _refused("DeepSpeed", "FSDP2 or plain data parallelism", fix)
         started = int(os.environ.get("WORLD_SIZE", "1"))
         if started > 1:
             _check_devices(device)
@@ -40,7 +43,7 @@ class Processes:
         handlers = [InitProcessGroupKwargs(timeout=TIMEOUT)]
         self.accelerator = Accelerator(cpu=cpu, kwargs_handlers=handlers)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
-        if self.world != started:
+        if self.world < started:
             found = f"{started} processes, of which accelerate sees {self.world}"
             raise TrainingError("the processes", found=found, fix="start them by `workbench train --processes N`")
         self.main = self.rank == 0
@@ -118,14 +121,46 @@ class Processes:
 
 
 def asks_for_shards() -> bool:
-    """Whether `accelerate launch` was told to use FSDP; raises `TrainingError` for its first version."""
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() not in ("true", "1"):
+    """Whether `accelerate launch` was told to use FSDP. Raises `TrainingError` for what of it is not done here."""
+    if not _told("ACCELERATE_USE_FSDP"):
         return False
     version = os.environ.get("FSDP_VERSION", "1")
     if version != "2":
-        found, fix = f"fsdp_version {version}", "set `fsdp_version: 2` in accelerate's config"
-        raise TrainingError("accelerate's config", found=found, expected="FSDP2", fix=fix)
+        raise _refused(f"fsdp_version: {version}", "FSDP2", "set `fsdp_version: 2`")
+    if _told("FSDP_OFFLOAD_PARAMS"):
+        raise _refused("fsdp_offload_params: true", "weights on the devices", "set it to false, or use more devices")
     return True
+
+
+def check_precision(computed: str) -> None:
+    """Raise `TrainingError` where accelerate's config asks for another number format than the recipe, which decides."""
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", computed):
+        found, fix = f"mixed_precision: {asked}", f"set it to no, or --set model.dtype={asked}"
+        raise _refused(found, f"{computed}, as the recipe has it", fix)
+
+
+def _told(variable: str) -> bool:
+    """Whether `accelerate launch` set this switch for its processes."""
+    return os.environ.get(variable, "false").lower() in ("true", "1")
+
+
+def _refused(found: str, expected: str, fix: str) -> TrainingError:
+    return TrainingError("accelerate's config", found=found, expected=expected, fix=fix)
+
+
+def _check_devices(device: str) -> None:
+    """Every process computes on a device of its own."""
+    where, local = "model.device", int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if ":" in device:
+        fix = "use auto: every process takes a device of its own; CUDA_VISIBLE_DEVICES chooses which"
+        raise TrainingError(where, found=f"{device} for several processes", expected="a kind of device", fix=fix)
+    if device in ("mps", "xpu"):
+        raise TrainingError(where, found=f"several processes on {device}", expected="cuda or cpu", fix="start one")
+    cards = torch.cuda.device_count()
+    if device != "cpu" and cards and local > cards:
+        found = f"{local} processes on a machine with {cards} GPUs"
+        raise TrainingError(where, found=found, expected="at most one a GPU", fix=f"start {cards}")
 
 
 def _buckets(params: Sequence[torch.nn.Parameter]) -> Iterator[list[torch.Tensor]]:
@@ -145,17 +180,3 @@ def _arrive(bucket: list[torch.Tensor], flat: torch.Tensor, work: dist.Work) -> 
     work.wait()
     for grad, summed in zip(bucket, flat.split([grad.numel() for grad in bucket]), strict=True):
         grad.copy_(summed.view_as(grad))
-
-
-def _check_devices(device: str) -> None:
-    """Every process computes on a device of its own."""
-    where, local = "model.device", int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if ":" in device:
-        fix = "use auto: every process takes a device of its own; CUDA_VISIBLE_DEVICES chooses which"
-        raise TrainingError(where, found=f"{device} for several processes", expected="a kind of device", fix=fix)
-    if device in ("mps", "xpu"):
-        raise TrainingError(where, found=f"several processes on {device}", expected="cuda or cpu", fix="start one")
-    cards = torch.cuda.device_count()
-    if device != "cpu" and cards and local > cards:
-        found = f"{local} processes on a machine with {cards} GPUs"
-        raise TrainingError(where, found=found, expected="at most one a GPU", fix=f"start {cards}")

@@ -14,9 +14,10 @@ import torch
 from workbench.errors import TrainingError
 from workbench.model.checkpoint import Held
 from workbench.model.llava import Llava
+from workbench.model.precision import dtype_name
 from workbench.model.stages import ParamGroup
 from workbench.training.batch import Batch
-from workbench.training.distributed import Processes, asks_for_shards
+from workbench.training.distributed import Processes, asks_for_shards, check_precision
 from workbench.training.forward import token_losses
 from workbench.training.optim import clip
 
@@ -90,6 +91,7 @@ def place(llava: Llava, groups: Sequence[ParamGroup], processes: Processes, *, s
 
     Raises `TrainingError` where shards are asked for and there is one process only, or quantised weights.
     """
+    check_precision(dtype_name(llava.dtype))
     if not (asks_for_shards() or shard):
         return Whole(llava, groups, processes)
     if processes.world == 1:
