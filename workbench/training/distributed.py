@@ -166,7 +166,9 @@ def _check_devices(device: str) -> None:
 def _buckets(params: Sequence[torch.nn.Parameter]) -> Iterator[list[torch.Tensor]]:
     """The gradients in their order, of one type and at most `BUCKET` bytes a bucket."""
     held: list[torch.Tensor] = []
-    for grad in (parameter.grad for parameter in params):
+    for parameter in params:
+        grad = parameter.grad
+        assert grad is not None
         full = held and sum(one.nbytes for one in held) + grad.nbytes > BUCKET
         if full or held and held[0].dtype != grad.dtype:
             yield held

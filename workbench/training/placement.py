@@ -86,10 +86,13 @@ class Whole:
         optimizer.load_state_dict(state)
 
 
-def place(llava: Llava, groups: Sequence[ParamGroup], processes: Processes, *, shard: bool) -> Placement:
+def place(
+    llava: Llava, groups: Sequence[ParamGroup], processes: Processes, *, shard: bool, optimizer: str
+) -> Placement:
     """Give a prepared model its place: shards where the recipe or `accelerate launch` asks for them.
 
-    Raises `TrainingError` where shards are asked for and there is one process only, or quantised weights.
+    Raises `TrainingError` where shards are asked for and there is one process only, or where weights or the optimiser
+    cannot be cut.
     """
     check_precision(dtype_name(llava.dtype))
     if not (asks_for_shards() or shard):
@@ -97,6 +100,9 @@ def place(llava: Llava, groups: Sequence[ParamGroup], processes: Processes, *, s
     if processes.world == 1:
         fix = "start several, as with `workbench train ... --processes 8`, or set train.shard=false"
         raise TrainingError("train.shard", found="one process", expected="several to share the model", fix=fix)
+    if optimizer != "adamw":
+        fix = "use train.optimizer: adamw, whose averages are cut too"
+        raise TrainingError("train.shard", found=f"train.optimizer: {optimizer}", expected="adamw", fix=fix)
     from workbench.training.sharding import Shards
 
     return Shards(llava, groups, processes)

@@ -72,6 +72,7 @@ def train(
     processes = Processes(recipe.model.device)
     main = processes.main
     with Peers(processes.rank, processes.world) as peers:
+        processes.wait()  # until all of them listen: from here on no failure goes unheard
         run = Run.create(out, recipe, kind="train", resume=resume) if main else Run(out)
         with peers.failing(run.fail if main else lambda error: None), conditions(recipe.train.threads) as asked:
             loop = Loop(processes, peers, run, recipe, llava, dataset, asked, show=progress and main)
