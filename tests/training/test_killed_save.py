@@ -29,7 +29,7 @@ recipe = Recipe.load({recipe!r})
 llava, optimizer = here["ready"](recipe)
 here["put"](llava, 3)
 kill_before({step}, *{names})
-here["save"](Path({folder!r}), recipe, llava, optimizer, 3)
+here["save"](Path({folder!r}), recipe, llava, optimizer, 3, {keep})
 Path({folder!r}, "left").write_text(str(left))
 """
 
@@ -47,9 +47,9 @@ def put(llava: Llava, value: float) -> None:
         tensor.data.fill_(value)
 
 
-def save(folder: Path, recipe: Any, llava: Llava, optimizer: torch.optim.Optimizer, step: int) -> None:
+def save(folder: Path, recipe: Any, llava: Llava, optimizer: Any, step: int, keep: int) -> None:
     states = {"optimizer": optimizer.state_dict(), "scaler": {}}
-    checkpoints = Checkpoints(folder / "checkpoints", keep=2)
+    checkpoints = Checkpoints(folder / "checkpoints", keep=keep)
     checkpoints.save(llava, Position(step), recipe, **states)
     checkpoints.save_best(llava, Position(step), recipe)
 
@@ -62,14 +62,22 @@ def test_a_save_killed_at_every_step_on_the_disk_is_old_or_new_never_half(
     llava, optimizer = ready(recipe)
     for step in (1, 2):
         put(llava, step)
-        save(tmp_path / "before", recipe, llava, optimizer, step)
+        save(tmp_path / "before", recipe, llava, optimizer, step, 2)
     found = []
     # Every renaming; and once amid the files of a new folder, once amid the removal of an old one.
-    steps = [(step, ("replace", "rename")) for step in range(1, 100)]
-    for step, names in [(20, ("fsync",)), (2, ("rmdir",)), *steps]:
+    steps = [(2, step, ("replace", "rename")) for step in range(1, 100)]
+    for keep, step, names in [(1, 2, ("replace",)), (2, 20, ("fsync",)), (2, 2, ("rmdir",)), *steps]:
         folder = tmp_path / "after"
         shutil.copytree(tmp_path / "before", folder)
-        fields = {"here": __file__, "recipe": str(tmp_path / "recipe.yaml"), "folder": str(folder), "step": step}
+        if keep == 1:  # nothing but the checkpoint that is replaced
+            shutil.rmtree(folder / "checkpoints" / "step-0000001")
+        fields = {
+            "keep": keep,
+            "here": __file__,
+            "recipe": str(tmp_path / "recipe.yaml"),
+            "folder": str(folder),
+            "step": step,
+        }
         (tmp_path / "script.py").write_text(COUNTED + SCRIPT.format(names=names, **fields))
         process = start(runpy.run_path, str(tmp_path / "script.py"))
         process.join()
@@ -80,9 +88,9 @@ def test_a_save_killed_at_every_step_on_the_disk_is_old_or_new_never_half(
         assert held == {position.step}, step
         found.append(position.step)
         put(llava, 4)
-        save(folder, recipe, llava, optimizer, 4)  # what a kill left behind is in nobody's way
+        save(folder, recipe, llava, optimizer, 4, keep)  # what a kill left behind is in nobody's way
         left = sorted(path.name for path in (folder / "checkpoints").iterdir())
-        assert left == ["best", "last", f"step-000000{position.step}"], step
+        assert left == ["best", "last", f"step-000000{position.step}"][: keep + 1], step
         if process.exitcode == 0:
             break
         assert process.exitcode == -signal.SIGKILL
