@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from workbench import resources
 from workbench.errors import RecipeError
@@ -194,6 +194,13 @@ class TrainSpec(Section):
     """Longest conversation in tokens, image tokens included. Longer ones are reported before step 1."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides a fresh projector, adapters, order and dropout."""
+    feature_cache: Literal["auto", "off", "fp16"] = "auto"
+    """What a frozen tower makes of an image is kept on the disk, for all runs. auto: bit for bit what the tower gives.
+    fp16: rounded, to half the size of float32 (at equal weights a loss moves by less than 1e-3 of itself), also where
+    it is computed, so that a run does not depend on what it finds. off: nothing is kept. No effect where the tower
+    trains."""
+    feature_cache_gb: Annotated[float, Field(ge=0)] = 20.0
+    """Gigabytes (2**30 bytes) of the disk for such features, of all towers together; those used least recently go."""
     eval_every: Count | None = None
     """Validate every so many steps; at the end only when absent."""
     early_stop: Count | None = None
@@ -211,6 +218,12 @@ class TrainSpec(Section):
     for models that do not fit on one device. The same losses; more is sent between the processes."""
     threads: Count | None = None
     """CPU threads for the computation; as the machine has them when absent. The same number gives the same bits."""
+
+    @field_validator("feature_cache", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        """YAML reads a bare `off` as false."""
+        return "off" if value is False else value
 
     @model_validator(mode="after")
     def _possible(self) -> TrainSpec:

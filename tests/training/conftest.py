@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import runpy
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,19 @@ def start_ranks(start: Callable[..., Any], tmp_path: Path) -> Callable[..., list
         return processes
 
     return made
+
+
+@pytest.fixture
+def own_mounts() -> list[str]:
+    """The words before a command that let it mount a small disk which nobody else sees."""
+    words = ["unshare", "--user", "--map-root-user", "--mount"]
+    try:
+        probe = subprocess.run([*words, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, check=False)
+    except OSError:
+        pytest.skip("needs Linux")
+    if probe.returncode:
+        pytest.skip("needs user namespaces")
+    return words
 
 
 @pytest.fixture(scope="session")

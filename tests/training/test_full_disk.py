@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 SCRIPT = """
 import os, shutil, subprocess, sys, threading, time
 from pathlib import Path
@@ -42,19 +40,6 @@ ballast.unlink()
 run = train(recipe, out=room / "run", resume=True, progress=False)
 print(run.status, [row["step"] for row in run.metrics()] == list(range(1, 31)))
 """
-
-
-@pytest.fixture
-def own_mounts() -> list[str]:
-    """The words before a command that let it mount a small disk which nobody else sees."""
-    words = ["unshare", "--user", "--map-root-user", "--mount"]
-    try:
-        probe = subprocess.run([*words, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, check=False)
-    except OSError:
-        pytest.skip("needs Linux")
-    if probe.returncode:
-        pytest.skip("needs user namespaces")
-    return words
 
 
 def test_a_full_disk_loses_nothing(

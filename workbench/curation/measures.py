@@ -21,7 +21,8 @@ from PIL.Image import Image
 from workbench.conversation import Image as ImageReference
 from workbench.conversation import new_id
 from workbench.data.batches import engine_in_use, map_batches
-from workbench.data.dataset import Dataset, resolve_inside
+from workbench.data.dataset import Dataset
+from workbench.data.folder import resolve_inside
 from workbench.data.images import load_image
 from workbench.errors import DataError
 from workbench.resources import write_atomic

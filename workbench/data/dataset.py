@@ -13,7 +13,7 @@ where rows come from (`formats.py`), pixels, FiftyOne.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import polars as pl
 from workbench.conversation import Conversation, Image, Video
 from workbench.data import parquet, tables, versions
 from workbench.data.diff import Diff, difference
-from workbench.data.folder import CARD, Folder, now, resolve_inside
+from workbench.data.folder import CARD, Folder, inside, now, resolve_inside
 from workbench.errors import DataError
 from workbench.resources import state_folder
 
@@ -115,6 +115,11 @@ class Dataset:
             raise DataError(media.path, found=f"root {media.root!r}", expected=", ".join(sorted(roots)), fix=fix)
         return resolve_inside(roots[media.root], media.path)
 
+    def resolver(self) -> Callable[[Image | Video], Path]:
+        """`resolve` for many: the card is read once, and each folder looked at once."""
+        finders = {name: inside(root) for name, root in self.roots.items()}
+        return lambda media: finders[media.root](media.path) if media.root in finders else self.resolve(media)
+
     # --- reading ------------------------------------------------------------------------------------------------
 
     @property
@@ -146,22 +151,26 @@ class Dataset:
         self, split: str | None = None, tasks: Sequence[str] | None = None
     ) -> Iterator[Conversation]:
         """As `conversations`, made one by one; of a table in shards one shard is in memory at a time."""
-        for rows in self._usable():
+        for rows in self.conversation_parts():
+            rows = rows.filter("usable")
             if split is not None:
                 rows = rows.filter(pl.col("part") == split)
             if tasks is not None:
                 rows = rows.filter(pl.col("task").is_in(list(tasks)))
             yield from tables.frame_to_conversations(rows)
 
-    def usable_rows(self) -> pl.DataFrame:
-        """The rows of the conversations that `conversations` gives, and `part`: the split each counts to, or null."""
-        return pl.concat(self._usable())
+    def conversation_parts(self) -> Iterator[pl.DataFrame]:
+        """The rows of `conversation_rows`, a shard of the table at a time, with two more columns.
 
-    def _usable(self) -> Iterator[pl.DataFrame]:
+        `usable`: whether `conversations` gives it; `part`: the split it counts to, or null.
+        """
         images = self.images.lazy().select("root", "path", "status", pl.col("split").alias("image split"))
-        for part in self._folder.parts("conversations"):
-            rows = _with_images(part, images).filter(pl.col("status") == "ok", pl.col("images ok"))
-            yield rows.with_columns(part=pl.coalesce("split", "image split")).drop("images ok", "image split")
+        # An image that is ok and of no split says nothing: each shard is joined with the others alone.
+        images = images.filter((pl.col("status") != "ok") | pl.col("image split").is_not_null()).collect().lazy()
+        for rows in self._folder.parts("conversations"):
+            usable = (pl.col("status") == "ok") & pl.col("images ok")
+            held = _with_images(rows, images).with_columns(usable=usable, part=pl.coalesce("split", "image split"))
+            yield held.drop("images ok", "image split")
 
     # --- writing ------------------------------------------------------------------------------------------------
 

@@ -14,9 +14,10 @@ import errno
 import json
 import os
 import shutil
+import stat
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -380,6 +381,26 @@ def resolve_inside(root: Path, path: str) -> Path:
         fix = "add the folder it leads to as a root in card.yaml"
         raise DataError(str(root / pure), found=f"a link that leads out of {root}", expected="a file below", fix=fix)
     return root / pure
+
+
+def inside(root: Path) -> Callable[[str], Path]:
+    """`resolve_inside` for many paths below one root: each folder is looked at once, and each file asked for once."""
+    safe: set[str] = set()
+
+    def find(path: str) -> Path:
+        folder, _, name = path.rpartition("/")
+        if folder not in safe or name in ("", "..") or "\0" in name:
+            whole = resolve_inside(root, path)
+            if not folder or resolve_inside(root, folder):
+                safe.add(folder)
+            return whole
+        whole = root / path
+        with suppress(OSError):
+            if stat.S_ISREG(os.lstat(whole).st_mode):  # no link: it lies where its folder does
+                return whole
+        return resolve_inside(root, path)
+
+    return find
 
 
 def now() -> str:

@@ -91,20 +91,20 @@ class ImageFacts:
     """What was odd but accepted: 'PNG named .jpg', 'animated: first frame', 'turned by EXIF'."""
 
 
-def load_image(source: str | Path | bytes, *, limits: Limits = LIMITS) -> PILImage.Image:
+def load_image(source: str | Path | bytes, *, where: str = "", limits: Limits = LIMITS) -> PILImage.Image:
     """The picture as RGB: upright, first frame, alpha flattened on white, deep greys scaled to 8 bits.
 
-    Raises `ImageError` for whatever cannot be read whole.
+    `where` names bytes in errors. Raises `ImageError` for whatever cannot be read whole.
     """
-    where = "image bytes" if isinstance(source, bytes) else str(source)
-    data = source if isinstance(source, bytes) else _read(Path(source), limits)
+    where = where or ("image bytes" if isinstance(source, bytes) else str(source))
+    data = source if isinstance(source, bytes) else read_file(Path(source), limits)
     return _decode(data, where, limits)[0]
 
 
 def check_image(path: str | Path, *, limits: Limits = LIMITS) -> ImageFacts:
     """Decode the whole file once and tell what it is. Raises `ImageError` as `load_image` does."""
     path = Path(path)
-    data = _read(path, limits)
+    data = read_file(path, limits)
     picture, kind, mode, notes = _decode(data, str(path), limits)
     if path.suffix.lower() not in EXTENSIONS[kind]:
         notes.insert(0, f"{kind} named {path.suffix or 'without an extension'}")
@@ -112,7 +112,8 @@ def check_image(path: str | Path, *, limits: Limits = LIMITS) -> ImageFacts:
     return ImageFacts(*picture.size, kind, mode, hashlib.sha256(data).hexdigest(), phash, tuple(notes))
 
 
-def _read(path: Path, limits: Limits) -> bytes:
+def read_file(path: Path, limits: Limits = LIMITS) -> bytes:
+    """An image file's bytes. Raises `ImageError` for one that is missing, unreadable or too large."""
     try:
         size = path.stat().st_size
         if path.is_dir():

@@ -1,98 +1,246 @@
-"""What the vision tower makes of each image, computed once when it fits in memory and again for every batch when not.
+"""What the vision tower makes of each image: held in memory where all fits, else read from the disk, else computed.
 
-Knows: a byte budget, decoding in threads, and the fixed order in which everything is computed, so that a resumed run
-reads the same numbers. Does not know: datasets, conversations, packs; an image is a key that `load` turns into pixels.
+Knows: opening images ahead in threads, a budget of memory, and that an image's features depend on the image alone.
+Does not know: datasets, conversations, packs (an image is a key), or how features lie on the disk.
+
+Images go through the tower in groups of one fixed size, filled up with a repetition where there are fewer: whether
+features come from memory, from the disk of another run or from the tower, they are the same bits, and so is training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-from workbench.errors import ImageError
+from workbench.data.images import load_image, read_file
+from workbench.errors import ImageError, TrainingError
+from workbench.model.images import ImageMode
+from workbench.model.llava import Llava
 from workbench.progress import Progress
+from workbench.recipe import TrainSpec
+from workbench.training.feature_cache import FeatureCache
+from workbench.training.feature_key import feature_key
+from workbench.training.feature_rows import state_of
 
 BUDGET = 1 << 30
 """Bytes of memory for features (or, while the tower trains, for pixels)."""
 CHUNK = 32
-"""Images that go through the tower at once."""
-DECODERS = 4
-"""Threads that open images; decoding releases the interpreter's lock."""
+"""Images that are put into memory at once."""
+GROUP = 8
+"""Images that go through the tower at once on an accelerator; on a CPU it is one, which loses nothing there."""
+DECODERS = max(4, min(16, (os.cpu_count() or 4) - 1))
+"""Threads that open images: decoding and resizing release the interpreter's lock."""
+PENDING = 64
+"""Images at most that are opened and not yet asked for."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An image that was opened: its features where they are on the disk, else its pixels."""
+
+    features: torch.Tensor | None = None
+    pixels: torch.Tensor | None = None
+    image: bytes | None = None
+    """SHA-256 of the file, to keep the features by."""
+
+
+class ImageFiles:
+    """Image files by key, opened in the way a model wants. Raises `ImageError` for one that cannot be used."""
+
+    def __init__(self, files: Mapping[str, Path], mode: ImageMode) -> None:
+        self.files, self.mode = files, mode
+
+    def open(self, key: str, cache: FeatureCache | None = None) -> Opened:
+        """Features from the cache, or (3, H, W) pixels."""
+        path = self.files[key]
+        if cache is None:
+            return Opened(pixels=self.mode.pixels(load_image(path)))
+        try:
+            state = state_of(path)
+        except OSError:
+            state = ""  # `read_file` says what is wrong with it
+        image = cache.image(path, state)
+        features = cache.read(image) if image else None
+        if features is None:
+            data = read_file(path)  # one reading to hash and to decode: nothing can come between
+            known, image = image, cache.remember(path, state, data)
+            features = cache.read(image) if image != known else None
+        if features is not None:
+            return Opened(features, image=image)
+        return Opened(pixels=self.mode.pixels(load_image(data, where=str(path))), image=image)
 
 
 class FeatureStore:
-    """Features by image key: `encode(load(key))`, or only `load(key)` where `encode` is None because the tower trains.
+    """Features by image key; only pixels where `encode` is None because the tower trains.
 
-    `load`: key -> (3, H, W) pixels, raises `ImageError`. `encode`: (B, 3, H, W) -> (B, N, D), under no_grad.
+    `encode`: (B, 3, H, W) -> (B, N, D), called under no_grad with B = `group`. `keep`: the type features are rounded
+    to, as `encode` gives them where None. Threads may ask at once.
     """
 
     def __init__(
         self,
-        load: Callable[[str], torch.Tensor],
+        images: ImageFiles,
         encode: Callable[[torch.Tensor], torch.Tensor] | None,
         *,
+        cache: FeatureCache | None = None,
+        keep: torch.dtype | None = None,
+        group: int = 1,
         budget: int = BUDGET,
     ) -> None:
-        self._load, self._encode, self.budget = load, encode, budget
+        self._images, self._encode, self.cache, self.keep = images, encode, cache, keep
+        self.group, self.budget = group, budget
+        self.read, self.computed = 0, 0
+        """Images so far whose features came from the disk, and that went through the tower."""
         self._pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="images")
+        self._lock = threading.Lock()
+        self._wanted: dict[str, None] = {}
+        self._opened: dict[str, Future[Opened]] = {}
         self._slots: dict[str, int] = {}
         self._held: torch.Tensor | None = None
 
     def fill(self, keys: Iterable[str], bar: Progress) -> list[ImageError]:
-        """Compute and hold all of these, or none if they exceed the budget. Returns the errors of images that failed.
+        """Compute or read and hold all of these, or none if they exceed the budget. Returns errors of images that fail.
 
-        Whether they fit is judged by the first one that can be opened. The order is the keys' own, so that the numbers
-        do not depend on which batch first asked for an image.
+        Whether they fit is judged by the first one that can be opened.
         """
         names, errors = sorted(set(keys)), []
         slots: dict[str, int] = {}
         held: torch.Tensor | None = None
+        self.expect(names)
         for chunk in _chunks(names, CHUNK):
-            opened = dict(zip(chunk, self._pool.map(self._try, chunk), strict=True))
+            opened = {key: self._try(key) for key in chunk}
             errors += [result for result in opened.values() if isinstance(result, ImageError)]
-            good = {key: result for key, result in opened.items() if isinstance(result, torch.Tensor)}
+            good = {key: result for key, result in opened.items() if isinstance(result, Opened)}
             if good:
-                made = self._compute(list(good.values()))
+                made = self._rows(list(good.values()))
                 if held is None:
                     if made[0].nbytes * len(names) > self.budget:
+                        self._expect_nothing()
                         return errors
                     held = made.new_empty((len(names), *made.shape[1:]))
                 held[len(slots) : len(slots) + len(good)] = made
                 slots |= {key: len(slots) + number for number, key in enumerate(good)}
-            bar.advance(len(chunk))
+            bar.advance(len(chunk), note=f"{self.read:,} from the disk" if self.read else None)
         self._slots, self._held = slots, held
+        if self.cache is not None:
+            self.cache.flush()
         return errors
 
     @property
     def holds_all(self) -> bool:
         return self._held is not None
 
+    def expect(self, keys: Iterable[str]) -> None:
+        """Begin to open these in the background, so that `get` finds them ready."""
+        if self._held is None:
+            with self._lock:
+                self._wanted |= dict.fromkeys(keys)
+                self._begin()
+
     def get(self, keys: Sequence[str]) -> torch.Tensor:
         """(n, N, D) features or (n, 3, H, W) pixels of n keys. Raises `ImageError` for one that cannot be opened."""
         if self._held is not None:
             return self._held[torch.tensor([self._slots[key] for key in keys])]
         unique = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-        return self._compute(list(self._pool.map(self._load, unique)))[torch.tensor([unique[key] for key in keys])]
+        self.expect(unique)
+        rows = self._rows([self._take(key) for key in unique])
+        return rows[torch.tensor([unique[key] for key in keys])]
+
+    def __enter__(self) -> FeatureStore:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.close()
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Keep on the disk what waits for it, and end the threads."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        if self.cache is not None:
+            self.cache.close()
 
-    @torch.no_grad()
-    def _compute(self, pixels: list[torch.Tensor]) -> torch.Tensor:
-        stacked = torch.stack(pixels)
-        return stacked if self._encode is None else self._encode(stacked)
+    # --- opening ahead ------------------------------------------------------------------------------------------
 
-    def _try(self, key: str) -> torch.Tensor | ImageError:
+    def _begin(self) -> None:
+        """Give the threads what is wanted, as far as there is room. The lock is held."""
+        for key in list(islice(self._wanted, max(0, PENDING - len(self._opened)))):
+            del self._wanted[key]
+            if key not in self._opened:
+                self._opened[key] = self._pool.submit(self._images.open, key, self.cache)
+
+    def _take(self, key: str) -> Opened:
+        with self._lock:
+            self._wanted.pop(key, None)
+            future = self._opened.pop(key, None) or self._pool.submit(self._images.open, key, self.cache)
+            self._begin()
+        return future.result()
+
+    def _try(self, key: str) -> Opened | ImageError:
         try:
-            return self._load(key)
+            return self._take(key)
         except ImageError as error:
             return error
 
+    def _expect_nothing(self) -> None:
+        with self._lock:
+            for future in self._opened.values():
+                future.cancel()
+            self._opened, self._wanted = {}, {}
 
-def _chunks(items: Sequence[str], size: int) -> Iterator[list[str]]:
+    # --- the tower ----------------------------------------------------------------------------------------------
+
+    def _rows(self, opened: Sequence[Opened]) -> torch.Tensor:
+        """(n, N, D) of n images; on the CPU, where there is room for them, or (n, 3, H, W) pixels."""
+        if self._encode is None:
+            return torch.stack([image.pixels for image in opened if image.pixels is not None])
+        rows = [image.features for image in opened]
+        new = [number for number, row in enumerate(rows) if row is None]
+        for numbers in _chunks(new, self.group):
+            made = self._compute([opened[number].pixels for number in numbers])  # type: ignore[misc]
+            for number, row in zip(numbers, made, strict=True):
+                rows[number] = row
+                if self.cache is not None and (image := opened[number].image) is not None:
+                    self.cache.write(image, row)
+        self.read, self.computed = self.read + len(rows) - len(new), self.computed + len(new)
+        return torch.stack(rows)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def _compute(self, pixels: list[torch.Tensor]) -> torch.Tensor:
+        """(b, N, D) of at most `group` images, rounded to `keep`."""
+        assert self._encode is not None
+        whole = torch.stack(pixels + pixels[-1:] * (self.group - len(pixels)))
+        made = self._encode(whole)[: len(pixels)].cpu()
+        kept = made if self.keep is None else made.to(self.keep)
+        if kept.dtype != made.dtype and not kept.isfinite().all():
+            found = f"features of the vision tower up to {made.abs().max():,.0f}"
+            fix = "set train.feature_cache: auto"
+            raise TrainingError("train.feature_cache: fp16", found=found, expected="numbers below 65,504", fix=fix)
+        return kept
+
+
+def open_store(llava: Llava, files: Mapping[str, Path], spec: TrainSpec, *, say: Callable[[str], None]) -> FeatureStore:
+    """The store a run needs: with a cache on the disk if the tower is frozen and the recipe has one."""
+    images = ImageFiles(files, llava.image_mode)
+    if llava.vision_trains:
+        return FeatureStore(images, None)
+    group = 1 if llava.device.type == "cpu" else GROUP
+    keep = torch.float16 if spec.feature_cache == "fp16" else next(llava.tower.parameters()).dtype
+    cache = None
+    if spec.feature_cache != "off":
+        key, budget = feature_key(llava, keep, group), int(spec.feature_cache_gb * 2**30)
+        cache = FeatureCache(key, budget=budget, say=say)
+    return FeatureStore(images, llava.tower_features, cache=cache, keep=keep, group=group)
+
+
+def _chunks(items: Sequence[T], size: int) -> Iterator[list[T]]:
     waiting = iter(items)
     while chunk := list(islice(waiting, size)):
         yield chunk

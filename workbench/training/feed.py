@@ -7,7 +7,7 @@ Does not know: the model, the optimiser, what a step does.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -23,6 +23,8 @@ from workbench.training.packing import Pack, Plan, packs, spread
 Item = TypeVar("Item")
 AHEAD = 2
 """Packs made ahead of the model."""
+OPENED_AHEAD = 4
+"""Packs whose images are being opened while another is made."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,25 @@ class Feed:
 
     def piece(self, pack: Pack, examples: Sequence[Example] | None = None) -> Piece:
         """A pack as tensors; `examples`: where its numbers point to, if not to those of the plan."""
-        held = self.examples if examples is None else examples
-        laid = [[held[entry.number] for entry in tree.members] for tree in pack]
-        batch = collate(laid, image_token_id=self.image_token_id).to(self.device)
-        images = self.store.get(batch.images).to(self.device, non_blocking=True) if batch.images else None
-        return Piece(batch, images)
+        return self._with_images(self._lay(pack, self.examples if examples is None else examples))
 
     def _stream(self, start: int, stop: int) -> Iterator[Work | Piece]:
+        for item in early(self._laid(start, stop), OPENED_AHEAD, self._expect):
+            yield item if isinstance(item, Work) else self._with_images(item)
+
+    def _expect(self, item: Work | Batch) -> None:
+        if isinstance(item, Batch):
+            self.store.expect(item.images)
+
+    def _with_images(self, batch: Batch) -> Piece:
+        images = self.store.get(batch.images).to(self.device, non_blocking=True) if batch.images else None
+        return Piece(batch.to(self.device), images)
+
+    def _lay(self, pack: Pack, examples: Sequence[Example]) -> Batch:
+        laid = [[examples[entry.number] for entry in tree.members] for tree in pack]
+        return collate(laid, image_token_id=self.image_token_id)
+
+    def _laid(self, start: int, stop: int) -> Iterator[Work | Batch]:
         for number in range(start, stop):
             trees = self.plan.step(number)
             mine = packs(spread(trees, self.world)[self.rank], self.pack_tokens)
@@ -87,7 +101,18 @@ class Feed:
                 conversations=sum(len(tree) for tree in trees),
                 pieces=len(mine),
             )
-            yield from map(self.piece, mine)
+            yield from (self._lay(pack, self.examples) for pack in mine)
+
+
+def early(items: Iterator[Item], count: int, begin: Callable[[Item], None]) -> Iterator[Item]:
+    """The same items, each after `begin` was called for it and for up to `count` behind it."""
+    waiting: deque[Item] = deque()
+    for item in items:
+        begin(item)
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def ahead(items: Iterator[Item], count: int) -> Iterator[Item]:

@@ -19,9 +19,9 @@ from workbench.data import tables
 from workbench.data.dataset import Dataset
 from workbench.errors import DataError, TrainingError
 from workbench.recipe import DataSpec
-from workbench.training.source import Rows, Source, read_source
+from workbench.training.source import NEEDED, Rows, Source, read_source
 
-COLUMNS = [*tables.CONVERSATION_COLUMNS, "part", "keys", "about"]
+COLUMNS = (*NEEDED, "part", "keys", "about")
 """What the rows of every dataset have; any others may differ from one to the next."""
 
 

@@ -21,11 +21,14 @@ import polars as pl
 
 from workbench.conversation import Conversation, Image
 from workbench.data import tables
-from workbench.data.dataset import Dataset, resolve_inside
+from workbench.data.dataset import Dataset
+from workbench.data.folder import inside
 from workbench.data.formats import read_conversations
 from workbench.errors import DataError, ImageError, TrainingError
 from workbench.recipe import DataSpec
 
+NEEDED = ("id", "messages", "split", "task")
+"""Columns that training looks at. Where a conversation came from is left where it is."""
 SHOWN = 10
 """At most so many bad samples are spelled out in an error; the rest are counted."""
 
@@ -33,12 +36,12 @@ SHOWN = 10
 class Rows(Sequence[Conversation]):
     """Conversations as rows of a table; the n-th is made when it is asked for.
 
-    `frame` has the columns `tables.CONVERSATION_COLUMNS`, `keys`: the keys of each conversation's images in order, and
+    `frame` has the columns `NEEDED`, `keys`: the keys of each conversation's images in order, and
     `about`: the content hash, or else the key, of the first.
     """
 
     def __init__(self, frame: pl.DataFrame) -> None:
-        self.frame = frame if "about" in frame.columns else _with_images(frame)
+        self.frame = frame if "about" in frame.columns else _with_images(frame.select(*NEEDED))
 
     def __len__(self) -> int:
         return self.frame.height
@@ -50,11 +53,15 @@ class Rows(Sequence[Conversation]):
     def __getitem__(self, number: int | slice) -> Conversation | Rows:
         if isinstance(number, slice):
             return Rows(self.frame[number])
-        return next(tables.frame_to_conversations(self.frame[int(number)]))
+        return next(self._values(self.frame[int(number)]))
 
     def __iter__(self) -> Iterator[Conversation]:
         for part in self.frame.iter_slices(1_000):
-            yield from tables.frame_to_conversations(part)
+            yield from self._values(part)
+
+    @staticmethod
+    def _values(frame: pl.DataFrame) -> Iterator[Conversation]:
+        return tables.frame_to_conversations(frame.with_columns(source=pl.lit("{}"), metadata=pl.lit("{}")))
 
     def where(self, wanted: pl.Expr | pl.Series) -> Rows:
         return Rows(self.frame.filter(wanted))
@@ -95,8 +102,8 @@ def read_source(spec: DataSpec, *, seed: int, dataset: Dataset | None = None) ->
         rows, resolve, where = Rows(_read_file(spec)), _file_root(spec), spec.dataset
     else:
         dataset = dataset or Dataset.open(spec.dataset)
-        rows, resolve, where = Rows(dataset.usable_rows()), _roots_of(dataset), str(dataset.path)
-        left_out = _count(dataset.conversation_rows, spec.tasks) - _count(rows.frame, spec.tasks)
+        rows, left_out = _read_dataset(dataset, spec.tasks)
+        resolve, where = dataset.resolver(), str(dataset.path)
     train = rows.where(pl.col("part").is_null() | (pl.col("part") == "train"))
     val = rows.where(pl.col("part") == "val")
     _check_tasks(where, spec.tasks, train)
@@ -187,6 +194,15 @@ def _with_images(frame: pl.DataFrame) -> pl.DataFrame:
     return joined if "part" in frame.columns else joined.with_columns(part="split")
 
 
+def _read_dataset(dataset: Dataset, tasks: Sequence[str] | None) -> tuple[Rows, int]:
+    """The usable rows, a shard in memory at a time beside what is kept of them, and how many of the tasks are not."""
+    held, left_out = [], 0
+    for rows in dataset.conversation_parts():
+        left_out += _count(rows.filter(~pl.col("usable")), tasks)
+        held.append(_with_images(rows.filter("usable").select(*NEEDED, "part")))
+    return Rows(pl.concat(held)), left_out
+
+
 def _read_file(spec: DataSpec) -> pl.DataFrame:
     broken: list[str] = []
 
@@ -204,16 +220,8 @@ def _read_file(spec: DataSpec) -> pl.DataFrame:
 
 
 def _file_root(spec: DataSpec) -> Callable[[Image], Path]:
-    root = Path(spec.images or Path(spec.dataset).parent)
-    return lambda image: resolve_inside(root, image.path)
-
-
-def _roots_of(dataset: Dataset) -> Callable[[Image], Path]:
-    """As `dataset.resolve`, with the card read once."""
-    roots = dataset.roots
-    return lambda image: (
-        resolve_inside(roots[image.root], image.path) if image.root in roots else dataset.resolve(image)
-    )
+    find = inside(Path(spec.images or Path(spec.dataset).parent))
+    return lambda image: find(image.path)
 
 
 def _count(frame: pl.DataFrame, tasks: Sequence[str] | None) -> int:

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 
 from workbench.data.dataset import Dataset
-from workbench.data.images import load_image
 from workbench.model.llava import Llava, build
 from workbench.model.precision import pick_device
 from workbench.model.stages import prepare
@@ -32,11 +31,12 @@ from workbench.recipe import Recipe, TrainSpec
 from workbench.run import Run
 from workbench.training.attention import check_window
 from workbench.training.conditions import conditions, seed_step
+from workbench.training.data_wait import DataWait
 from workbench.training.describe import describe
 from workbench.training.distributed import Processes
 from workbench.training.examples import Examples
 from workbench.training.faults import named_images, refuse_loss, users_of
-from workbench.training.features import FeatureStore
+from workbench.training.features import FeatureStore, open_store
 from workbench.training.feed import Feed, Piece
 from workbench.training.lengths import Lengths, measure
 from workbench.training.mixture import read_sources
@@ -76,7 +76,7 @@ def train(
         run = Run.create(out, recipe, kind="train", resume=resume) if main else Run(out)
         with peers.failing(run.fail if main else lambda error: None), conditions(recipe.train.threads) as asked:
             loop = Loop(processes, peers, run, recipe, llava, dataset, asked, show=progress and main)
-            with closing(loop.trackers):
+            with closing(loop.trackers), loop.feed.store:
                 finished = loop.run_all()
         if main:
             held = loop.position
@@ -156,6 +156,7 @@ class Loop:
         self.position.processes, before = processes.world, self.position.processes
         if self.position.step and before != processes.world:
             self._say(f"{processes.world} processes go on with what {before} began" + _masks(spec))
+        self.wait = DataWait(store)
         names, settings = spec.trackers if self.main else [], recipe.model_dump(mode="json")
         self.trackers = Trackers(names, run, settings, step=self.position.step)
 
@@ -184,15 +185,16 @@ class Loop:
                 command = self._command()
                 if end or command or _due(position.step, spec.save_every):
                     self.save()
-                bar.advance(1, note=f"loss {row['loss']:.3f}")
+                bar.advance(1, note=f"loss {row['loss']:.3f}{self.wait.note}")
                 if command == "stop" and not end:
                     self._say(f"stopped after step {position.step} of {self.steps}: resume to go on")
+                    self._say(self.wait.told)
                     return False
         if position.step < self.steps:
             why = f"{spec.early_stop} validations without a lower loss"
             self._say(f"ended at step {position.step} of {self.steps}: {why}")
         self._say(told(position))
-        self.feed.store.close()
+        self._say(self.wait.told)
         return True
 
     def step(self, number: int, stream: Iterator[Any]) -> dict[str, Any]:
@@ -240,7 +242,7 @@ class Loop:
             "conversations": work.conversations,
             "seconds": round(seconds, 4),
             "tokens_per_s": round(work.tokens / seconds, 1),
-            "data_wait": round(waited, 4),
+            **self.wait.add(waited, seconds),
         }
 
     @torch.no_grad()
@@ -292,8 +294,7 @@ class Loop:
     def _open_images(self, source: Source, files: dict[str, Path]) -> FeatureStore:
         """Every image that is needed, opened and through a frozen tower once if that fits in memory."""
         keys = files.keys()
-        encode = None if self.llava.vision_trains else self.llava.tower_features
-        store = FeatureStore(lambda key: self.llava.image_mode.pixels(load_image(files[key])), encode)
+        store = open_store(self.llava, files, self.spec, say=self._say)
         with self._bar("images", len(keys), "image") as bar:
             refuse_images(store.fill(keys, bar), source, files)
         return store
