@@ -4,12 +4,12 @@ COUNTED = """
 import os, signal
 
 def counted(real):
-    def call(*given):
+    def call(*given, **named):
         global left
         left -= 1
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        return real(*given)
+        return real(*given, **named)
     return call
 
 def kill_before(step, *names):

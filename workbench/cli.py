@@ -205,19 +205,37 @@ def _train(given: argparse.Namespace) -> int:
     from workbench.recipe import Recipe
 
     recipe = Recipe.load(given.recipe, given.set)  # a mistake in it is told before torch is loaded
-    _say_defaults(given, recipe.data.dataset)
     if given.background:
+        if given.processes != 1:
+            fix = "leave out --background, and start it with nohup, or by your cluster's own command"
+            raise WorkbenchError("--background", found="--processes", expected="one of the two", fix=fix)
+        _say_defaults(given, recipe.data.dataset)
         return _train_behind(given, recipe)
+    if given.processes != 1:
+        from workbench.training.launch import launch
+
+        again = ["train", given.recipe, "--out", given.out, *(f"--set={item}" for item in given.set)]
+        again += [f"--{name}" for name in ("resume", "json") if getattr(given, name)]
+        return launch(again, given.processes)
     from workbench.training.trainer import train
 
-    run = train(recipe, out=given.out, resume=given.resume)
+    first = os.environ.get("RANK", "0") == "0"  # of several processes, which speaks for all
+    if first:
+        _say_defaults(given, recipe.data.dataset)
+    try:
+        run = train(recipe, out=given.out, resume=given.resume)
+    except WorkbenchError:
+        if first:
+            raise
+        return 1
     finished = run.status == "finished"
     following = f"workbench chat {run.path}" if finished else "the same command with --resume"
     rows = run.metrics()
     losses = [row["val_loss"] for row in rows if row.get("val_loss") is not None]
     step, best = (rows[-1]["step"] if rows else 0), min(losses, default=None)
     told = {"run": str(run.path), "status": run.status, "step": step, "val_loss": best}
-    _show(given, f"{run.status}: {run.path}\nnext: {following}", told)
+    if first:
+        _show(given, f"{run.status}: {run.path}\nnext: {following}", told)
     return 0 if finished else 130  # so that a script does not go on with half a model
 
 
@@ -614,6 +632,7 @@ def _add_training(verb: Callable[..., argparse.ArgumentParser]) -> None:
     add("--out", required=True, metavar="DIR", help="run folder")
     add("--resume", action="store_true", help="go on with an unfinished run in --out")
     add("--background", action="store_true", help="in a process of its own that outlives this terminal")
+    add("--processes", type=int, default=1, metavar="N", help="so many processes share every step, one a GPU")
     _add_json(add)
 
     add = verb(

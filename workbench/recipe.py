@@ -216,6 +216,9 @@ class TrainSpec(Section):
     the model says as it learns; never when absent."""
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
     """Where metrics go besides `metrics.jsonl`: TensorBoard (into the run folder), Weights & Biases, trackio."""
+    shard: bool = False
+    """Several processes each hold a part of the weights, gradients and optimiser state (FSDP2) instead of all of them:
+    for models that do not fit on one device. The same losses; more is sent between the processes."""
     threads: Count | None = None
     """CPU threads for the computation; as the machine has them when absent. The same number gives the same bits."""
 

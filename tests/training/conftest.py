@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +30,47 @@ def start() -> Callable[..., Any]:
         process = context.Process(target=function, args=args, kwargs=kwargs)
         process.start()
         return process
+
+    return made
+
+
+RANK = """
+import os
+os.environ.update(RANK="{rank}", LOCAL_RANK="{rank}", WORLD_SIZE="{world}", LOCAL_WORLD_SIZE="{world}",
+                  MASTER_ADDR="127.0.0.1", MASTER_PORT="{port}", ACCELERATE_USE_CPU="true")
+os.chdir({folder!r})
+import torch
+torch.set_num_threads(1)
+from workbench.recipe import Recipe
+from workbench.training.trainer import Loop, train
+{before}
+train(Recipe.load({recipe!r}), out={out!r}, resume={resume}, progress=False)
+"""
+"""What `accelerate launch --cpu --num_processes N` does in each of its processes."""
+
+
+@pytest.fixture
+def start_ranks(start: Callable[..., Any], tmp_path: Path) -> Callable[..., list[Any]]:
+    """`start_ranks(recipe, out, world=2, before={1: "code"}, folders={1: path}, resume=False)`: running processes.
+
+    `before`: what a rank does first; `folders`: where it works, if not where the test does.
+    """
+
+    def made(
+        recipe: Any, out: Path, *, world: int = 2, before: Any = None, folders: Any = None, resume: bool = False
+    ) -> list[Any]:
+        (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        processes = []
+        for rank in range(world):
+            script = tmp_path / f"{out.name}-{rank}.py"
+            first, folder = (before or {}).get(rank, ""), str((folders or {}).get(rank, tmp_path))
+            fields = {"rank": rank, "world": world, "port": port, "before": first, "folder": folder, "resume": resume}
+            script.write_text(RANK.format(recipe=str(tmp_path / "recipe.yaml"), out=str(out), **fields))
+            processes.append(start(runpy.run_path, str(script)))
+        return processes
 
     return made
 

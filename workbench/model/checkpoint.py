@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from workbench.model.export import export_hf as export_hf
 from workbench.model.llava import Llava
 from workbench.model.lora import adapter_parameters, attach_config, has_adapter
 from workbench.model.precision import LANGUAGE
-from workbench.model.proof import affordable, check_files, file_table, prove
+from workbench.model.proof import Probed, affordable, check_files, compare_named, file_table, prove
 from workbench.model.sources import full_name, read_json, resolve, safetensors_files
 from workbench.model.templates import Template, chat_template, load_template
 from workbench.model.tensors import fill, named, read_tensors, write_tensors
@@ -51,20 +52,21 @@ def save(
     step: int = 0,
     extra: dict[str, Any] | None = None,
     also: Callable[[Path], None] | None = None,
+    held: Held | None = None,
 ) -> Path:
     """Write a checkpoint folder whole or not at all, and prove it; returns its path. An older one there is replaced.
 
-    `extra` is JSON kept in `checkpoint.json`; `also` may write more files (an optimiser's state) into the folder
-    before it is sealed: their hashes are recorded too. Every tensor file is read again and compared bit for bit.
+    `held`: the trained tensors, where this process holds only a part of each. `extra` is JSON kept in
+    `checkpoint.json`; `also` may write more files (an optimiser's state) into the folder before it is sealed: their
+    hashes are recorded too. Every tensor file is read again and compared bit for bit.
     For models up to 2 GB the whole folder is loaded again before it gets its name, and all tensors and the logits of
     a probe conversation are compared. Raises `CheckpointError` if they differ, `DiskError` if the disk is full; what
     was there before is then intact.
     """
     with atomic_folder(folder, replace=True) as temporary:
-        for part in ("projector", *llava.spec["trained"]):
-            write_tensors(temporary / f"{part}.safetensors", named(llava.model, PREFIXES[part]))
+        for file, tensors in (held.files if held else trained_files(llava)).items():
+            write_tensors(temporary / file, tensors)
         if has_adapter(llava.model):
-            write_tensors(temporary / "adapter" / "adapter_model.safetensors", adapter_parameters(llava.model))
             llava.model.peft_config["default"].save_pretrained(str(temporary / "adapter"))
         llava.tokenizer.save_pretrained(temporary / "tokenizer")
         renderer = llava.renderer
@@ -88,8 +90,31 @@ def save(
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         if affordable(llava):
-            prove(llava, lambda: load_checkpoint(temporary, device=str(llava.device)))
+            probed = held.probed if held else None
+            again = prove(llava, lambda: load_checkpoint(temporary, device=str(llava.device)), probed)
+            for file, tensors in (held.files if held else {}).items():
+                compare_named(tensors, trained_files(again)[file])
     return Path(folder)
+
+
+@dataclass(frozen=True)
+class Held:
+    """What is saved of a model that lies in parts in several processes, put together again."""
+
+    files: dict[str, dict[str, torch.Tensor]]
+    """As `trained_files` gives them."""
+    probed: Probed | None
+    """What the live model says to the probe; None where a second model is too large to compare with it."""
+
+
+def trained_files(llava: Llava) -> dict[str, dict[str, torch.Tensor]]:
+    """File in a checkpoint -> the tensors that left their base, by name."""
+    files = {
+        f"{part}.safetensors": named(llava.model, PREFIXES[part]) for part in ("projector", *llava.spec["trained"])
+    }
+    if has_adapter(llava.model):
+        files["adapter/adapter_model.safetensors"] = adapter_parameters(llava.model)
+    return {file: dict(tensors) for file, tensors in files.items()}
 
 
 def load_checkpoint(

@@ -28,6 +28,8 @@ LOGITS_BELOW = 2_000_000_000
 """Bytes of weights up to which a second model in memory is affordable for comparing logits after a save."""
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 """Largest difference of two logits, relative to the largest logit: same weights, same machine."""
+Probed = tuple[tuple[int, ...], torch.Tensor]
+"""(ids, logits (T, vocabulary)) of the probe conversation."""
 
 
 def file_table(folder: Path) -> dict[str, dict[str, Any]]:
@@ -83,12 +85,17 @@ def affordable(llava: Llava) -> bool:
     return sum(parameter.nbytes for parameter in llava.model.parameters()) <= LOGITS_BELOW
 
 
-def prove(live: Llava, reload: Callable[[], Llava]) -> None:
-    """Load what was saved and compare it with the live model; no random state moves. Raises `CheckpointError`."""
+def prove(live: Llava, reload: Callable[[], Llava], probed: Probed | None = None) -> Llava:
+    """Load what was saved and compare it with the live model; no random state moves. Returns what was loaded.
+
+    `probed`: what the live model says to the probe, where it lies in parts in several processes; its tensors are then
+    compared by whoever holds them whole. Raises `CheckpointError`.
+    """
     with torch.random.fork_rng(devices=[live.device] if live.device.type == "cuda" else []):
         again = reload()
-    compare_tensors(live.model, again.model)
-    (ids, logits), (ids_again, logits_again) = probe(live), probe(again)
+    if probed is None:
+        compare_tensors(live.model, again.model)
+    (ids, logits), (ids_again, logits_again) = probed or probe(live), probe(again)
     if ids != ids_again:
         raise CheckpointError("the saved tokenizer or template", found="other ids", expected="the live model's ids")
     bound = TOLERANCE[live.dtype] * max(1.0, logits.abs().max().item())
@@ -96,9 +103,10 @@ def prove(live: Llava, reload: Callable[[], Llava]) -> None:
     if not (worst <= bound or same_bits(logits, logits_again)):
         expected = f"at most {bound:.1e}"
         raise CheckpointError("the saved checkpoint", found=f"logits that differ by {worst:.3e}", expected=expected)
+    return again
 
 
-def probe(llava: Llava) -> tuple[tuple[int, ...], torch.Tensor]:
+def probe(llava: Llava) -> Probed:
     """(ids, logits (T, vocabulary) in float32) of one fixed conversation about one synthetic image."""
     turns = (Message("user", (Image("probe.png"), "What is this?")), Message("assistant", ("A gradient.",)))
     rendered = llava.renderer.render(Conversation("probe", turns))
@@ -130,7 +138,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def compare_tensors(live: nn.Module, again: nn.Module) -> None:
     """Raise `CheckpointError` unless both models hold the same parameters, bit for bit."""
-    held, loaded = dict(live.named_parameters()), dict(again.named_parameters())
+    compare_named(dict(live.named_parameters()), dict(again.named_parameters()))
+
+
+def compare_named(held: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor]) -> None:
+    """Raise `CheckpointError` unless both are the same tensors under the same names, bit for bit."""
     if held.keys() != loaded.keys():
         odd = sorted(held.keys() ^ loaded.keys())[0]
         raise CheckpointError("the saved checkpoint", found=f"another set of tensors: {odd}", expected="the live ones")

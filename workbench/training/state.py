@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 
 from workbench.errors import CheckpointError
-from workbench.model.checkpoint import PREFIXES, read_manifest, save
+from workbench.model.checkpoint import PREFIXES, Held, read_manifest, save
 from workbench.model.llava import Llava
 from workbench.model.lora import adapter_parameters, has_adapter
 from workbench.model.proof import check_files
@@ -45,6 +45,8 @@ class Position:
     best_step: int | None = None
     stale: int = 0
     """Validations since the lowest loss."""
+    processes: int = 1
+    """How many shared the steps. Another number goes on with the same losses; only dropout's masks are others."""
 
 
 class Checkpoints:
@@ -54,13 +56,15 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
         self.last, self.best = folder / "last", folder / "best"
 
-    def save(self, llava: Llava, position: Position, recipe: Recipe, **stateful: Any) -> None:
+    def save(
+        self, llava: Llava, position: Position, recipe: Recipe, *, held: Held | None = None, **states: dict[str, Any]
+    ) -> None:
         """Save model and trainer state as `last`; the one before gets its step's name, the oldest go.
 
-        `stateful`: objects with a `state_dict`, by name. Raises `DiskError` or `CheckpointError`; what was saved before
-        is then intact.
+        `states`: what each `state_dict` gave, by name. `held` as in `model.checkpoint.save`. Raises `DiskError` or
+        `CheckpointError`; what was saved before is then intact.
         """
-        state = {"position": asdict(position), **{name: held.state_dict() for name, held in stateful.items()}}
+        state = {"position": asdict(position), **states}
         with writers_errors(self.folder):
             self._keep_previous()
             save(
@@ -70,17 +74,18 @@ class Checkpoints:
                 step=position.step,
                 extra={"val_loss": position.best if position.best_step == position.step else None},
                 also=lambda temporary: write_state(temporary / STATE, state),
+                held=held,
             )
         for old in self._older()[self.keep - 1 :]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def save_best(self, llava: Llava, position: Position, recipe: Recipe) -> None:
+    def save_best(self, llava: Llava, position: Position, recipe: Recipe, held: Held | None = None) -> None:
         """Save the model alone as `best`."""
         with writers_errors(self.folder):
-            save(llava, self.best, recipe=recipe, step=position.step, extra={"val_loss": position.best})
+            save(llava, self.best, recipe=recipe, step=position.step, extra={"val_loss": position.best}, held=held)
 
-    def restore(self, llava: Llava, **stateful: Any) -> Position:
-        """Put the newest whole checkpoint into the model and the stateful objects; step 0 if there is none.
+    def restore(self, llava: Llava) -> tuple[Position, dict[str, Any]]:
+        """Put the newest whole checkpoint into the model; step 0 if there is none. Returns its states too, by name.
 
         One that is damaged is passed over for the one before. Raises `CheckpointError` if all are.
         """
@@ -96,12 +101,10 @@ class Checkpoints:
                 errors.append(error)
                 continue
             load_weights(llava, folder)
-            for name, held in stateful.items():
-                held.load_state_dict(state[name])
-            return Position(**state["position"])
+            return Position(**state.pop("position")), state
         if errors:
             raise errors[0]
-        return Position()
+        return Position(), {}
 
     def _older(self) -> list[Path]:
         """Checkpoints before `last`, newest first."""

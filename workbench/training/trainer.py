@@ -20,32 +20,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from workbench.data.dataset import Dataset
-from workbench.errors import TrainingError
 from workbench.losses import LossFile
 from workbench.model.llava import Llava, build
 from workbench.model.precision import pick_device
 from workbench.model.stages import prepare
 from workbench.progress import Progress
 from workbench.progress import progress as make_bar
-from workbench.recipe import Recipe
+from workbench.recipe import Recipe, TrainSpec
 from workbench.run import Run
 from workbench.training.answers import Answers
 from workbench.training.attention import check_window
 from workbench.training.conditions import conditions, seed_step
 from workbench.training.data_wait import DataWait
 from workbench.training.describe import describe
+from workbench.training.distributed import Processes
 from workbench.training.examples import Examples
+from workbench.training.faults import named_images, refuse_loss, users_of
 from workbench.training.features import FeatureStore, open_store
-from workbench.training.feed import Feed
-from workbench.training.forward import token_losses
+from workbench.training.feed import Feed, Piece
 from workbench.training.lengths import Lengths, measure
 from workbench.training.meter import Meter, told_beside
 from workbench.training.mixture import read_sources
-from workbench.training.optim import check_optimizer, clip, lr_factor, make_optimizer, set_rates
+from workbench.training.optim import check_optimizer, lr_factor, make_optimizer, set_rates
 from workbench.training.packing import Plan, group, packs, trees
+from workbench.training.peers import Peers
+from workbench.training.placement import place
 from workbench.training.source import Source, find_images, refuse_images
 from workbench.training.state import Checkpoints
 from workbench.training.trackers import Trackers, check_installed
@@ -71,22 +72,19 @@ def train(
     Raises `TrainingError` before the first step for whatever cannot be trained on, `RunError` for a folder in the way,
     `DiskError` when a checkpoint cannot be written (the run can be resumed from the one before).
     """
-    accelerator = Accelerator(cpu=recipe.model.device == "cpu")
-    main = accelerator.is_main_process
-    run = Run.create(out, recipe, kind="train", resume=resume) if main else Run(out)
-    try:
-        with conditions(recipe.train.threads) as asked:
-            loop = Loop(accelerator, run, recipe, llava, dataset, asked, show=progress and main)
+    processes = Processes(recipe.model.device)
+    main = processes.main
+    with Peers(processes.rank, processes.world) as peers:
+        processes.wait()  # until all of them listen: from here on no failure goes unheard
+        run = Run.create(out, recipe, kind="train", resume=resume) if main else Run(out)
+        with peers.failing(run.fail if main else lambda error: None), conditions(recipe.train.threads) as asked:
+            loop = Loop(processes, peers, run, recipe, llava, dataset, asked, show=progress and main)
             with closing(loop.trackers), loop.feed.store:
                 finished = loop.run_all()
-    except BaseException as error:
         if main:
-            run.fail(error)
-        raise
-    if main:
-        held = loop.position
-        run.finish(step=held.step, val_loss=held.best, best_step=held.best_step) if finished else run.close()
-    accelerator.wait_for_everyone()
+            held = loop.position
+            run.finish(step=held.step, val_loss=held.best, best_step=held.best_step) if finished else run.close()
+        processes.wait()
     return run
 
 
@@ -95,7 +93,8 @@ class Loop:
 
     def __init__(
         self,
-        accelerator: Accelerator,
+        processes: Processes,
+        peers: Peers,
         run: Run,
         recipe: Recipe,
         llava: Llava | None,
@@ -104,8 +103,8 @@ class Loop:
         *,
         show: bool,
     ) -> None:
-        self.accelerator, self.run, self.recipe, self.asked, self.show = accelerator, run, recipe, asked, show
-        self.main, self.spec = accelerator.is_main_process, recipe.train
+        self.processes, self.peers, self.run, self.recipe, self.asked = processes, peers, run, recipe, asked
+        self.show, self.main, self.spec = show, processes.main, recipe.train
         spec = self.spec
         check_optimizer(spec.optimizer, llava.device if llava else pick_device(recipe.model.device))
         check_installed(spec.trackers)
@@ -118,11 +117,16 @@ class Loop:
         check_window(self.llava, spec.max_tokens)
         examples, self.val_examples = Examples(source.train, self.llava), Examples(source.val, self.llava)
         name = str(dataset.path if dataset else recipe.data.dataset)
-        with accelerator.main_process_first():
+        with processes.main_first():
             lengths, val = (self._measure(each, name) for each in (examples, self.val_examples))
         groups = prepare(self.llava, spec, say=self._say)
-        self.params = [parameter for held in groups for parameter in held.params]
-        self.optimizer = make_optimizer(groups, betas=spec.betas, name=spec.optimizer)
+        self.checkpoints = Checkpoints(run.path / "checkpoints", keep=spec.keep_last)
+        with processes.main_first():
+            self.position, states = self.checkpoints.restore(self.llava)
+        tokens = int(lengths.frame["tokens"].sum())
+        processes.agree(conversations=len(lengths), tokens=tokens, validation=len(val), step=self.position.step)
+        self.placement = place(self.llava, groups, processes, shard=spec.shard, optimizer=spec.optimizer)
+        self.optimizer = make_optimizer(self.placement.groups, betas=spec.betas, name=spec.optimizer)
         self.scaler = torch.amp.GradScaler(self.llava.device.type, enabled=self.llava.dtype == torch.float16)
         plan = Plan(
             lengths.entries(),
@@ -137,8 +141,11 @@ class Loop:
         sizes = {"images": source.train.keys.height, "image_tokens": self.llava.image_tokens, "steps": self.steps}
         self._say(describe(lengths, val, spec, left_out=source.left_out, **sizes))
         store = self._open_images(source, files)
-        rank, world = accelerator.process_index, accelerator.num_processes
+        self.users = users_of(source, files)
+        rank, world = processes.rank, processes.world
         self.feed = Feed(plan, examples, store, self.llava, pack_tokens=spec.pack_tokens, rank=rank, world=world)
+        if self.placement.together:  # a small piece that counts nothing, for a process that has none of its own
+            self.spare = self.feed.piece([min(plan.step(0), key=lambda tree: tree.tokens)])
         groups_of_val = group(val.entries(), share=spec.share)
         cut = trees(groups_of_val, max_share=spec.max_share, max_tokens=spec.pack_tokens)
         self.val = packs(cut, spec.pack_tokens)
@@ -146,13 +153,17 @@ class Loop:
         self.numbers = {id: number for number, id in enumerate(held["id"])}
         self.tasks = held["task"].fill_null("other").to_list()
         self.datasets = held["dataset"].to_list() if "dataset" in held.columns else []
+        if states:
+            self.placement.load_state(self.optimizer, states["optimizer"])
+            self.scaler.load_state_dict(states["scaler"])
+        self.position.processes, before = processes.world, self.position.processes
+        if self.position.step and before != processes.world:
+            self._say(f"{processes.world} processes go on with what {before} began" + _masks(spec))
         self.wait = DataWait(store)
         self.meter = Meter(self.llava, encodes=not store.holds_all and store.cache is None, processes=world)
         self.losses = LossFile(run.path, rank=rank, world=world)
         asks = source.val if spec.answers_every else []
         self.answers = Answers(run.path, self.llava, asks, source.resolve, keeps=self.main)
-        self.checkpoints = Checkpoints(run.path / "checkpoints", keep=spec.keep_last)
-        self.position = self.checkpoints.restore(self.llava, optimizer=self.optimizer, scaler=self.scaler)
         names, settings = spec.trackers if self.main else [], recipe.model_dump(mode="json")
         self.trackers = Trackers(names, run, settings, step=self.position.step)
 
@@ -207,27 +218,30 @@ class Loop:
         packed, and whatever the number of processes.
         """
         spec, began, waited = self.spec, time.perf_counter(), 0.0
-        seed_step(spec.seed, number, self.accelerator.process_index)
+        seed_step(spec.seed, number, self.processes.rank)
         factor = lr_factor(number, self.steps, warmup=spec.warmup, schedule=spec.schedule)
         rates = set_rates(self.optimizer, factor)
         work, loss = next(stream), torch.zeros((), device=self.llava.device)
-        for _ in range(work.pieces):
+        parts = []
+        for turn in range(self.placement.turns(work.pieces)):
             asked = time.perf_counter()
-            piece = next(stream)
+            piece = self._next(stream, number) if turn < work.pieces else self.spare
             waited += time.perf_counter() - asked
-            losses = token_losses(self.llava, piece.batch, piece.images)
-            self.meter.see(piece.batch, losses)
-            part = losses.sum() / work.supervised
+            losses = self.placement.losses(piece.batch, piece.images)
+            if turn < work.pieces:
+                self.meter.see(piece.batch, losses)
+            part = losses.sum() / work.supervised * (turn < work.pieces)
             if part.requires_grad:  # it does not for text alone where the language model is frozen
                 self.scaler.scale(part).backward()
             loss += part.detach()
-        self._sum_gradients()
+            parts.append((piece.batch, losses.detach()))
+        self.placement.join_gradients()
         self.scaler.unscale_(self.optimizer)
-        norm = clip(self.params, spec.clip)
-        total = self.accelerator.reduce(loss).item()
-        if not math.isfinite(total):
-            fix = f"lower train.lr, or set train.clip, and start again; {self._latest()}"
-            raise TrainingError(f"step {number + 1}", found=f"a loss of {total}", expected="a number", fix=fix)
+        norm = self.placement.clip(spec.clip)
+        total = self.processes.sum(loss).item()
+        if not math.isfinite(total) or not (math.isfinite(norm) or self.scaler.is_enabled()):
+            found = f"a loss of {total}" if not math.isfinite(total) else f"a gradient of norm {norm}"
+            refuse_loss(number + 1, found, parts[: work.pieces], self.processes, latest=self._latest())
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -255,23 +269,28 @@ class Loop:
         began = time.perf_counter()
         self.llava.model.eval()
         sums = torch.zeros(len(self.tasks), 2, dtype=torch.float64)  # (conversation, (loss, tokens))
-        for pack in self.val[self.accelerator.process_index :: self.accelerator.num_processes]:
-            piece = self.feed.piece(pack, self.val_examples)
-            losses = token_losses(self.llava, piece.batch, piece.images).cpu().double()
+        mine = self.val[self.processes.rank :: self.processes.world]
+        for turn in range(self.placement.turns(len(mine))):
+            with named_images(self.position.step, self.processes, self.users):
+                piece = self.feed.piece(mine[turn], self.val_examples) if turn < len(mine) else self.spare
+            losses = self.placement.losses(piece.batch, piece.images).cpu().double()
+            if turn >= len(mine):
+                continue
             numbers = torch.tensor([self.numbers[id] for id in piece.batch.ids])
             owners = numbers[piece.batch.conversations.cpu()]
             sums.index_add_(0, owners, torch.stack([losses, torch.ones_like(losses)], 1))
         self._train_mode()
-        if self.accelerator.num_processes > 1:  # which talk through their devices
-            sums = self.accelerator.reduce(sums.to(self.llava.device)).cpu()
+        sums = self.processes.sum(sums)
         loss = (sums[:, 0].sum() / sums[:, 1].sum()).item()
         seconds, step = round(time.perf_counter() - began, 4), self.position.step
         row = {"step": step, "val_loss": loss, "val_loss_by_task": means_by(self.tasks, sums), "val_seconds": seconds}
         self._log(row | ({"val_loss_by_dataset": means_by(self.datasets, sums)} if self.datasets else {}))
         if note(self.position, loss):
+            held = self.placement.gather()
             if self.main:
-                self.checkpoints.save_best(self.llava, self.position, self.recipe)
-            self.accelerator.wait_for_everyone()
+                with self.peers.unhurried():
+                    self.checkpoints.save_best(self.llava, self.position, self.recipe, held)
+            self.processes.wait()
 
     def _answer(self) -> None:
         """The held-out questions, as the model answers them now."""
@@ -281,10 +300,12 @@ class Loop:
 
     def save(self) -> None:
         """Write a checkpoint to resume from."""
+        held, state = self.placement.gather(), self.placement.state(self.optimizer)
         if self.main:
-            stateful = {"optimizer": self.optimizer, "scaler": self.scaler}
-            self.checkpoints.save(self.llava, self.position, self.recipe, **stateful)
-        self.accelerator.wait_for_everyone()
+            states = {"optimizer": state, "scaler": self.scaler.state_dict()}
+            with self.peers.unhurried():
+                self.checkpoints.save(self.llava, self.position, self.recipe, held=held, **states)
+        self.processes.wait()
 
     # --- small things -------------------------------------------------------------------------------------------
 
@@ -308,32 +329,24 @@ class Loop:
         if not self.llava.vision_trains:
             self.llava.tower.eval()
 
-    def _sum_gradients(self) -> None:
-        """Add up the gradients of all processes, each of which divided by the tokens of all.
-
-        What no conversation of a step needed has a gradient of zero, on one process as on several.
-        """
-        for parameter in self.params:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        if self.accelerator.num_processes == 1:
-            return
-        summed = self.accelerator.reduce(torch.cat([p.grad.flatten() for p in self.params]))
-        for parameter, grad in zip(self.params, summed.split([p.numel() for p in self.params]), strict=True):
-            parameter.grad = grad.view_as(parameter)
+    def _next(self, stream: Iterator[Any], number: int) -> Piece:
+        with named_images(number + 1, self.processes, self.users):
+            return next(stream)
 
     def _command(self) -> str | None:
-        """What the run is asked to do at this border of steps: `stop`, `save` or nothing. Waits while it is paused."""
-        command = None
-        if self.main:
-            while (command := self.run.control) == "pause" and not self.asked.is_set():
-                time.sleep(PAUSE_SECONDS)
-            if command is not None:
-                self.run.send(None)
-        codes = (None, "save", "stop")
-        code = 2 if self.asked.is_set() or command == "stop" else codes.index(command)
-        if self.accelerator.num_processes > 1:
-            code = int(self.accelerator.gather(torch.tensor([code], device=self.llava.device)).max())
+        """What the run is asked to do at this border of steps: `stop`, `save` or nothing. Waits while it is paused.
+
+        The processes ask each other again and again in a pause: none is left waiting for longer than it may.
+        """
+        codes = (None, "save", "pause", "stop")
+        while True:
+            command = self.run.control if self.main else None
+            code = self.processes.largest(3 if self.asked.is_set() else codes.index(command))
+            if codes[code] != "pause":
+                break
+            time.sleep(PAUSE_SECONDS)
+        if command is not None:
+            self.run.send(None)
         return codes[code]
 
     def _latest(self) -> str:
@@ -351,6 +364,10 @@ class Loop:
     def _say(self, text: str) -> None:
         if self.show and text:
             print(text, file=sys.stderr, flush=True)
+
+
+def _masks(spec: TrainSpec) -> str:
+    return "; dropout draws other masks than it would have" if spec.lora.dropout else ""
 
 
 def _due(step: int, every: int | None) -> bool:

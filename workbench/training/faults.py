@@ -1,0 +1,76 @@
+"""Which sample a failure in the middle of a run comes from, and in which process.
+
+Knows: how to name the conversations behind an image that cannot be opened or a loss that is no number.
+Does not know: how the other processes hear of it (peers.py), or the refusals before step 1 (examples.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import polars as pl
+import torch
+
+from workbench.errors import ImageError, TrainingError
+from workbench.training.batch import Batch
+from workbench.training.distributed import Processes
+from workbench.training.source import Source
+
+SHOWN = 3
+"""So many conversations are named; the rest are counted."""
+
+
+@contextmanager
+def named_images(step: int, processes: Processes, users: Callable[[str], Iterable[str]]) -> Iterator[None]:
+    """Say of an image that fails in here which conversations need it; `users`: path -> their ids."""
+    try:
+        yield
+    except ImageError as error:
+        where = f"step {step}, {some(list(users(error.where)))}"
+        if processes.world > 1:
+            where += f", {processes}"
+        fix = "put the file back as it was and add --resume, or quarantine the image and start again"
+        raise TrainingError(where, found=f"{error.where}: {error.found or error}", fix=fix) from error
+
+
+def no_number(parts: Sequence[tuple[Batch, torch.Tensor]]) -> list[str]:
+    """Ids of the conversations in which a token's loss is no number. `parts`: batches and their (K,) losses."""
+    found: dict[str, None] = {}
+    for batch, losses in parts:
+        wrong = batch.conversations[~torch.isfinite(losses)]
+        found |= {batch.ids[number]: None for number in wrong.tolist()}
+    return list(found)
+
+
+def refuse_loss(
+    step: int, found: str, parts: Sequence[tuple[Batch, torch.Tensor]], processes: Processes, *, latest: str
+) -> None:
+    """Raise `TrainingError` in every process for a loss or gradient that is no number, naming the conversations."""
+    count = sum(len(batch.ids) for batch, _ in parts)
+    told = processes.gather((no_number(parts), count))
+    wrong, everything = sum(len(ids) for ids, _ in told), sum(number for _, number in told)
+    places = [f"{some(ids)} (rank {rank})" if len(told) > 1 else some(ids) for rank, (ids, _) in enumerate(told) if ids]
+    which = "every conversation" if wrong == everything else ", ".join(places) or "no single conversation"
+    fix = f"look at what it was trained on, lower train.lr, or set train.clip, and start again; {latest}"
+    raise TrainingError(f"step {step}", found=f"{found} in {which}", expected="a number", fix=fix)
+
+
+def some(ids: Sequence[str]) -> str:
+    """The first few ids, and how many more there are."""
+    more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
+    return ", ".join(ids[:SHOWN]) + more if ids else "an unknown conversation"
+
+
+def users_of(source: Source, files: Mapping[str, Path]) -> Callable[[str], list[str]]:
+    """path -> ids of the conversations that show the image there. `files`: key -> path."""
+
+    def look_up(path: str) -> list[str]:
+        shown = pl.any_horizontal(pl.lit(False), *(pl.col("keys").list.contains(key) for key in keys_of(path)))
+        return [id for rows in (source.train, source.val) for id in rows.where(shown).frame["id"]]
+
+    def keys_of(path: str) -> list[str]:
+        return [key for key, file in files.items() if str(file) == path]
+
+    return look_up

@@ -1,0 +1,108 @@
+"""How a model lies in the processes of a run: whole in each, or in shards; the loop's few words for either.
+
+Knows: what a step, a save and a resumption need that differs between the two.
+Does not know: how shards are made (sharding.py), the loop, checkpoints' folders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from workbench.errors import TrainingError
+from workbench.model.checkpoint import Held
+from workbench.model.llava import Llava
+from workbench.model.precision import dtype_name
+from workbench.model.stages import ParamGroup
+from workbench.training.batch import Batch
+from workbench.training.distributed import Processes, asks_for_shards, check_precision
+from workbench.training.forward import token_losses
+from workbench.training.optim import clip
+
+
+class Placement(Protocol):
+    """What the loop asks of a model, however it lies. Methods are called by all processes at once."""
+
+    together: bool
+    """Whether a process can compute only while all of them do."""
+
+    @property
+    def groups(self) -> Sequence[ParamGroup]:
+        """What trains, as parameters of this process."""
+
+    def turns(self, pieces: int) -> int:
+        """How many times this process has to compute in a step in which it has so many pieces of its own."""
+
+    def losses(self, batch: Batch, images: torch.Tensor | None) -> torch.Tensor:
+        """`token_losses` of a piece."""
+
+    def join_gradients(self) -> None:
+        """Make every gradient the sum over all processes, each of which divided by the tokens of all."""
+
+    def clip(self, limit: float | None) -> float:
+        """The norm of all gradients, which are then scaled down to `limit`."""
+
+    def gather(self) -> Held | None:
+        """What to save of the model where it does not lie whole in the main process."""
+
+    def state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """The optimiser's state as one process alone has it; only the main process needs it."""
+
+    def load_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """The way back."""
+
+
+class Whole:
+    """The whole model in every process: plain data parallelism, or one process alone."""
+
+    together = False
+
+    def __init__(self, llava: Llava, groups: Sequence[ParamGroup], processes: Processes) -> None:
+        self.llava, self.processes = llava, processes
+        self.groups = groups
+        self.params = [parameter for group in groups for parameter in group.params]
+
+    def turns(self, pieces: int) -> int:
+        return pieces
+
+    def losses(self, batch: Batch, images: torch.Tensor | None) -> torch.Tensor:
+        return token_losses(self.llava, batch, images)
+
+    def join_gradients(self) -> None:
+        self.processes.sum_gradients(self.params)
+
+    def clip(self, limit: float | None) -> float:
+        return clip(self.params, limit)
+
+    def gather(self) -> Held | None:
+        return None
+
+    def state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        return optimizer.state_dict()
+
+    def load_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        optimizer.load_state_dict(state)
+
+
+def place(
+    llava: Llava, groups: Sequence[ParamGroup], processes: Processes, *, shard: bool, optimizer: str
+) -> Placement:
+    """Give a prepared model its place: shards where the recipe or `accelerate launch` asks for them.
+
+    Raises `TrainingError` where shards are asked for and there is one process only, or where weights or the optimiser
+    cannot be cut.
+    """
+    check_precision(dtype_name(llava.dtype))
+    if not (asks_for_shards() or shard):
+        return Whole(llava, groups, processes)
+    if processes.world == 1:
+        fix = "start several, as with `workbench train ... --processes 8`, or set train.shard=false"
+        raise TrainingError("train.shard", found="one process", expected="several to share the model", fix=fix)
+    if optimizer != "adamw":
+        fix = "use train.optimizer: adamw, whose averages are cut too"
+        raise TrainingError("train.shard", found=f"train.optimizer: {optimizer}", expected="adamw", fix=fix)
+    from workbench.training.sharding import Shards
+
+    return Shards(llava, groups, processes)
