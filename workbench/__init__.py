@@ -30,6 +30,7 @@ _HOMES = {
     "WorkbenchError": "errors",
     "Recipe": "recipe",
     "Run": "run",
+    "worst": "losses",
     "compare": "run",
     "clean": "run",
     "SamplingOptions": "chat_model",
@@ -56,6 +57,7 @@ _HOMES = {
     "check_benchmark": "curation.splits",
     "conversations": "curation.review",
     "open": "curation.app",
+    "write_losses": "curation.losses",
     "search": "curation.search",
     "caption_similarity": "curation.search",
     "RemoteModel": "remote",
@@ -69,7 +71,8 @@ _HOMES = {
     "judge": "instruct.judge",
     "judge_dataset": "instruct.judging",
     "describe_conversations": "instruct.diversity",
-    "train": "training.trainer",
+    "train": "background",
+    "attach": "background",
     "evaluate": "evaluation.task",
     "score": "evaluation.score",
     "benchmarks": "evaluation.benchmarks:listing",
@@ -80,6 +83,7 @@ _HOMES = {
 __all__ = ["__version__", *(name for name in _HOMES if name != "open")]  # a star import must not hide the builtin
 
 if TYPE_CHECKING:
+    from workbench.background import attach, train
     from workbench.chat_model import SamplingOptions, ScriptedModel
     from workbench.conversation import Conversation, Image, Message, Video
     from workbench.curation.app import open
@@ -88,6 +92,7 @@ if TYPE_CHECKING:
     from workbench.curation.filters import curate
     from workbench.curation.image_measures import image_measures
     from workbench.curation.in_and_out import export_dataset, import_dataset
+    from workbench.curation.losses import write_losses
     from workbench.curation.outliers import outliers
     from workbench.curation.review import conversations
     from workbench.curation.search import caption_similarity, search
@@ -109,6 +114,7 @@ if TYPE_CHECKING:
     from workbench.instruct.judging import judge_dataset
     from workbench.instruct.limits import Budget
     from workbench.instruct.tasks import add_task
+    from workbench.losses import worst
     from workbench.model.export import export_hf as export
     from workbench.model.llava import build, load
     from workbench.model.render_file import render_file as render
@@ -118,7 +124,6 @@ if TYPE_CHECKING:
     from workbench.recipe import Recipe
     from workbench.remote import RemoteModel
     from workbench.run import Run, clean, compare
-    from workbench.training.trainer import train
 
 
 def __getattr__(name: str) -> Any:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from workbench.evaluation.task import Results
     from workbench.instruct.limits import Budget
     from workbench.instruct.loop import Outcome
+    from workbench.recipe import Recipe
 
 Verb = Callable[[argparse.Namespace], int | None]
 _FORMATS = ("images", "pdf", "llava", "sharegpt", "coco", "hf-dataset", "fiftyone")
@@ -204,6 +205,12 @@ def _train(given: argparse.Namespace) -> int:
     from workbench.recipe import Recipe
 
     recipe = Recipe.load(given.recipe, given.set)  # a mistake in it is told before torch is loaded
+    if given.background:
+        if given.processes != 1:
+            fix = "leave out --background, and start it with nohup, or by your cluster's own command"
+            raise WorkbenchError("--background", found="--processes", expected="one of the two", fix=fix)
+        _say_defaults(given, recipe.data.dataset)
+        return _train_behind(given, recipe)
     if given.processes != 1:
         from workbench.training.launch import launch
 
@@ -240,6 +247,56 @@ def _say_defaults(given: argparse.Namespace, dataset: str) -> None:
         print(f"trains on {dataset!r}, the dataset that the recipe {given.recipe} names; {own}", file=sys.stderr)
     if given.resume and not Path(given.out, "run.json").is_file():
         print(f"no run in {given.out} to resume: a new one starts", file=sys.stderr)
+
+
+def _train_behind(given: argparse.Namespace, recipe: Recipe) -> int:
+    from workbench.background import train
+
+    run = train(recipe, out=given.out, resume=given.resume, background=True)
+    _show(given, f"{run.status}: {run.path}\nnext: workbench steer {run.path} watch", {"run": str(run.path)})
+    return 0
+
+
+def _steer(given: argparse.Namespace) -> None:
+    from workbench.background import attach
+
+    run = attach(given.run)
+    if given.action == "watch":
+        run.wait()
+    else:
+        getattr(run, given.action)()
+    asked = f", asked to {run.control}" if run.working and run.control else ""
+    _show(given, f"{run.status}{asked}: {run.path}", {"run": str(run.path), "status": run.status})
+
+
+def _losses(given: argparse.Namespace) -> None:
+    from workbench.losses import worst
+
+    table = worst(given.run, None)
+    if given.out:
+        table.write_csv(given.out)
+    shown, told = table.head(given.n), []
+    said = _said(given, shown["id"].to_list())
+    for row in shown.iter_rows(named=True):
+        told.append(f"{row['excess']:+7.3f}  {row['loss']:6.3f}  {row['id']}  {said.get(row['id'], '')[:100]}")
+    if given.to:
+        from workbench.curation.losses import SAVED, write_losses
+
+        made = write_losses(given.run, given.to)
+        told.append(f"\nwritten to {made.name}: next: workbench open {given.to}, and choose the saved view {SAVED!r}")
+    _show(given, "\n".join([" excess    loss  conversation", *told]), table.head(given.n).to_dicts())
+
+
+def _said(given: argparse.Namespace, names: Sequence[str]) -> dict[str, str]:
+    """Question and answer of these conversations on a line; none where the dataset cannot be read."""
+    from workbench.data.dataset import Dataset
+
+    try:
+        dataset = Dataset.open(given.to or _dataset_of(given.run))
+        rows = {one.id: one for one in dataset.iter_conversations() if one.id in set(names)}
+    except WorkbenchError:
+        return {}
+    return {name: " | ".join(" ".join(turn.text.split()) for turn in one.messages) for name, one in rows.items()}
 
 
 def _evaluate(given: argparse.Namespace) -> None:
@@ -574,7 +631,32 @@ def _add_training(verb: Callable[..., argparse.ArgumentParser]) -> None:
     _add_set(add, "train.lr=2e-4")
     add("--out", required=True, metavar="DIR", help="run folder")
     add("--resume", action="store_true", help="go on with an unfinished run in --out")
+    add("--background", action="store_true", help="in a process of its own that outlives this terminal")
     add("--processes", type=int, default=1, metavar="N", help="so many processes share every step, one a GPU")
+    _add_json(add)
+
+    add = verb(
+        "steer",
+        _steer,
+        "Watch a run that another process trains, pause it, save it now, stop it, or let it go on.",
+        "steer runs/mine watch",
+        "steer runs/mine pause",
+    ).add_argument
+    add("run", metavar="RUN", help="run folder")
+    add("action", choices=("watch", "pause", "resume", "save", "stop"), help="resume also starts a stopped run again")
+    _add_json(add)
+
+    add = verb(
+        "losses",
+        _losses,
+        "The conversations that a run found hardest to learn, worst first: where bad data is found.",
+        "losses runs/mine",
+        "losses runs/mine --to data/holiday",
+    ).add_argument
+    add("run", metavar="RUN", help="run folder of a training")
+    add("-n", type=_positive, default=20, metavar="N", help="show so many (default: %(default)s)")
+    add("--to", metavar="DATASET", help="write them into the FiftyOne view of this dataset folder, to sort by")
+    add("--out", metavar="CSV", help="write all of them there")
     _add_json(add)
 
     add = verb(

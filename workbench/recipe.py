@@ -211,6 +211,9 @@ class TrainSpec(Section):
     """So many of the latest checkpoints are kept besides the best."""
     log_every: Count = 1
     """Write a line of metrics every so many steps."""
+    answers_every: Count | None = None
+    """Have five held-out questions answered before the first step, every so many steps and after the last, to see what
+    the model says as it learns; never when absent."""
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
     """Where metrics go besides `metrics.jsonl`: TensorBoard (into the run folder), Weights & Biases, trackio."""
     shard: bool = False

@@ -3,7 +3,10 @@
     recipe.yaml     the resolved recipe, every default written out
     run.json        kind, status, versions, commit, platform, times
     metrics.jsonl   one JSON object per line, appended while it runs
+    losses-0.jsonl  what every conversation of every step lost, one file per process
+    answers.jsonl   what the model says to a few held-out questions as it learns; their pictures in answers/
     control.json    what a notebook or a second terminal asks of it: stop, save or pause
+    process.log     what a run in the background prints; process.json says which process that is
     checkpoints/    best/ and last/ (training writes them)
 
 Knows: who may write, what an existing folder means for a new run, and that a killed writer leaves a torn line at most.
@@ -13,7 +16,6 @@ Does not know: what training does or what the metrics mean.
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import time
@@ -21,20 +23,24 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
 
 from workbench import resources
 from workbench.errors import DiskError, RecipeError, RunError, WorkbenchError
+from workbench.json_lines import JsonLines, Rows, plain
 from workbench.origin import origin
 from workbench.recipe import Recipe
 from workbench.recipe_yaml import read_yaml, to_yaml
 
+if TYPE_CHECKING:
+    import polars as pl
+
 COMMANDS = ("stop", "save", "pause")
+BESIDE = ("process.json", "process.log")
+"""Of a run in the background: there before the run is."""
 FILES = (
-    ".lock", "recipe.yaml", "run.json", "control.json", "metrics.jsonl", "checkpoints", "tensorboard", "wandb",
+    ".lock", "recipe.yaml", "run.json", "control.json", "metrics.jsonl", "checkpoints", "tensorboard", "wandb", *BESIDE,
 )  # fmt: skip
-Rows = list[dict[str, Any]]
-"""One mapping per line of metrics or per compared run."""
 
 
 class Run:
@@ -47,7 +53,7 @@ class Run:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._lock = resources.FileLock(self.path / ".lock")
-        self._metrics: IO[str] | None = None
+        self._metrics = JsonLines(self._file("metrics.jsonl"))
         self._began = time.monotonic()
 
     @classmethod
@@ -62,7 +68,7 @@ class Run:
         """
         run = cls(path)
         wanted = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else dict(recipe)
-        exists = run._check_folder(resume)
+        exists = run.check_folder(resume)
         run._lock.acquire()
         try:
             run._go_on(wanted, kind) if exists else run._start(wanted, kind)
@@ -89,7 +95,7 @@ class Run:
         return sorted((Run(path) for path in found), key=lambda run: (run._started, str(run.path)))
 
     def __repr__(self) -> str:
-        return f"Run({str(self.path)!r})"
+        return f"{type(self).__name__}({str(self.path)!r})"
 
     # --- reading ----------------------------------------------------------------------------------------------
 
@@ -133,11 +139,28 @@ class Run:
 
     def metrics(self) -> Rows:
         """Every logged line. A line torn by a killed writer is left out."""
-        file = self._file("metrics.jsonl")
-        if not file.is_file():
-            return []
-        rows = (_row(line) for line in file.read_text(encoding="utf-8", errors="replace").splitlines())
-        return [row for row in rows if row is not None]
+        return self._metrics.rows()
+
+    def losses(self) -> pl.DataFrame:
+        """What was measured of every conversation in every step. Columns: step, epoch, id, loss (per token), tokens.
+
+        `wb.worst(run)` sums them up, worst first.
+        """
+        from workbench.losses import read_losses
+
+        return read_losses(self.path)
+
+    def answers(self) -> Rows:
+        """What the model said to the same held-out questions as it learnt: step and `answers`, a mapping each."""
+        return JsonLines(self._file("answers.jsonl")).rows()
+
+    def tail(self, lines: int = 20) -> str:
+        """The last lines that a run in the background printed; the empty text for any other run."""
+        try:
+            text = self._file("process.log").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(text.rstrip().split("\n")[-lines:])
 
     @property
     def checkpoint(self) -> Path | None:
@@ -168,22 +191,15 @@ class Run:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl and flush it. Numbers that JSON lacks (NaN, infinity) become null."""
-        with resources.disk_errors(self._file("metrics.jsonl")):
-            if self._metrics is None:
-                self._metrics = self._open_metrics()
-            self._metrics.write(json.dumps(_plain(row), ensure_ascii=False) + "\n")
-            self._metrics.flush()
+        self._metrics.append(row)
 
     def rewind(self, step: int) -> None:
         """Drop metrics after `step`, so that a run resumed from its checkpoint logs each step once."""
-        self._close_metrics()
-        rows = [row for row in self.metrics() if row.get("step", 0) <= step]
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        resources.write_atomic(self._file("metrics.jsonl"), text)
+        self._metrics.rewind(step)
 
     def update(self, **fields: Any) -> None:
         """Change entries of run.json."""
-        resources.write_atomic(self._file("run.json"), json.dumps({**self.info, **_plain(fields)}, indent=2) + "\n")
+        resources.write_atomic(self._file("run.json"), json.dumps({**self.info, **plain(fields)}, indent=2) + "\n")
 
     def finish(self, **fields: Any) -> None:
         """Mark the run as finished, with its seconds over all its resumptions, and let go of the folder."""
@@ -198,7 +214,7 @@ class Run:
 
     def close(self) -> None:
         """Let go of the folder without changing the status: a run that works is `stopped` from then on."""
-        self._close_metrics()
+        self._metrics.close()
         self._lock.release()
 
     def __enter__(self) -> Run:
@@ -222,7 +238,7 @@ class Run:
     def _started(self) -> str:
         return "" if self.status == "damaged" else str(self.info.get("started") or "")
 
-    def _check_folder(self, resume: bool) -> bool:
+    def check_folder(self, resume: bool) -> bool:
         """Whether the folder holds a run to go on with; everything else but an empty folder is refused."""
         where = str(self.path)
         if self.path.is_file():
@@ -230,7 +246,7 @@ class Run:
         if not self._file("run.json").is_file():
             others = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
             ours = (".lock", "recipe.yaml") if ".lock" in others else ()  # killed before run.json was written
-            others = [name for name in others if name not in ours]
+            others = [name for name in others if name not in (*ours, *BESIDE)]
             if others:
                 found = f"a folder with {others[0]!r} in it that is no run"
                 raise RunError(where, found=found, expected="a new or empty folder", fix="choose another --out")
@@ -252,10 +268,17 @@ class Run:
         """Whether the run ended before its first step: a mistake in its recipe must not block the corrected one."""
         held = {entry.name for entry in self.path.iterdir()}
         kept = sum(resources.size_of(self._file(name)) for name in ("metrics.jsonl", "checkpoints"))
-        return held <= set(FILES) and not kept
+        seen = {path.name for path in self._looked_at()}
+        return held - seen <= set(FILES) and not kept
+
+    def _looked_at(self) -> tuple[Path, ...]:
+        """What a run writes to be looked at; nothing goes on from it."""
+        names = ("answers", "answers.jsonl", "losses-*.jsonl")
+        return tuple(path for name in names for path in self.path.glob(name))
 
     def _start(self, recipe: dict[str, Any], kind: str) -> None:
-        self._file("control.json").unlink(missing_ok=True)  # asked of a run that is no more
+        for old in (self._file("control.json"), *self._looked_at()):  # of a run that is no more
+            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
         resources.write_atomic(self._file("recipe.yaml"), to_yaml(recipe))
         info = {
             "kind": kind, "name": recipe.get("name", self.path.name), "status": "running",
@@ -290,25 +313,11 @@ class Run:
         return done + max(0.0, last - since)
 
     def _end(self, status: str, **fields: Any) -> None:
-        self._close_metrics()
+        self._metrics.close()
         seconds = round(self.info.get("seconds", 0.0) + time.monotonic() - self._began, 3)
         self._began = time.monotonic()
         self.update(status=status, finished=_now(), seconds=seconds, **fields)
         self._lock.release()
-
-    def _open_metrics(self) -> IO[str]:
-        """Open for appending, with an end put to a line that a killed writer left torn."""
-        file = self._file("metrics.jsonl")
-        torn = file.is_file() and file.stat().st_size > 0 and file.read_bytes()[-1:] != b"\n"
-        handle = open(file, "a", encoding="utf-8")  # noqa: SIM115 - kept open while the run logs
-        if torn:
-            handle.write("\n")
-        return handle
-
-    def _close_metrics(self) -> None:
-        if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
 
 
 def compare(runs: Iterable[Run]) -> Rows:
@@ -381,27 +390,6 @@ def _last_values(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     for row in rows:
         last.update(row)
     return last
-
-
-def _row(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
-
-
-def _plain(value: Any) -> Any:
-    """JSON's own types: paths become text, one-element tensors and NumPy scalars numbers, NaN and infinity null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
 def _now() -> str:

@@ -20,7 +20,9 @@ from workbench.run import Run
 from workbench.training.trainer import train
 
 Made = Callable[..., Any]
-TIMES = ("seconds", "tokens_per_s", "data_wait", "data_wait_fraction", "val_seconds")
+TIMES = (
+    "seconds", "tokens_per_s", "data_wait", "data_wait_fraction", "val_seconds", "flops_fraction", "memory",
+)  # fmt: skip
 
 
 def wait_for(run: Path, lines: int, process: Any) -> None:

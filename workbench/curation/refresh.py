@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _SAID = ("conversation_id", "messages", "status", "reason", "verdict", "split", "label")
 """What a label says; its tags are a person's own."""
+_SHOWN = ("loss", "loss_excess")
+"""Measured on a label by `losses.py`, where it was: kept like its tags."""
 
 
 def view_of(dataset: Dataset) -> fo.Dataset:
@@ -56,13 +58,14 @@ def _refresh_conversations(made: fo.Dataset, dataset: Dataset) -> None:
 
     places = {name: (root, path) for name, root, path in dataset.images.select("id", "root", "path").iter_rows()}
     said = conversation_labels(dataset)
-    fields = ["workbench_id", *(f"{LABELS}.{key}" for key in (*_SAID, "id", "tags"))]
+    own = ("id", "tags", *(key for key in _SHOWN if made.has_field(f"{LABELS}.{key}")))
+    fields = ["workbench_id", *(f"{LABELS}.{key}" for key in (*_SAID, *own))]
     updates = []
     for name, *shown in zip(*made.values(fields), strict=True):
         old = list(zip(*(part or [] for part in shown), strict=True))
         new = said.get(places[name], [])
         if [label[: len(_SAID)] for label in old] != [tuple(label.get(key) for key in _SAID) for label in new]:
-            kept = {label[0]: label[-2:] for label in old}
+            kept = {label[0]: dict(zip(own, label[len(_SAID) :], strict=True)) for label in old}
             labels = label_list("Classifications", [_with_own(label, kept) for label in new])
             updates.append(UpdateOne({"workbench_id": name}, {"$set": {"conversations": labels}}))
     if updates:
@@ -70,12 +73,14 @@ def _refresh_conversations(made: fo.Dataset, dataset: Dataset) -> None:
         made.reload()
 
 
-def _with_own(label: Document, kept: dict[str, Any]) -> Document:
-    """The new label under the id of the old one, with its tags."""
+def _with_own(label: Document, kept: dict[str, dict[str, Any]]) -> Document:
+    """The new label under the id of the old one, with its tags and what was measured on it."""
     from bson import ObjectId
 
-    own = kept.get(label["conversation_id"])
-    return label if own is None else {**label, "_id": ObjectId(own[0]), "tags": list(own[1] or [])}
+    own = dict(kept.get(label["conversation_id"], {}))
+    if not own:
+        return label
+    return {**label, "_id": ObjectId(own.pop("id")), **own, "tags": list(own["tags"] or [])}
 
 
 def _state(dataset: Dataset) -> str:

@@ -18,6 +18,7 @@ from workbench.model.llava import Llava
 from workbench.training.batch import Batch, collate
 from workbench.training.example import Example
 from workbench.training.features import FeatureStore
+from workbench.training.flops import pairs
 from workbench.training.packing import Pack, Plan, packs, spread
 
 Item = TypeVar("Item")
@@ -44,6 +45,8 @@ class Work:
     tokens: int
     images: int
     conversations: int
+    pairs: int
+    """Pairs of tokens that see each other."""
     pieces: int
 
 
@@ -99,6 +102,7 @@ class Feed:
                 tokens=sum(tree.tokens for tree in trees),
                 images=sum(tree.images for tree in trees),
                 conversations=sum(len(tree) for tree in trees),
+                pairs=sum(pairs(tree.prefix, [entry.branch for entry in tree.members]) for tree in trees),
                 pieces=len(mine),
             )
             yield from (self._lay(pack, self.examples) for pack in mine)

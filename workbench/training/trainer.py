@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from workbench.data.dataset import Dataset
+from workbench.losses import LossFile
 from workbench.model.llava import Llava, build
 from workbench.model.precision import pick_device
 from workbench.model.stages import prepare
@@ -29,6 +30,7 @@ from workbench.progress import Progress
 from workbench.progress import progress as make_bar
 from workbench.recipe import Recipe, TrainSpec
 from workbench.run import Run
+from workbench.training.answers import Answers
 from workbench.training.attention import check_window
 from workbench.training.conditions import conditions, seed_step
 from workbench.training.data_wait import DataWait
@@ -39,6 +41,7 @@ from workbench.training.faults import named_images, refuse_loss, users_of
 from workbench.training.features import FeatureStore, open_store
 from workbench.training.feed import Feed, Piece
 from workbench.training.lengths import Lengths, measure
+from workbench.training.meter import Meter, told_beside
 from workbench.training.mixture import read_sources
 from workbench.training.optim import check_optimizer, lr_factor, make_optimizer, set_rates
 from workbench.training.packing import Plan, group, packs, trees
@@ -157,6 +160,10 @@ class Loop:
         if self.position.step and before != processes.world:
             self._say(f"{processes.world} processes go on with what {before} began" + _masks(spec))
         self.wait = DataWait(store)
+        self.meter = Meter(self.llava, encodes=not store.holds_all and store.cache is None, processes=world)
+        self.losses = LossFile(run.path, rank=rank, world=world)
+        asks = source.val if spec.answers_every else []
+        self.answers = Answers(run.path, self.llava, asks, source.resolve, keeps=self.main)
         names, settings = spec.trackers if self.main else [], recipe.model_dump(mode="json")
         self.trackers = Trackers(names, run, settings, step=self.position.step)
 
@@ -167,9 +174,14 @@ class Loop:
         spec, position = self.spec, self.position
         if self.main:
             self.run.rewind(position.step)
+            self.run.update(steps=self.steps)
+        self.losses.rewind(position.step)
+        self.answers.rewind(position.step)
         if position.step:
             self._say(f"goes on after step {position.step} of {self.steps}")
         stream = self.feed.stream(position.step, self.steps)
+        if position.step == 0:
+            self._answer()
         self._train_mode()
         with self._bar(self.recipe.name, self.steps, "step") as bar:
             bar.advance(position.step)
@@ -182,10 +194,12 @@ class Loop:
                 if self.val and (end or _due(position.step, spec.eval_every)):
                     self.validate()
                     end = end or settled(spec, position)
+                if end or _due(position.step, spec.answers_every):
+                    self._answer()
                 command = self._command()
                 if end or command or _due(position.step, spec.save_every):
                     self.save()
-                bar.advance(1, note=f"loss {row['loss']:.3f}{self.wait.note}")
+                bar.advance(1, note=f"{told_beside(row)}{self.wait.note}")
                 if command == "stop" and not end:
                     self._say(f"stopped after step {position.step} of {self.steps}: resume to go on")
                     self._say(self.wait.told)
@@ -214,6 +228,8 @@ class Loop:
             piece = self._next(stream, number) if turn < work.pieces else self.spare
             waited += time.perf_counter() - asked
             losses = self.placement.losses(piece.batch, piece.images)
+            if turn < work.pieces:
+                self.meter.see(piece.batch, losses)
             part = losses.sum() / work.supervised * (turn < work.pieces)
             if part.requires_grad:  # it does not for text alone where the language model is frozen
                 self.scaler.scale(part).backward()
@@ -229,10 +245,12 @@ class Loop:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        epoch = round((number + 1) / self.steps_per_epoch, 4)
+        self.losses.append(number + 1, epoch, *self.meter.conversations())
         seconds = time.perf_counter() - began
         return {
             "step": number + 1,
-            "epoch": round((number + 1) / self.steps_per_epoch, 4),
+            "epoch": epoch,
             "loss": total,
             "lr": rates,
             "grad_norm": norm,
@@ -241,8 +259,8 @@ class Loop:
             "images": work.images,
             "conversations": work.conversations,
             "seconds": round(seconds, 4),
-            "tokens_per_s": round(work.tokens / seconds, 1),
             **self.wait.add(waited, seconds),
+            **self.meter.row(work, seconds),
         }
 
     @torch.no_grad()
@@ -273,6 +291,12 @@ class Loop:
                 with self.peers.unhurried():
                     self.checkpoints.save_best(self.llava, self.position, self.recipe, held)
             self.processes.wait()
+
+    def _answer(self) -> None:
+        """The held-out questions, as the model answers them now."""
+        if self.answers.chosen and not self.answers.asked_at(self.position.step):
+            self.answers.ask(self.position.step)
+            self._train_mode()
 
     def save(self) -> None:
         """Write a checkpoint to resume from."""

@@ -1,0 +1,103 @@
+"""Losses of a training run where they can be seen: fields of a FiftyOne view, to sort and filter by.
+
+    loss, loss_excess                 of every conversation label, as `losses.by_conversation` gives them
+    worst_loss, worst_loss_excess     of every image: the largest of its conversations
+
+Knows: these fields, and the saved view `worst loss first`, which shows the images with a loss, worst first.
+Does not know: how losses were measured. A view that is built anew loses the fields, as all others that it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from workbench.curation.brain import show_measures
+from workbench.curation.database import database_errors, open_fiftyone
+from workbench.curation.documents import LABELS
+from workbench.curation.refresh import view_of
+from workbench.curation.review import dataset_of
+from workbench.data.dataset import Dataset
+from workbench.errors import DataError
+from workbench.losses import worst
+from workbench.run import Run
+
+if TYPE_CHECKING:
+    import fiftyone as fo
+    from fiftyone.core.collections import SampleCollection
+
+FIELDS = {"loss": "loss", "excess": "loss_excess"}
+"""Columns of the table, and the fields of a label that show them."""
+SAVED = "worst loss first"
+
+
+def write_losses(run: Run | str | Path, to: Dataset | str | Path | SampleCollection) -> fo.Dataset:
+    """Show what each conversation lost in a run beside it in the App; returns the FiftyOne dataset.
+
+    `to`: the dataset trained on, its folder, or a view of it. Raises `RunError` for a run that recorded no losses, and
+    `DataError` where the dataset has none of the run's conversations.
+    """
+    table = worst(run, None)
+    open_fiftyone()
+    view = view_of(to if isinstance(to, Dataset) else Dataset.open(to)) if isinstance(to, (Dataset, str, Path)) else to
+    show_losses(view._root_dataset, _of_one(table, dataset_of(view)))
+    return view._root_dataset
+
+
+def _of_one(table: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
+    """A run on a mixture names the conversations of its other datasets by `NAME:ID`."""
+    return table.with_columns(pl.col("id").str.strip_prefix(f"{dataset.path.name}:"))
+
+
+def show_losses(made: fo.Dataset, losses: pl.DataFrame) -> None:
+    """Write a table (id of the conversation, loss, excess) into the labels and images of a FiftyOne dataset.
+
+    Losses of an earlier run go. Raises `DataError` where it has none of the conversations.
+    """
+    with database_errors():
+        ids, names = made.values(["workbench_id", f"{LABELS}.conversation_id"])
+        shown = pl.DataFrame({"image": ids, "id": names}, schema={"image": pl.String, "id": pl.List(pl.String)})
+        known = shown.explode("id").drop_nulls("id").join(losses, on="id", how="left", maintain_order="left")
+        if not known["loss"].count():
+            where = f"FiftyOne dataset {made.name!r}"
+            raise DataError(where, found="no conversation of that run", expected="the dataset it was trained on")
+        _write_labels(made, known)
+        _write_images(made, known)
+
+
+def _write_labels(made: fo.Dataset, known: pl.DataFrame) -> None:
+    from pymongo import UpdateOne
+
+    fiftyone = open_fiftyone()
+    for field in FIELDS.values():
+        if not made.has_field(f"{LABELS}.{field}"):
+            made.add_sample_field(f"{LABELS}.{field}", fiftyone.FloatField)
+    writes = []
+    for (image,), rows in known.group_by("image"):
+        values: dict[str, Any] = {"last_modified_at": datetime.now(UTC)}
+        filters: list[Mapping[str, Any]] = []
+        for number, row in enumerate(rows.iter_rows(named=True)):
+            values |= {f"{LABELS}.$[c{number}].{field}": row[column] for column, field in FIELDS.items()}
+            filters.append({f"c{number}.conversation_id": row["id"]})
+        writes.append(UpdateOne({"workbench_id": image}, {"$set": values}, array_filters=filters))
+    made._sample_collection.bulk_write(writes, ordered=False)
+
+
+def _write_images(made: fo.Dataset, known: pl.DataFrame) -> None:
+    fiftyone = open_fiftyone()
+    largest = [pl.col(column).max().alias(f"worst_{field}") for column, field in FIELDS.items()]
+    measures = known.group_by("image").agg(largest).rename({"image": "id"})
+    names = [name for name in measures.columns if name != "id"]
+    for name in names:
+        if made.has_sample_field(name):
+            made.clear_sample_field(name)
+    show_measures(made, measures)
+    if made.has_saved_view(SAVED):
+        made.delete_saved_view(SAVED)
+    seen = made.match(fiftyone.ViewField("worst_loss_excess") != None)  # noqa: E711 - FiftyOne makes a query of it
+    made.save_view(SAVED, seen.sort_by("worst_loss_excess", reverse=True))
+    made.reload()
