@@ -1,0 +1,136 @@
+"""One workload made ready for every trainer: model, first adapter, rows, and the order of the steps.
+
+Knows: the recipe of our side, and how the product orders rows, so that the others are given the same batches.
+Does not know: how the others are set up.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peers.material import LORA, TARGETS, Shape, make_model, make_rows, per_image
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Rows of one kind. `batch` conversations a step, `steps` steps, every conversation in one of them."""
+
+    name: str
+    mean: float
+    """Conversations about each image."""
+    side: int = 336
+    batch: int = 24
+    steps: int = 2
+    per_device: int = 8
+    """Rows the others take at once."""
+
+    @property
+    def images(self) -> int:
+        return round(self.batch * self.steps / self.mean)
+
+
+WORKLOADS = {
+    each.name: each
+    for each in (
+        Workload("3", 3),
+        Workload("1.95", 1.95),
+        Workload("1", 1),
+        Workload("next", 3, side=616, batch=12, per_device=4),
+        Workload("equal", 3, batch=3, steps=50, per_device=3),
+        Workload("smoke", 3, batch=6, per_device=3),
+    )
+}
+
+
+def prepare(folder: Path, work: Workload, *, threads: int, tiny: bool = False) -> dict[str, Any]:
+    """Write model, adapter and rows below `folder`; returns what the sides are told (see `job` in their files)."""
+    shape = Shape(side=work.side)
+    if tiny:
+        small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+        shape = Shape(side=56, language=small | {"num_key_value_heads": 2}, tower=small)
+    parameters = make_model(folder / "model", shape)
+    make_rows(folder, per_image(work.images, work.mean))
+    recipe = our_recipe(folder, work, threads)
+    job = {
+        "model": str(folder / "model"),
+        "adapter": str(folder / "adapter"),
+        "rows": str(folder / "rows.json"),
+        "images": str(folder / "images"),
+        "recipe": recipe,
+        "lora": LORA,
+        "targets": TARGETS,
+        "lr": recipe["train"]["lr"],
+        "per_device": work.per_device,
+        "cutoff": 2048 if work.side == 336 else 4096,
+        "packed_rows": 2,
+        "threads": threads,
+        "parameters": parameters,
+        "image_tokens": shape.image_tokens,
+    }
+    return job | _order(recipe, folder / "adapter", work)
+
+
+def our_recipe(folder: Path, work: Workload, threads: int) -> dict[str, Any]:
+    """What a person writes: what the task is; every knob of speed is the default."""
+    return {
+        "name": f"peers-{work.name}",
+        "model": {"checkpoint": str(folder / "model"), "device": "cpu"},
+        "data": {"dataset": str(folder / "rows.json"), "images": str(folder / "images"), "val_fraction": 0.0},
+        "template": "v1",
+        "image_mode": "pad",
+        "train": {
+            "stage": "finetune",
+            "language": "lora",
+            "projector": "frozen",
+            "lora": {**LORA, "targets": list(TARGETS)},
+            "lr": 1e-3,
+            "schedule": "constant",
+            "warmup": 0.0,
+            "max_tokens": 4096,
+            "batch_size": work.batch,
+            "max_steps": work.steps,
+            "threads": threads,
+        },
+    }
+
+
+def _order(fields: dict[str, Any], adapter: Path, work: Workload) -> dict[str, Any]:
+    """Save the adapter a run begins with; the ids of each step, and the rendered rows."""
+    from workbench.model.llava import build
+    from workbench.model.lora import adapter_parameters
+    from workbench.model.stages import prepare as free
+    from workbench.model.tensors import write_tensors
+    from workbench.recipe import Recipe
+    from workbench.training.examples import read_source, render_examples
+    from workbench.training.packing import Plan
+
+    recipe = Recipe.from_dict(fields)
+    spec = recipe.train
+    llava = build(recipe.model, template=recipe.template, image_mode=recipe.image_mode, seed=spec.seed)
+    source = read_source(recipe.data, seed=spec.seed)
+    examples = render_examples(source.train, llava, max_tokens=spec.max_tokens)
+    free(llava, spec, say=lambda _: None)
+    write_tensors(adapter / "adapter_model.safetensors", adapter_parameters(llava.model))
+    llava.model.peft_config["default"].save_pretrained(str(adapter))
+    plan = Plan(
+        examples,
+        batch_size=spec.batch_size,
+        share=spec.share,
+        max_share=spec.max_share,
+        max_tokens=spec.max_tokens,
+        seed=spec.seed,
+    )
+    batches = [[example.id for pack in plan.step(step) for example in pack.examples] for step in range(work.steps)]
+    by_name = {conversation.id: conversation.source.get("foreign_id", conversation.id) for conversation in source.train}
+    rendered = {}
+    for conversation in source.train:
+        held = llava.renderer.render(conversation)
+        ids, labels = llava.renderer.expand(held, (llava.image_tokens,) * len(held.images), llava.image_token_id)
+        rendered[by_name[held.id]] = [ids, labels]
+    file = adapter.parent / "rendered.json"
+    file.write_text(json.dumps(rendered))
+    tokens = {by_name[example.id]: (example.tokens, example.supervised) for example in examples}
+    return {"batches": [[by_name[id] for id in batch] for batch in batches], "rendered": str(file), "tokens": tokens}

@@ -1,0 +1,95 @@
+"""TRL's SFTTrainer, as its vision example sets it up, or tuned.
+
+    python trl_side.py JOB.json        (in TRL's environment)
+
+Knows: TRL's settings. `mode`: `documented` (its defaults, `max_length=None`: every token is trained on), `assistant`
+(the same with `assistant_only_loss`), `tuned` (that, without activation checkpointing).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, Features, Image, List, Value
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+
+class Marks(TrainerCallback):
+    """A line at the end of each step, and the loss that the trainer logs."""
+
+    def __init__(self, path: str) -> None:
+        self.file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - kept open while it trains
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.file.write(json.dumps({"step": state.global_step}) + "\n")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        self.file.write(json.dumps({"logged": state.global_step, **(logs or {})}) + "\n")
+
+
+def dataset(job: dict[str, Any]) -> Dataset:
+    """The rows in the order of the steps, as TRL asks for them: `messages` and `images`."""
+    by_id = {row["id"]: row for row in json.loads(Path(job["rows"]).read_text())}
+    made = []
+    for row in (by_id[id] for batch in job["batches"] for id in batch):
+        said = [
+            {
+                "role": "user" if turn["from"] == "human" else "assistant",
+                "content": turn["value"].replace("<image>\n", ""),
+            }
+            for turn in row["conversations"]
+        ]
+        made.append({"messages": said, "images": [str(Path(job["images"]) / row["image"])]})
+    turn = {"role": Value("string"), "content": Value("string")}
+    return Dataset.from_list(made, features=Features({"messages": List(turn), "images": List(Image())}))
+
+
+def trainer(job: dict[str, Any]) -> SFTTrainer:
+    mode, rows = job["mode"], dataset(job)
+    model = AutoModelForImageTextToText.from_pretrained(job["model"], dtype=torch.float32)
+    settings = {} if mode != "tuned" else {"gradient_checkpointing": False}
+    if mode != "documented":
+        settings["assistant_only_loss"] = True
+    config = SFTConfig(
+        output_dir=job["out"],
+        max_length=None,  # else image tokens are cut off, its documentation says
+        per_device_train_batch_size=job["per_device"],
+        gradient_accumulation_steps=len(job["batches"][0]) // job["per_device"],
+        max_steps=len(job["batches"]),
+        learning_rate=job["lr"],
+        lr_scheduler_type="constant",
+        train_sampling_strategy="sequential",
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        bf16=False,
+        **settings,
+    )
+    return SFTTrainer(
+        model=PeftModel.from_pretrained(model, job["adapter"], is_trainable=True),
+        args=config,
+        train_dataset=rows,
+        processing_class=AutoProcessor.from_pretrained(job["model"]),
+        callbacks=[Marks(job["log"])],
+    )
+
+
+if __name__ == "__main__":
+    given = json.loads(Path(sys.argv[1]).read_text())
+    torch.set_num_threads(given["threads"])
+    made = trainer(given)
+    if given.get("show"):  # the first batch as the trainer makes it, to compare
+        first = made.data_collator([made.train_dataset[at] for at in range(given["per_device"])])
+        names = ("input_ids", "attention_mask", "labels")
+        Path(given["show"]).write_text(json.dumps({name: first[name].tolist() for name in names}))
+    else:
+        made.train()
+        made.save_model(given["out"])
