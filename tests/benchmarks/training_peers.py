@@ -155,7 +155,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, {args.threads} thread(s)")
     for name in args.workloads:
         with tempfile.TemporaryDirectory(prefix="peers-") as temporary:
-            bench = Bench(Path(temporary), WORKLOADS[name], args)
+            bench = Bench(args.keep / name if args.keep else Path(temporary), WORKLOADS[name], args)
             for side in bench.sides:
                 if SIDES[side][1] and not side.endswith("packed"):
                     bench.check_rows(side)
@@ -177,7 +177,8 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--envs", type=Path, default=resources.state_folder() / "benchmarks", help="the other trainers")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="every number of every run")
+    parser.add_argument("--keep", type=Path, help="an empty folder that keeps what the sides were given and wrote")
     parser.add_argument("--tiny", action="store_true", help="a model of two narrow layers, to try the script")
     parser.add_argument("--verbose", action="store_true")
     main(parser.parse_args())

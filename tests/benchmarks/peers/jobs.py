@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peers.material import LORA, TARGETS, Shape, make_model, make_rows, per_image
+from peers.material import LORA, SYSTEM, TARGETS, Shape, make_model, make_rows, per_image
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ def prepare(folder: Path, work: Workload, *, threads: int, tiny: bool = False) -
         "rows": str(folder / "rows.json"),
         "images": str(folder / "images"),
         "recipe": recipe,
+        "system": SYSTEM,
         "lora": LORA,
         "targets": TARGETS,
         "lr": recipe["train"]["lr"],

@@ -31,15 +31,19 @@ class Marks(TrainerCallback):
 
 
 def write_data(job: dict[str, Any], folder: Path) -> None:
-    """The rows in the order of the steps as ShareGPT records, and the file that describes them."""
+    """The rows in the order of the steps as ShareGPT records, and the file that describes them.
+
+    Its template `llava` is Vicuna's without a begin token, which every other side has: the system text brings it.
+    """
     by_id = {row["id"]: row for row in json.loads(Path(job["rows"]).read_text())}
     made = []
     for row in (by_id[id] for batch in job["batches"] for id in batch):
         said = [{**turn, "value": turn["value"].replace("<image>\n", "<image>")} for turn in row["conversations"]]
-        made.append({"conversations": said, "images": [str(Path(job["images"]) / row["image"])]})
+        picture = str(Path(job["images"]) / row["image"])
+        made.append({"system": f"<s>{job['system']}", "conversations": said, "images": [picture]})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "rows.json").write_text(json.dumps(made))
-    columns = {"messages": "conversations", "images": "images"}
+    columns = {"messages": "conversations", "images": "images", "system": "system"}
     info = {"rows": {"file_name": "rows.json", "formatting": "sharegpt", "columns": columns}}
     (folder / "dataset_info.json").write_text(json.dumps(info))
 
