@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from peers.environments import python_of
 from peers.jobs import WORKLOADS, Workload, prepare
-from peers.watch import Watched, watch
+from peers.watch import Watched, environment, watch
 
 from workbench import resources
 
@@ -74,7 +75,8 @@ class Bench:
         count, file = min(self.work.batch, 6), self.folder / "shown.json"
         command, job = self.command(side, show=str(file), per_device=count)
         job["packed"] = False
-        subprocess.run(command, check=True, capture_output=not self.args.verbose)
+        own = environment(self.args.threads, bool(SIDES[side][1]))
+        subprocess.run(command, check=True, capture_output=not self.args.verbose, env=own)
         shown, ours = json.loads(file.read_text()), json.loads(Path(self.job["rendered"]).read_text())
         for number, id in enumerate(self.job["batches"][0][:count]):
             real = [bool(seen) for seen in shown["attention_mask"][number]]
@@ -94,7 +96,8 @@ class Bench:
             Path(held).unlink(missing_ok=True) if Path(held).is_file() else None
         log = Path(job["out"]) / "metrics.jsonl" if side == "workbench" else Path(job["log"])
         marker = {"workbench": "grad_norm", "plain padded step": "supervised"}.get(side, "step")
-        seen = watch(command, log, self.folder / "output.txt", threads=self.args.threads, marker=marker)
+        told = {"threads": self.args.threads, "clean": bool(SIDES[side][1]), "marker": marker}
+        seen = watch(command, log, self.folder / "output.txt", **told)
         return self._told(side, job, seen)
 
     def _told(self, side: str, job: dict[str, Any], seen: Watched) -> dict[str, Any]:
@@ -155,7 +158,9 @@ def main(args: argparse.Namespace) -> None:
     print(f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, {args.threads} thread(s)")
     for name in args.workloads:
         with tempfile.TemporaryDirectory(prefix="peers-") as temporary:
-            bench = Bench(args.keep / name if args.keep else Path(temporary), WORKLOADS[name], args)
+            asked = {key: getattr(args, key) for key in ("batch", "steps", "per_device") if getattr(args, key)}
+            work = replace(WORKLOADS[name], **asked)
+            bench = Bench(args.keep / name if args.keep else Path(temporary), work, args)
             for side in bench.sides:
                 if SIDES[side][1] and not side.endswith("packed"):
                     bench.check_rows(side)
@@ -176,6 +181,8 @@ if __name__ == "__main__":
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), metavar="SIDE", help=", ".join(SIDES))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    for name, text in (("batch", "rows a step"), ("steps", "steps"), ("per-device", "rows at once, TRL as documented")):
+        parser.add_argument(f"--{name}", type=int, help=f"{text}, instead of the workload's own")
     parser.add_argument("--envs", type=Path, default=resources.state_folder() / "benchmarks", help="the other trainers")
     parser.add_argument("--json", type=Path, help="every number of every run")
     parser.add_argument("--keep", type=Path, help="an empty folder that keeps what the sides were given and wrote")

@@ -40,14 +40,17 @@ class Watched:
         return ended[0] - began[0], ended[1] - began[1]
 
 
-def watch(command: Sequence[str], steps: Path, log: Path, *, threads: int, marker: str = "loss") -> Watched:
+def watch(
+    command: Sequence[str], steps: Path, log: Path, *, threads: int, marker: str, clean: bool = False
+) -> Watched:
     """Run `command` to its end. `steps`: the JSON lines it appends; those with the key `marker` end a step.
 
-    Raises `RuntimeError` with the end of its output when it fails.
+    `clean`: without our `PYTHONPATH`, for an interpreter of another environment. Raises `RuntimeError` with the end of
+    its output when it fails.
     """
     seen, place = Watched(), 0
     with open(log, "w", encoding="utf-8") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=_environment(threads))
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment(threads, clean))
         family, looked = [psutil.Process(process.pid)], 0.0
         while process.poll() is None:
             now = time.perf_counter()
@@ -68,11 +71,12 @@ def watch(command: Sequence[str], steps: Path, log: Path, *, threads: int, marke
     return seen
 
 
-def _environment(threads: int) -> dict[str, str]:
-    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+def environment(threads: int, clean: bool) -> dict[str, str]:
+    """The variables of a side: so many threads, no GPU, no hub; `clean`: nothing of our interpreter's."""
+    own = {name: value for name, value in os.environ.items() if not (clean and name.startswith("PYTHON"))}
     counts = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "DISABLE_VERSION_CHECK": "1"}
-    return own | counts | quiet | {"CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
+    return own | counts | quiet | {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def _family(parent: psutil.Process) -> list[psutil.Process]:
