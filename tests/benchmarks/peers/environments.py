@@ -13,7 +13,7 @@ from pathlib import Path
 
 TORCH = "torch>=2.9,<2.14"
 PACKAGES = {
-    "trl": ["trl==1.16.0", "peft==0.21.2", "transformers==5.24.0", "pillow", TORCH],
+    "trl": ["trl==1.16.0", "peft==0.21.2", "transformers==5.24.0", "bitsandbytes==0.50.2", "pillow", TORCH],
     "llamafactory": ["llamafactory==0.9.5", TORCH],
 }
 

@@ -99,39 +99,56 @@ def our_recipe(folder: Path, work: Workload, threads: int) -> dict[str, Any]:
 
 
 def _order(fields: dict[str, Any], adapter: Path, work: Workload) -> dict[str, Any]:
-    """Save the adapter a run begins with; the ids of each step, and the rendered rows."""
+    """Save the adapter a run begins with; the order of the rows."""
     from workbench.model.llava import build
     from workbench.model.lora import adapter_parameters
     from workbench.model.stages import prepare as free
     from workbench.model.tensors import write_tensors
     from workbench.recipe import Recipe
-    from workbench.training.examples import read_source, render_examples
-    from workbench.training.packing import Plan
 
     recipe = Recipe.from_dict(fields)
-    spec = recipe.train
-    llava = build(recipe.model, template=recipe.template, image_mode=recipe.image_mode, seed=spec.seed)
-    source = read_source(recipe.data, seed=spec.seed)
-    examples = render_examples(source.train, llava, max_tokens=spec.max_tokens)
-    free(llava, spec, say=lambda _: None)
+    llava = build(recipe.model, template=recipe.template, image_mode=recipe.image_mode, seed=recipe.train.seed)
+    found = order(recipe, llava, adapter.parent, work.steps)
+    free(llava, recipe.train, say=lambda _: None)
     write_tensors(adapter / "adapter_model.safetensors", adapter_parameters(llava.model))
     llava.model.peft_config["default"].save_pretrained(str(adapter))
+    return found
+
+
+def order(recipe: Any, llava: Any, folder: Path, steps: int) -> dict[str, Any]:
+    """`batches`: the ids of each step as the product plans them; `rendered`: a file with ids and labels of every row;
+    `tokens`: (all, supervised, in the prefix that can be shared) of every row.
+    """
+    from workbench.training.examples import entries, read_source, render_examples
+    from workbench.training.packing import Plan
+
+    spec = recipe.train
+    source = read_source(recipe.data, seed=spec.seed)
+    own = {each.id: each.source.get("foreign_id", each.id) for each in source.train}
+    examples = render_examples(source.train, llava, max_tokens=spec.max_tokens)
     plan = Plan(
-        examples,
+        entries(examples),
         batch_size=spec.batch_size,
         share=spec.share,
         max_share=spec.max_share,
-        max_tokens=spec.max_tokens,
+        max_tokens=spec.pack_tokens,
         seed=spec.seed,
     )
-    batches = [[example.id for pack in plan.step(step) for example in pack.examples] for step in range(work.steps)]
-    by_name = {conversation.id: conversation.source.get("foreign_id", conversation.id) for conversation in source.train}
+    trees = [plan.step(number) for number in range(steps)]
+    ids = [own[example.id] for example in examples]
     rendered = {}
     for conversation in source.train:
         held = llava.renderer.render(conversation)
-        ids, labels = llava.renderer.expand(held, (llava.image_tokens,) * len(held.images), llava.image_token_id)
-        rendered[by_name[held.id]] = [ids, labels]
-    file = adapter.parent / "rendered.json"
+        counts = (llava.image_tokens,) * len(held.images)
+        rendered[own[held.id]] = llava.renderer.expand(held, counts, llava.image_token_id)
+    file = folder / "rendered.json"
     file.write_text(json.dumps(rendered))
-    tokens = {by_name[example.id]: (example.tokens, example.supervised) for example in examples}
-    return {"batches": [[by_name[id] for id in batch] for batch in batches], "rendered": str(file), "tokens": tokens}
+    return {
+        "batches": [[ids[entry.number] for tree in step for entry in tree.members] for step in trees],
+        "trees": [
+            [(tree.prefix, [entry.branch for entry in tree.members], tree.supervised) for tree in step]
+            for step in trees
+        ],
+        "rendered": str(file),
+        "tokens": {id: (e.tokens, e.supervised) for id, e in zip(ids, examples, strict=True)},
+    }

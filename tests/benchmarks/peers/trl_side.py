@@ -50,33 +50,34 @@ def dataset(job: dict[str, Any]) -> Dataset:
     return Dataset.from_list(made, features=Features({"messages": List(turn), "images": List(Image())}))
 
 
+def settings(job: dict[str, Any]) -> dict[str, Any]:
+    """What is not TRL's default."""
+    chosen: dict[str, Any] = {} if job["mode"] != "tuned" else {"gradient_checkpointing": False}
+    if job["mode"] != "documented":
+        chosen["assistant_only_loss"] = True
+    return {
+        "output_dir": job["out"],
+        "max_length": None,  # else image tokens are cut off, its documentation says
+        "per_device_train_batch_size": job["per_device"],
+        "gradient_accumulation_steps": len(job["batches"][0]) // job["per_device"],
+        "max_steps": len(job["batches"]),
+        "learning_rate": job["lr"],
+        "lr_scheduler_type": "constant",
+        "train_sampling_strategy": "sequential",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        **chosen,
+    }
+
+
 def trainer(job: dict[str, Any]) -> SFTTrainer:
-    mode, rows = job["mode"], dataset(job)
     model = AutoModelForImageTextToText.from_pretrained(job["model"], dtype=torch.float32)
-    settings = {} if mode != "tuned" else {"gradient_checkpointing": False}
-    if mode != "documented":
-        settings["assistant_only_loss"] = True
-    config = SFTConfig(
-        output_dir=job["out"],
-        max_length=None,  # else image tokens are cut off, its documentation says
-        per_device_train_batch_size=job["per_device"],
-        gradient_accumulation_steps=len(job["batches"][0]) // job["per_device"],
-        max_steps=len(job["batches"]),
-        learning_rate=job["lr"],
-        lr_scheduler_type="constant",
-        train_sampling_strategy="sequential",
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        bf16=False,
-        **settings,
-    )
     return SFTTrainer(
         model=PeftModel.from_pretrained(model, job["adapter"], is_trainable=True),
-        args=config,
-        train_dataset=rows,
+        args=SFTConfig(**settings(job), use_cpu=True, bf16=False),
+        train_dataset=dataset(job),
         processing_class=AutoProcessor.from_pretrained(job["model"]),
         callbacks=[Marks(job["log"])],
     )
