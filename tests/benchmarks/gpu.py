@@ -52,7 +52,7 @@ def run_part(part: tuple[str, ...], args: argparse.Namespace) -> dict[str, Any]:
     model, load, side = part
     with tempfile.TemporaryDirectory(prefix="gpu-") as temporary:
         batch, steps = (6, 2) if args.tiny else (48, 5)
-        job = prepare(Path(temporary), SIZES[model], load, batch=batch, steps=steps)
+        job = prepare(Path(temporary), SIZES[model], load, batch=batch, steps=steps, cuda=not args.tiny)
         job |= {"folder": temporary, "side": side, "name": side.replace(" ", "-"), "per_device": 2 if args.tiny else 16}
         job |= {"device": "cpu" if args.tiny else "cuda", "steps": steps, **SIDES[side]}
         path = Path(temporary) / "job.json"

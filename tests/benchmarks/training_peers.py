@@ -36,9 +36,9 @@ SIDES = {
     "plain padded step": ("plain_side.py", "", {}),
     "TRL as documented": ("trl_side.py", "trl", {"mode": "documented"}),
     "TRL, answers only": ("trl_side.py", "trl", {"mode": "assistant"}),
-    "TRL tuned": ("trl_side.py", "trl", {"mode": "tuned", "per_device": 2}),
+    "TRL tuned": ("trl_side.py", "trl", {"mode": "tuned", "per_device": 1}),
     "LLaMA-Factory as documented": ("llamafactory_side.py", "llamafactory", {"mode": "documented"}),
-    "LLaMA-Factory tuned": ("llamafactory_side.py", "llamafactory", {"mode": "tuned", "per_device": 2}),
+    "LLaMA-Factory tuned": ("llamafactory_side.py", "llamafactory", {"mode": "tuned", "per_device": 1}),
     "LLaMA-Factory packed": ("llamafactory_side.py", "llamafactory", {"mode": "packed"}),
 }
 """Name -> script, environment, and what its job says besides the common part."""

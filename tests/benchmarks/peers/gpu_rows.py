@@ -30,8 +30,11 @@ def as_llava(size: Size, load: str, device: torch.device) -> Any:
     return finish(model, make_tokenizer(), record, {}, _square(size), "v1", device, held)
 
 
-def prepare(folder: Path, size: Size, load: str, *, batch: int, steps: int) -> dict[str, Any]:
-    """Write rows, pictures and a processor below `folder`; returns what every side is told."""
+def prepare(folder: Path, size: Size, load: str, *, batch: int, steps: int, cuda: bool) -> dict[str, Any]:
+    """Write rows, pictures and a processor below `folder`; returns what every side is told.
+
+    Without CUDA the model is written too: a small one is proven by loading it again when a run saves.
+    """
     from workbench.recipe import Recipe
 
     make_rows(folder, per_image(batch * steps // 3, 3))
@@ -44,9 +47,11 @@ def prepare(folder: Path, size: Size, load: str, *, batch: int, steps: int) -> d
     tells |= {"vision_feature_select_strategy": "default", "image_token": "<image>"}
     (folder / "processor/processor_config.json").write_text(json.dumps(tells))
     (folder / "processor/chat_template.jinja").write_text(CHAT.replace("SYSTEM", SYSTEM))
+    if not cuda:
+        make(size, "bf16", torch.device("cpu")).save_pretrained(folder / "processor")
     recipe = {
         "name": f"{size.name}-{load}",
-        "model": {"checkpoint": "made in memory"},
+        "model": {"checkpoint": str(folder / "processor"), "load": "fp32" if load == "bf16" and not cuda else load},
         "data": {"dataset": str(folder / "rows.json"), "images": str(folder / "images"), "val_fraction": 0.0},
         "template": "v1",
         "image_mode": "pad",
