@@ -51,6 +51,7 @@ def run_part(part: tuple[str, ...], args: argparse.Namespace) -> dict[str, Any]:
         return _ended(command + ["--tiny"] * args.tiny, args.minutes)
     model, load, side = part
     with tempfile.TemporaryDirectory(prefix="gpu-") as temporary:
+        os.environ["WORKBENCH_HOME"] = f"{temporary}/state"  # nothing measured or kept earlier helps
         batch, steps = (6, 2) if args.tiny else (48, 5)
         job = prepare(Path(temporary), SIZES[model], load, batch=batch, steps=steps, cuda=not args.tiny)
         job |= {"folder": temporary, "side": side, "name": side.replace(" ", "-"), "per_device": 2 if args.tiny else 16}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import statistics
@@ -160,6 +161,7 @@ def main(args: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory(prefix="peers-") as temporary:
             asked = {key: getattr(args, key) for key in ("batch", "steps", "per_device") if getattr(args, key)}
             work = replace(WORKLOADS[name], **asked)
+            os.environ["WORKBENCH_HOME"] = str(Path(temporary) / "state")  # nothing measured or kept earlier helps
             bench = Bench(args.keep / name if args.keep else Path(temporary), work, args)
             for side in bench.sides:
                 if SIDES[side][1] and not side.endswith("packed"):

@@ -119,15 +119,16 @@ def order(recipe: Any, llava: Any, folder: Path, steps: int) -> dict[str, Any]:
     """`batches`: the ids of each step as the product plans them; `rendered`: a file with ids and labels of every row;
     `tokens`: (all, supervised, in the prefix that can be shared) of every row.
     """
-    from workbench.training.examples import entries, read_source, render_examples
+    from workbench.training.examples import Examples
+    from workbench.training.lengths import measure
     from workbench.training.packing import Plan
+    from workbench.training.source import read_source
 
     spec = recipe.train
     source = read_source(recipe.data, seed=spec.seed)
-    own = {each.id: each.source.get("foreign_id", each.id) for each in source.train}
-    examples = render_examples(source.train, llava, max_tokens=spec.max_tokens)
+    examples = Examples(source.train, llava)
     plan = Plan(
-        entries(examples),
+        measure(examples, name=recipe.data.dataset).entries(),
         batch_size=spec.batch_size,
         share=spec.share,
         max_share=spec.max_share,
@@ -135,12 +136,13 @@ def order(recipe: Any, llava: Any, folder: Path, steps: int) -> dict[str, Any]:
         seed=spec.seed,
     )
     trees = [plan.step(number) for number in range(steps)]
-    ids = [own[example.id] for example in examples]
+    conversations = [source.train[number] for number in range(len(examples))]
+    ids = [each.source.get("foreign_id", each.id) for each in conversations]
     rendered = {}
-    for conversation in source.train:
+    for id, conversation in zip(ids, conversations, strict=True):
         held = llava.renderer.render(conversation)
         counts = (llava.image_tokens,) * len(held.images)
-        rendered[own[held.id]] = llava.renderer.expand(held, counts, llava.image_token_id)
+        rendered[id] = llava.renderer.expand(held, counts, llava.image_token_id)
     file = folder / "rendered.json"
     file.write_text(json.dumps(rendered))
     return {
