@@ -3,8 +3,8 @@
     python tests/benchmarks/gpu.py --out gpu.json [--minutes 8] [--tiny]
 
 Random weights of real shapes are made on the device (LLaVA-1.5-7B; a 7B with 2,304 image tokens, as many as NeXT
-takes of a large image), LoRA in bf16 and QLoRA in NF4, 3 conversations per image, rows as in `training_peers.py`. It runs
-unattended, in parts that each end within `--minutes` in a process of their own; what is in `--out` already is not
+takes of a large image), LoRA in bf16 and QLoRA in NF4, 3 conversations per image, rows as in `training_peers.py`. It
+runs unattended, in parts that each end within `--minutes` in a process of their own; what is in `--out` already is not
 measured again, so the same command goes on where it was cut off. Without a device it says so and ends with 0.
 `--tiny` runs the whole logic on the CPU with a model of two narrow layers: its numbers mean nothing.
 """

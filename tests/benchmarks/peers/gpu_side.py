@@ -25,7 +25,6 @@ def workbench(job: dict[str, Any]) -> dict[str, Any]:
     """Our trainer on a model in memory; packs are halved until they fit."""
     sys.path.insert(0, str(Path(__file__).parents[3]))
     from peers.gpu_rows import as_llava
-
     from workbench.model.llava import build
     from workbench.recipe import Recipe
     from workbench.run import Run
@@ -61,11 +60,12 @@ def workbench(job: dict[str, Any]) -> dict[str, Any]:
 
 def trl(job: dict[str, Any]) -> dict[str, Any]:
     """TRL's trainer, as documented or tuned, with as many rows at once as fit."""
-    from peers.trl_side import Marks, settings
-    from peers.trl_side import dataset as rows_of
     from peft import LoraConfig
     from transformers import AutoProcessor
     from trl import SFTConfig, SFTTrainer
+
+    from peers.trl_side import Marks, settings
+    from peers.trl_side import dataset as rows_of
 
     class Timed(Marks):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, Features, Image, List, Value
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
 from trl import SFTConfig, SFTTrainer
+
+from datasets import Dataset, Features, Image, List, Value
 
 
 class Marks(TrainerCallback):

@@ -41,14 +41,21 @@ class Watched:
 
 
 def watch(
-    command: Sequence[str], steps: Path, log: Path, *, threads: int, marker: str, clean: bool = False
+    command: Sequence[str],
+    steps: Path,
+    log: Path,
+    *,
+    threads: int,
+    marker: str,
+    clean: bool = False,
+    until: int | None = None,
 ) -> Watched:
     """Run `command` to its end. `steps`: the JSON lines it appends; those with the key `marker` end a step.
 
-    `clean`: without our `PYTHONPATH`, for an interpreter of another environment. Raises `RuntimeError` with the end of
-    its output when it fails.
+    `clean`: without our `PYTHONPATH`, for an interpreter of another environment. `until`: end it after so many steps.
+    Marks count from the start of the process. Raises `RuntimeError` with the end of its output when it fails.
     """
-    seen, place = Watched(), 0
+    seen, place, began = Watched(), 0, time.perf_counter()
     with open(log, "w", encoding="utf-8") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment(threads, clean))
         family, looked = [psutil.Process(process.pid)], 0.0
@@ -63,9 +70,11 @@ def watch(
                 lines, place = _read(steps, place)
                 new = [row for row in lines if marker in row]
                 seen.rows += new
-                seen.marks += [(now, used)] * len(new)
+                seen.marks += [(now - began, used)] * len(new)
+            if until is not None and len(seen.marks) >= until:
+                process.kill()
             time.sleep(POLL)
-    if process.returncode:
+    if process.returncode and not (until is not None and len(seen.marks) >= until):
         raise RuntimeError(f"{command[0]} ended with {process.returncode}:\n{log.read_text()[-3000:]}")
     seen.rows += [row for row in _read(steps, place)[0] if marker in row]  # written in its last moments: no time
     return seen

@@ -1,6 +1,6 @@
 """The product itself: one call of `workbench.train`.
 
-    python workbench_side.py JOB.json
+python workbench_side.py JOB.json
 """
 
 from __future__ import annotations
