@@ -4,8 +4,8 @@
 
 A model of two narrow layers trains on so many short conversations, 3 about each image, by `workbench train` in a
 process of its own: milliseconds of processor time per conversation, from the first step to the last. Then a dataset as
-large as LLaVA's 665K mix (see `llava_import.py`) starts twice: cold, when every conversation is measured and the rate is
-printed, and warm, from the index of lengths. Start-up is from the start of the process to the end of the first step.
+large as LLaVA's 665K mix (see `llava_import.py`) starts twice: cold, when every conversation is measured and the rate
+is printed, and warm, from the index of lengths. Start-up is from the start of the process to the end of the first step.
 """
 
 from __future__ import annotations
