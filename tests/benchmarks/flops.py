@@ -25,7 +25,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 from peers.jobs import WORKLOADS, prepare
-from peers.watch import watch
+from peers.watch import last_line, watch
 
 from workbench.model.llava import build
 from workbench.model.stages import prepare as free
@@ -103,12 +103,12 @@ def main(args: argparse.Namespace) -> None:
 
 
 def seconds_of_step(folder: Path, job: dict[str, Any], number: int, threads: int) -> float:
-    """Processor seconds of the second step of a run in a process of its own."""
+    """Processor seconds of the second step of a run in its own process, with its images' way through the tower."""
     path, out = folder / f"{number}.json", folder / f"run{number}"
     path.write_text(json.dumps(job | {"out": str(out)}))
     command = [sys.executable, str(Path(__file__).parent / "peers" / "workbench_side.py"), str(path)]
     seen = watch(command, out / "metrics.jsonl", folder / "output.txt", threads=threads, marker="grad_norm")
-    return seen.between(1, 2)[1]
+    return seen.between(1, 2)[1] + last_line([*command[:2], "tower", str(path)], threads)["cpu"]
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from peers.environments import python_of
 from peers.jobs import WORKLOADS, Workload, prepare
-from peers.watch import Watched, environment, watch
+from peers.watch import Watched, environment, last_line, watch
 
 from workbench import resources
 
@@ -106,6 +106,10 @@ class Bench:
         if len(seen.marks) < steps:
             raise SystemExit(f"{side}: {len(seen.marks)} steps seen of {steps}")
         wall, used = seen.between(1, steps)
+        if side == "workbench":
+            path = self.folder / "workbench.json"
+            added = last_line([sys.executable, str(HERE / "workbench_side.py"), "tower", str(path)], self.args.threads)
+            wall, used = wall + added["wall"], used + added["cpu"]
         supervised = sum(self.job["tokens"][id][1] for batch in self.job["batches"][1:] for id in batch)
         adapter = Path(job["out"]) / ("checkpoints/last/adapter" if side == "workbench" else "")
         return {
@@ -122,9 +126,7 @@ class Bench:
         path = self.folder / "judge.json"
         path.write_text(json.dumps(self.job))
         command = [sys.executable, str(HERE / "plain_side.py"), "judge", str(path), str(held)]
-        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])[
-            "loss"
-        ]
+        return last_line(command, self.args.threads)["loss"]
 
 
 def table(work: Workload, job: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:

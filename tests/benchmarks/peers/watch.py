@@ -80,6 +80,13 @@ def watch(
     return seen
 
 
+def last_line(command: Sequence[str], threads: int) -> dict[str, Any]:
+    """What a process prints last, as JSON."""
+    own = environment(threads, False)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=own)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def environment(threads: int, clean: bool) -> dict[str, str]:
     """The variables of a side: so many threads, no GPU, no hub; `clean`: nothing of our interpreter's."""
     own = {name: value for name, value in os.environ.items() if not (clean and name.startswith("PYTHON"))}
