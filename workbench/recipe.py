@@ -197,8 +197,8 @@ class TrainSpec(Section):
     feature_cache: Literal["auto", "off", "fp16"] = "auto"
     """What a frozen tower makes of an image is kept on the disk, for all runs. auto: bit for bit what the tower gives.
     fp16: rounded, to half the size of float32 (at equal weights a loss moves by less than 1e-3 of itself), also where
-    it is computed, so that a run does not depend on what it finds. off: nothing is kept. No effect where the tower
-    trains."""
+    it is computed, so that a run does not depend on what it finds. off: nothing is kept, in memory neither: the tower
+    sees an image again whenever its turn comes. No effect where the tower trains."""
     feature_cache_gb: Annotated[float, Field(ge=0)] = 20.0
     """Gigabytes (2**30 bytes) of the disk for such features, of all towers together; those used least recently go."""
     eval_every: Count | None = None

@@ -106,10 +106,6 @@ class Bench:
         if len(seen.marks) < steps:
             raise SystemExit(f"{side}: {len(seen.marks)} steps seen of {steps}")
         wall, used = seen.between(1, steps)
-        if side == "workbench":
-            path = self.folder / "workbench.json"
-            added = last_line([sys.executable, str(HERE / "workbench_side.py"), "tower", str(path)], self.args.threads)
-            wall, used = wall + added["wall"], used + added["cpu"]
         supervised = sum(self.job["tokens"][id][1] for batch in self.job["batches"][1:] for id in batch)
         adapter = Path(job["out"]) / ("checkpoints/last/adapter" if side == "workbench" else "")
         return {

@@ -237,7 +237,8 @@ def open_store(llava: Llava, files: Mapping[str, Path], spec: TrainSpec, *, say:
     if spec.feature_cache != "off":
         key, budget = feature_key(llava, keep, group), int(spec.feature_cache_gb * 2**30)
         cache = FeatureCache(key, budget=budget, say=say)
-    return FeatureStore(images, llava.tower_features, cache=cache, keep=keep, group=group)
+    held = 0 if spec.feature_cache == "off" else BUDGET
+    return FeatureStore(images, llava.tower_features, cache=cache, keep=keep, group=group, budget=held)
 
 
 def _chunks(items: Sequence[T], size: int) -> Iterator[list[T]]:
