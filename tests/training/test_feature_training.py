@@ -78,7 +78,7 @@ KWDEFAULTS: dict[str, Any] = dict(features.FeatureStore.__init__.__kwdefaults__)
 def test_off_cold_and_warm_train_the_same_bits_in_memory(trained: Callable[..., Trained]) -> None:
     off, cold, warm = (trained(f"train.feature_cache={kind}") for kind in ("off", "auto", "auto"))
     assert off == cold and off == warm
-    assert (off.tower, cold.tower, warm.tower) == (7, 7, 0)
+    assert off.tower > 14 and (cold.tower, warm.tower) == (7, 0), "off: an image goes through the tower every time"
     assert off.losses[0] != off.losses[-2], "it trained"
 
 
