@@ -73,6 +73,7 @@ _HOMES = {
     "describe_conversations": "instruct.diversity",
     "train": "background",
     "attach": "background",
+    "plan": "training.plan",
     "evaluate": "evaluation.task",
     "score": "evaluation.score",
     "benchmarks": "evaluation.benchmarks:listing",
@@ -124,6 +125,7 @@ if TYPE_CHECKING:
     from workbench.recipe import Recipe
     from workbench.remote import RemoteModel
     from workbench.run import Run, clean, compare
+    from workbench.training.plan import plan
 
 
 def __getattr__(name: str) -> Any:

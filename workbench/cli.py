@@ -201,6 +201,18 @@ def _counted(tasks: Sequence[str]) -> dict[str, int]:
     return counts
 
 
+def _plan(given: argparse.Namespace) -> int:
+    from workbench.recipe import Recipe
+
+    recipe = Recipe.load(given.recipe, given.set)
+    from workbench.training.plan import plan
+
+    forecast = plan(recipe, given.dataset, fit=given.fit)
+    forecast = forecast.dry_run() if given.dry_run else forecast
+    _show(given, forecast, forecast.summary())
+    return 0 if forecast.trains else 1
+
+
 def _train(given: argparse.Namespace) -> int:
     from workbench.recipe import Recipe
 
@@ -620,6 +632,21 @@ def _add_making(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_training(verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Models."""
+    add = verb(
+        "plan",
+        _plan,
+        "What a recipe will train, see and take, and whether it fits, before a byte of weights is read.",
+        "plan tiny-align data/holiday",
+        "plan llava-1.5-7b-lora --set train.memory_gb=80 --fit",
+        "plan my-recipe.yaml --dry-run --json",
+    ).add_argument
+    add("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
+    add("dataset", nargs="?", metavar="DATASET", help="dataset folder (default: the recipe's)")
+    _add_set(add, "train.memory_gb=80")
+    add("--fit", action="store_true", help="choose train.pack_tokens and train.checkpointing so that it fits")
+    add("--dry-run", action="store_true", help="run the worst pack in a process of its own and measure its memory")
+    _add_json(add)
+
     add = verb(
         "train",
         _train,

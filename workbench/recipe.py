@@ -219,14 +219,28 @@ class TrainSpec(Section):
     shard: bool = False
     """Several processes each hold a part of the weights, gradients and optimiser state (FSDP2) instead of all of them:
     for models that do not fit on one device. The same losses; more is sent between the processes."""
+    checkpointing: Literal["auto", "off", "on"] = "auto"
+    """Drop the activations of each layer and compute them again on the way back: the same numbers in less memory, for
+    about a third more time. auto: only if the run would not fit otherwise, and then of every second layer if that is
+    enough."""
+    fit: bool = False
+    """Choose `pack_tokens` and `checkpointing` so that the run fits and is quick; `batch_size` stays as it is."""
+    memory_gb: Positive | None = None
+    """Memory the run may fill, in GB; what is free on the device when absent. For planning a run of another machine."""
+    compile: bool = False
+    """Compile the language model's norms and MLPs: about a tenth less time on a CPU, once they are compiled (seconds).
+    The last digits differ from a run without it."""
+    allocator: Literal["auto", "fast", "tight"] = "auto"
+    """CPU under Linux: whether freed memory is kept for later (fast, and up to twice the memory) or given back at once
+    (tight). auto: fast where there is room for it."""
     threads: Count | None = None
     """CPU threads for the computation; as the machine has them when absent. The same number gives the same bits."""
 
-    @field_validator("feature_cache", mode="before")
+    @field_validator("checkpointing", "feature_cache", mode="before")
     @classmethod
-    def _off(cls, value: Any) -> Any:
-        """YAML reads a bare `off` as false."""
-        return "off" if value is False else value
+    def _switch(cls, value: Any) -> Any:
+        """YAML reads a bare `on` or `off` as true or false."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _possible(self) -> TrainSpec:

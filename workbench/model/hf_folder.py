@@ -6,6 +6,7 @@ Does not know: training, our checkpoints, how such a folder is written (export.p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from workbench.errors import ModelError
 from workbench.model.joint import PROJECTORS, tower_tokens
 from workbench.model.llava import Llava, finish
 from workbench.model.parts import IMAGE_TOKEN, add_image_token, image_settings, load_exactly, read_config
-from workbench.model.precision import check_quantised, pick_device, pick_dtypes, quantisation
+from workbench.model.precision import check_quantised, let_go_of_file, pick_device, pick_dtypes, quantisation
 from workbench.model.sources import read_json
 from workbench.model.templates import Template, load_template
 from workbench.model.tokenizers import load_tokenizer
@@ -35,6 +36,7 @@ def load_model(folder: Path, load: str, dtype: torch.dtype, device: torch.device
     kind = LlavaForConditionalGeneration
     model = load_exactly(kind, folder, dtype=dtype, quantization_config=quantised, device_map=place)
     check_quantised(model, load)
+    let_go_of_file(model, load)
     return model.requires_grad_(False).eval()
 
 
@@ -47,11 +49,15 @@ def load_folder(
     device: str = "auto",
     template: str | Template | None = None,
     image_mode: str | None = None,
+    read: Callable[..., LlavaForConditionalGeneration] = load_model,
 ) -> Llava:
-    """A `Llava` around a Hugging Face LLaVA folder; template and image mode as the folder says unless given."""
+    """A `Llava` around a Hugging Face LLaVA folder; template and image mode as the folder says unless given.
+
+    `read`: what makes the model of the folder.
+    """
     place = pick_device(device)
     held, computed = pick_dtypes(load, dtype, place)
-    model = load_model(folder, load, held, place)
+    model = read(folder, load, held, place)
     tokenizer = load_tokenizer(folder)
     vocabulary = add_image_token(model, tokenizer)
     config = model.config

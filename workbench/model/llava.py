@@ -7,6 +7,7 @@ Does not know: what trains (stages.py), LoRA (lora.py), folders that hold traine
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,13 +163,21 @@ def load(
 
 
 def assemble(
-    record: dict[str, Any], folders: dict[str, Path], *, template: str | Template, device: str = "auto"
+    record: dict[str, Any],
+    folders: dict[str, Path],
+    *,
+    template: str | Template,
+    device: str = "auto",
+    read: tuple[Callable[..., PreTrainedModel], Callable[..., PreTrainedModel]] = (load_tower, load_language),
 ) -> Llava:
-    """Put a tower and a language model from these folders together, as `record` says. No weight exists twice."""
+    """Put a tower and a language model from these folders together, as `record` says. No weight exists twice.
+
+    `read`: what makes them of their folders.
+    """
     place = pick_device(device)
     held, dtype = pick_dtypes(record["load"], record["dtype"], place)
-    tower = load_tower(folders["vision"], held, place)
-    language = load_language(folders["language"], record["load"], held, place)
+    tower = read[0](folders["vision"], held, place)
+    language = read[1](folders["language"], record["load"], held, place)
     tokenizer = load_tokenizer(folders.get("tokenizer", folders["language"]))
     vocabulary = add_image_token(language, tokenizer)
     config = llava_config(record, tower, language, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))

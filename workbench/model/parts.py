@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import logging
 
 from workbench.errors import ModelError
-from workbench.model.precision import quantisation
+from workbench.model.precision import let_go_of_file, quantisation
 from workbench.model.sources import read_json, safetensors_files
 
 IMAGE_TOKEN = "<image>"
@@ -35,12 +35,17 @@ QUIET_BELOW = 500_000_000
 
 def load_tower(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The vision tower of a folder that holds one, or a whole CLIP or SigLIP (its text half is left out)."""
+    left_out = ("text_model.", "text_projection.", "visual_projection.", "logit_")
+    return load_exactly(AutoModel, folder, allowed=left_out, config=tower_config(folder), dtype=dtype).to(device)
+
+
+def tower_config(folder: Path) -> Any:
+    """The configuration of the folder's vision tower. Raises `ModelError` if it holds none."""
     config = read_config(folder)
     vision = getattr(config, "vision_config", config)
     if vision.model_type not in TOWERS:
         raise ModelError(str(folder), found=f"a {config.model_type} model", expected="a CLIP or SigLIP vision tower")
-    left_out = ("text_model.", "text_projection.", "visual_projection.", "logit_")
-    return load_exactly(AutoModel, folder, allowed=left_out, config=vision, dtype=dtype).to(device)
+    return vision
 
 
 def load_language(folder: Path, load: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -49,6 +54,7 @@ def load_language(folder: Path, load: str, dtype: torch.dtype, device: torch.dev
     quantised = quantisation(load, dtype, inside_llava=False)
     place = {"": device}
     model = load_exactly(AutoModelForCausalLM, folder, dtype=dtype, quantization_config=quantised, device_map=place)
+    let_go_of_file(model, load)
     if not isinstance(getattr(model, "lm_head", None), nn.Linear) or not hasattr(model, "model"):
         raise ModelError(str(folder), found=type(model).__name__, expected="a Llama-, Mistral- or Qwen2-type model")
     return model

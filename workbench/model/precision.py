@@ -90,6 +90,15 @@ def quantisation(load: str, dtype: torch.dtype, *, inside_llava: bool) -> BitsAn
     )
 
 
+def let_go_of_file(model: nn.Module, load: str) -> None:
+    """Copy what is left in floating point out of the weight file, of which every page would stay in memory otherwise,
+    those of the numbers before they were quantised too."""
+    if load in QUANTISED:
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.device.type == "cpu" and tensor.is_floating_point():
+                tensor.data = tensor.data.clone()
+
+
 def is_quantised(module: nn.Module) -> bool:
     """Whether this very module holds 4-bit or 8-bit weights of bitsandbytes."""
     kind = type(module)  # by name: bitsandbytes need not be importable for a floating-point model

@@ -36,7 +36,7 @@ def resolve(source: str | Path, *, part: str = "", say: Callable[[str], None] = 
 
 def resolve_parts(sources: Mapping[str, str | Path], *, say: Callable[[str], None] = print) -> dict[str, Path]:
     """A local folder for each source, by part, as `resolve` does; nothing is downloaded before all are looked at."""
-    folders = {part: _local(source, part) for part, source in sources.items()}
+    folders = {part: local(source, part) for part, source in sources.items()}
     missing = [str(sources[part]) for part, folder in folders.items() if folder is None]
     sizes = [_look_at(name, say) for name in missing]
     _check_room(missing, sum(sizes))
@@ -45,7 +45,7 @@ def resolve_parts(sources: Mapping[str, str | Path], *, say: Callable[[str], Non
     }
 
 
-def _local(source: str | Path, part: str) -> Path | None:
+def local(source: str | Path, part: str) -> Path | None:
     """The folder, if it is on this disk; None for a name that has to be looked for on the Hub."""
     if str(source) == "tiny" and part:
         return tiny_folder() / part

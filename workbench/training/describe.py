@@ -1,43 +1,90 @@
-"""What a run is about to do, in a few lines, before its first step.
+"""What a run is about to see, counted: conversations, images, tokens, and what sharing saves.
 
-Knows: counts of conversations, images and tokens, and what sharing saves. Does not know: how long it will take.
+Knows: counts. Does not know: memory, time (`plan.py`).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from workbench.recipe import TrainSpec
 from workbench.training.lengths import Lengths
-from workbench.training.packing import group, trees
+from workbench.training.packing import Plan
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The work of one epoch, and how many steps there will be."""
+
+    conversations: int
+    images: int
+    """Different images of the training part."""
+    validation: int
+    """Conversations to validate on."""
+    left_out: int
+    """Conversations that the data has but that are not used because of their or their image's status."""
+    tokens: int
+    """Tokens an epoch computes; a shared prefix counts once, and there is no padding."""
+    image_tokens: int
+    """How many of them are of images."""
+    supervised_tokens: int
+    sharing: float
+    """How many times as many tokens there would be without sharing."""
+    longest: tuple[str, int]
+    """The longest conversation: its id and its tokens."""
+    steps: int
+    batch_size: int
+    useless: int = 0
+    """Conversations that teach nothing: without an image, where the language model is frozen."""
+
+    @property
+    def epochs(self) -> float:
+        return self.steps * self.batch_size / self.conversations
+
+    def __str__(self) -> str:
+        lost = f"{self.left_out:,} conversations left out: they, or an image of theirs, are not ok\n"
+        text = f"{self.useless:,} conversations without an image teach nothing: the language model is frozen\n"
+        return (
+            f"{self.conversations:,} conversations about {self.images:,} images to train on, "
+            f"{self.validation:,} to validate on\n{lost if self.left_out else ''}{text if self.useless else ''}"
+            f"{self.tokens:,} tokens per epoch, {self.image_tokens:,} of them of images; "
+            f"{self.sharing:.2f}x as many without sharing\n"
+            f"{self.supervised_tokens:,} supervised tokens per epoch; longest conversation: {self.longest[1]:,} tokens "
+            f"({self.longest[0]})\n"
+            f"{self.steps:,} steps of {self.batch_size} conversations: {self.epochs:.2f} epochs"
+        )
 
 
 def describe(
     lengths: Lengths,
     val: Lengths,
     train: TrainSpec,
+    order: Plan,
     *,
     images: int,
     image_tokens: int,
     steps: int,
     left_out: int = 0,
-) -> str:
-    """Conversations, images, tokens of an epoch with and without sharing, and steps. `image_tokens`: of one image.
+) -> Counts:
+    """Count conversations, images, and the tokens of the first epoch of `order`, with and without sharing.
 
-    `left_out`: conversations that the data has but that are not used because of their or their image's status.
+    `image_tokens`: of one image.
     """
-    cut = trees(group(lengths.entries(), share=train.share), max_share=train.max_share, max_tokens=train.pack_tokens)
+    laid = [tree for number in range(order.steps_per_epoch) for tree in order.step(number)]
     tokens = lengths.frame["tokens"]
-    apart, shared = tokens.sum(), sum(tree.tokens for tree in cut)
-    of_images = image_tokens * sum(tree.images for tree in cut)
-    supervised = lengths.frame["supervised"].sum()
+    shared = sum(tree.tokens for tree in laid)
     longest = int(tokens.arg_max() or 0)
-    epochs = steps * train.batch_size / len(lengths)
-    lost = f"{left_out:,} conversations left out: they, or an image of theirs, are not ok\n" if left_out else ""
-    text = (lengths.frame["images"] == 0).sum() if train.language == "frozen" else 0
-    lost += f"{text:,} conversations without an image teach nothing: the language model is frozen\n" if text else ""
-    return (
-        f"{len(lengths):,} conversations about {images:,} images to train on, {len(val):,} to validate on\n{lost}"
-        f"{shared:,} tokens per epoch, {of_images:,} of them of images; {apart / shared:.2f}x as many without sharing\n"
-        f"{supervised:,} supervised tokens per epoch; longest conversation: {tokens[longest]:,} tokens "
-        f"({lengths.ids[longest]})\n"
-        f"{steps:,} steps of {train.batch_size} conversations: {epochs:.2f} epochs"
+    return Counts(
+        conversations=len(lengths),
+        images=images,
+        validation=len(val),
+        left_out=left_out,
+        tokens=shared,
+        image_tokens=image_tokens * sum(tree.images for tree in laid),
+        supervised_tokens=int(lengths.frame["supervised"].sum()),
+        sharing=float(tokens.sum()) / shared,
+        longest=(lengths.ids[longest], tokens[longest]),
+        steps=steps,
+        batch_size=train.batch_size,
+        useless=int((lengths.frame["images"] == 0).sum()) if train.language == "frozen" else 0,
     )

@@ -226,12 +226,17 @@ class FeatureStore:
         return kept
 
 
+def group_of(device: torch.device) -> int:
+    """Images that go through a frozen tower at once."""
+    return 1 if device.type == "cpu" else GROUP
+
+
 def open_store(llava: Llava, files: Mapping[str, Path], spec: TrainSpec, *, say: Callable[[str], None]) -> FeatureStore:
     """The store a run needs: with a cache on the disk if the tower is frozen and the recipe has one."""
     images = ImageFiles(files, llava.image_mode)
     if llava.vision_trains:
         return FeatureStore(images, None)
-    group = 1 if llava.device.type == "cpu" else GROUP
+    group = group_of(llava.device)
     keep = torch.float16 if spec.feature_cache == "fp16" else next(llava.tower.parameters()).dtype
     cache = None
     if spec.feature_cache != "off":

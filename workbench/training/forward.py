@@ -1,6 +1,6 @@
 """One forward pass: the loss of a pack, with the head on supervised rows only.
 
-Knows: how images enter the language model and which of its rows are worth a look at the vocabulary.
+Knows: how images enter the language model, and which of its rows are worth a look at the vocabulary, so many at once.
 Does not know: optimisers, steps, where images come from. Nothing here depends on how conversations were packed.
 """
 
@@ -8,21 +8,42 @@ from __future__ import annotations
 
 import torch
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from workbench.model.llava import Llava
 from workbench.training import attention
 from workbench.training.batch import Batch
 
+CHUNK = 2048
+"""Supervised tokens that meet the vocabulary at once."""
+
 
 def token_losses(llava: Llava, batch: Batch, images: torch.Tensor | None) -> torch.Tensor:
-    """(K,) float32: the cross-entropy of every supervised token. `images` as in `logits`."""
+    """(K,) float32: the cross-entropy of every supervised token. `images` as in `hidden_rows`.
+
+    The head works on `CHUNK` rows at a time and, where there are more, makes their logits anew on the way back: logits
+    of all K rows never exist together.
+    """
     with llava.autocast():
-        rows = logits(llava, batch, images)
-    return functional.cross_entropy(rows.float(), batch.targets, reduction="none")
+        hidden = hidden_rows(llava, batch, images)  # (K, D)
+        pairs = list(zip(hidden.split(CHUNK), batch.targets.split(CHUNK), strict=True))
+        if len(pairs) == 1 or not torch.is_grad_enabled():
+            return torch.cat([_losses(llava.model.lm_head, *pair) for pair in pairs])
+        return torch.cat([checkpoint(_losses, llava.model.lm_head, *pair, use_reentrant=False) for pair in pairs])
+
+
+def _losses(head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """(k, D) hidden, (k,) targets -> (k,) float32."""
+    return functional.cross_entropy(head(hidden).float(), targets, reduction="none")
 
 
 def logits(llava: Llava, batch: Batch, images: torch.Tensor | None) -> torch.Tensor:
-    """(K, vocabulary): what the model expects at every supervised token.
+    """(K, vocabulary): what the model expects at every supervised token. `images` as in `hidden_rows`."""
+    return llava.model.lm_head(hidden_rows(llava, batch, images))
+
+
+def hidden_rows(llava: Llava, batch: Batch, images: torch.Tensor | None) -> torch.Tensor:
+    """(K, D): the last hidden state in every place that predicts a supervised token.
 
     `images`: one entry per image token run of the batch, in order: (n, N, D) tower features, or (n, 3, H, W) pixels,
     which then go through the tower with gradients; None where the batch has no image.
@@ -40,4 +61,4 @@ def logits(llava: Llava, batch: Batch, images: torch.Tensor | None) -> torch.Ten
         mm_encoder_outputs=inputs,
         use_cache=False,
     ).last_hidden_state  # (1, T, D)
-    return llava.model.lm_head(hidden[0].index_select(0, batch.rows))
+    return hidden[0].index_select(0, batch.rows)

@@ -32,6 +32,8 @@ from workbench.recipe import Recipe, TrainSpec
 from workbench.run import Run
 from workbench.training.answers import Answers
 from workbench.training.attention import check_window
+from workbench.training.checkpointing import checkpoint_layers
+from workbench.training.compiling import compile_layers
 from workbench.training.conditions import conditions, seed_step
 from workbench.training.data_wait import DataWait
 from workbench.training.describe import describe
@@ -47,6 +49,8 @@ from workbench.training.optim import check_optimizer, lr_factor, make_optimizer,
 from workbench.training.packing import Plan, group, packs, trees
 from workbench.training.peers import Peers
 from workbench.training.placement import place
+from workbench.training.plan import settle, settle_memory
+from workbench.training.room import tighten
 from workbench.training.source import Source, find_images, refuse_images
 from workbench.training.state import Checkpoints
 from workbench.training.trackers import Trackers, check_installed
@@ -76,6 +80,8 @@ def train(
     main = processes.main
     with Peers(processes.rank, processes.world) as peers:
         processes.wait()  # until all of them listen: from here on no failure goes unheard
+        if recipe.train.fit:
+            recipe = processes.gather(settle(recipe, out, dataset) if main else None)[0]
         run = Run.create(out, recipe, kind="train", resume=resume) if main else Run(out)
         with peers.failing(run.fail if main else lambda error: None), conditions(recipe.train.threads) as asked:
             loop = Loop(processes, peers, run, recipe, llava, dataset, asked, show=progress and main)
@@ -120,6 +126,14 @@ class Loop:
         with processes.main_first():
             lengths, val = (self._measure(each, name) for each in (examples, self.val_examples))
         groups = prepare(self.llava, spec, say=self._say)
+        every, tight, said = settle_memory(recipe, self.llava, lengths, source.train.keys.height)
+        checkpoint_layers(self.llava, every)
+        if spec.compile:
+            compile_layers(self.llava)
+        if tight:
+            tighten()
+        if said:
+            self._say(said)
         self.checkpoints = Checkpoints(run.path / "checkpoints", keep=spec.keep_last)
         with processes.main_first():
             self.position, states = self.checkpoints.restore(self.llava)
@@ -139,7 +153,7 @@ class Loop:
         self.steps_per_epoch = plan.steps_per_epoch
         self.steps = spec.max_steps or max(1, round(spec.epochs * plan.steps_per_epoch))
         sizes = {"images": source.train.keys.height, "image_tokens": self.llava.image_tokens, "steps": self.steps}
-        self._say(describe(lengths, val, spec, left_out=source.left_out, **sizes))
+        self._say(str(describe(lengths, val, spec, plan, left_out=source.left_out, **sizes)))
         store = self._open_images(source, files)
         self.users = users_of(source, files)
         rank, world = processes.rank, processes.world

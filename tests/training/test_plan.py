@@ -1,0 +1,119 @@
+"""The plan of a run: what it says, what it leaves unread, what it advises, and that training does as planned."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workbench.cli import main
+from workbench.errors import TrainingError
+from workbench.training.forward import token_losses
+from workbench.training.plan import plan
+from workbench.training.trainer import train
+
+Made = Callable[..., Any]
+
+
+@pytest.fixture
+def unread(parts: dict[str, Path], tmp_path: Path) -> dict[str, str]:
+    """The parts, with weights that cannot be read."""
+    folders = {}
+    for key, name in (("vision", "clip"), ("language", "llama")):
+        folders[key] = str(shutil.copytree(parts[name], tmp_path / name))
+        Path(folders[key], "model.safetensors").write_bytes(b"not weights")
+    return folders
+
+
+def test_a_plan_reads_no_weights_and_says_what_training_then_does(
+    tmp_path: Path, make_dataset: Made, make_recipe: Made, unread: dict[str, str]
+) -> None:
+    dataset = make_dataset(split=True)
+    recipe = make_recipe(dataset, "train.max_steps=null")
+    forecast = plan(recipe.with_overrides(*(f"model.{key}={path}" for key, path in unread.items())))
+    run = train(recipe, out=tmp_path / "run", progress=False)
+    rows = [row for row in run.metrics() if "loss" in row]
+    counts = forecast.counts
+    assert counts.steps == len(rows)
+    assert counts.tokens == sum(row["tokens"] for row in rows)
+    assert counts.supervised_tokens == sum(row["supervised_tokens"] for row in rows)
+    assert (counts.conversations, counts.images, counts.validation) == (16, 5, 3)
+    assert counts.sharing > 1.2 and counts.image_tokens == 9 * sum(row["images"] for row in rows)
+    assert forecast.fits and forecast.trains and not forecast.advice
+    text = str(forecast)
+    for part in ("language lora", "1.0e-03", "[image: 9 tokens]", "⟦", "it fits", "16 conversations about 5 images"):
+        assert part in text, text
+    html = forecast._repr_html_()
+    assert "background-color" in html and "it fits" in html
+    told = json.loads(json.dumps(forecast.summary()))
+    assert told["memory"]["peak"] == forecast.memory.peak and told["padding_tokens"] == 0
+
+
+def test_what_is_too_long_is_listed_by_id(make_dataset: Made, make_recipe: Made) -> None:
+    whole = plan(make_recipe(make_dataset()))
+    limit = whole.counts.longest[1] - 1
+    forecast = plan(make_recipe("unused", f"train.max_tokens={limit}"), whole.recipe.data.dataset)
+    assert (whole.counts.longest[0], limit + 1) in forecast.too_long
+    assert forecast.fits and not forecast.trains
+    assert whole.counts.longest[0] in str(forecast) and "refuses" in str(forecast)
+    with pytest.raises(TrainingError, match="all too long"):
+        plan(make_recipe("unused", "train.max_tokens=5"), whole.recipe.data.dataset)
+
+
+def test_the_advice_makes_it_fit_and_fit_keeps_the_batch(make_dataset: Made, make_recipe: Made) -> None:
+    recipe = make_recipe(make_dataset(), "train.checkpointing=off", "train.batch_size=18")
+    peak = plan(recipe).memory.peak
+    small = recipe.with_overrides(f"train.memory_gb={peak * 0.7 / 1e9}")
+    forecast = plan(small)
+    assert not forecast.fits and "it does not fit: set train." in str(forecast)
+    changes = [part.replace(": ", "=") for part in forecast.advice.removeprefix("set ").split(" and ")]
+    assert plan(small.with_overrides(*changes)).fits
+    fitted = plan(small, fit=True)
+    assert fitted.fits and fitted.recipe.train.batch_size == 18
+    assert fitted.counts.supervised_tokens == forecast.counts.supervised_tokens
+    hopeless = plan(recipe.with_overrides("train.memory_gb=0.0001"))
+    assert not hopeless.fits and "GB free" in hopeless.advice
+
+
+def test_training_obeys_its_plan(
+    tmp_path: Path, make_dataset: Made, make_recipe: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = make_dataset()
+    recipe = make_recipe(dataset, "train.batch_size=18")
+    plain = train(recipe, out=tmp_path / "plain", progress=False)
+    peak = plan(recipe).memory.peak
+    seen: list[bool] = []
+
+    def looked(llava: Any, *rest: Any) -> Any:
+        seen.append(llava.model.model.language_model.is_activation_checkpointing)
+        return token_losses(llava, *rest)
+
+    monkeypatch.setattr("workbench.training.placement.token_losses", looked)
+    tight = recipe.with_overrides(f"train.memory_gb={peak * 0.8 / 1e9}")
+    run = train(tight, out=tmp_path / "tight", progress=False)
+    assert all(seen)
+    assert [row["loss"] for row in run.metrics() if "loss" in row] == [
+        row["loss"] for row in plain.metrics() if "loss" in row
+    ]
+    fitted = train(tight.with_overrides("train.fit=true"), out=tmp_path / "fitted", progress=False)
+    held = fitted.recipe.train
+    assert held.batch_size == 18 and (held.pack_tokens, held.checkpointing) != (4096, "auto")
+
+
+def test_the_command_says_it_in_json_and_by_its_status(
+    tmp_path: Path, make_dataset: Made, make_recipe: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = make_dataset()
+    path = tmp_path / "recipe.yaml"
+    path.write_text(make_recipe("elsewhere").to_yaml())
+    assert main(["plan", str(path), str(dataset.path), "--json", "--dry-run"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["fits"] and told["measured"]["peak"] > 0 and told["measured"]["seconds"] > 0
+    assert main(["plan", str(path), str(dataset.path), "--set", "train.memory_gb=0.0001"]) == 1
+    assert "it does not fit" in capsys.readouterr().out
+    assert main(["plan", str(path)]) == 1
+    assert "elsewhere" in capsys.readouterr().err

@@ -1,0 +1,48 @@
+"""A pack that has only its sizes: tensors as the feed would give them, filled with nothing in particular.
+
+Knows: how many tokens, images and supervised tokens lie where. Does not know: conversations, images.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from workbench.model.llava import Llava
+from workbench.training.attention import layout
+from workbench.training.batch import Batch
+from workbench.training.packing import Pack, Tree
+
+
+def blank(pack: Pack, llava: Llava) -> tuple[Batch, torch.Tensor | None]:
+    """The batch of a pack, and (n, N, D) features or, where the tower trains, (n, 3, H, W) pixels of its n images."""
+    trees = [_tokens(tree, llava) for tree in pack]
+    ids = torch.cat(trees)
+    supervised = sum(tree.supervised for tree in pack)
+    rows = torch.arange(supervised) * max(1, len(ids) // max(1, supervised)) % len(ids)
+    batch = Batch(
+        input_ids=ids[None],
+        position_ids=torch.cat([torch.arange(len(tree)) for tree in trees])[None],
+        trees=layout([(tree.prefix, [entry.branch for entry in tree.members]) for tree in pack]),
+        rows=rows,
+        targets=torch.zeros(supervised, dtype=torch.int64),
+        conversations=torch.zeros(supervised, dtype=torch.int64),
+        ids=(),
+        images=(),
+    )
+    count = sum(tree.images for tree in pack)
+    return batch.to(llava.device), _images(count, llava) if count else None
+
+
+def _tokens(tree: Tree, llava: Llava) -> torch.Tensor:
+    """(T,) ids of a tree: its images first, then some other token."""
+    ids = torch.full((tree.tokens,), 1 if llava.image_token_id == 0 else 0)
+    ids[: tree.images * llava.image_tokens] = llava.image_token_id
+    return ids
+
+
+def _images(count: int, llava: Llava) -> torch.Tensor:
+    config = llava.model.config.vision_config
+    if llava.vision_trains:
+        return torch.zeros(count, 3, config.image_size, config.image_size, device=llava.device)
+    dtype = next(llava.tower.parameters()).dtype
+    return torch.ones(count, llava.image_tokens, config.hidden_size, dtype=dtype, device=llava.device)

@@ -1,0 +1,187 @@
+"""The worst planned pack, run for real in a process of its own, and its peak memory measured.
+
+Knows: what a process holds before there is a model (libraries, a tokenizer, kernels that were used once), and how its
+peak over that is read. Does not know: where the pack comes from, or what was foreseen for it.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import TrainingError
+from workbench.recipe import Recipe
+from workbench.training.packing import Entry, Pack, Tree
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+STEPS = 2
+"""The first makes the optimiser's state; the second is as full as every later one."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a dry run took."""
+
+    peak: int
+    """Bytes at the fullest moment, over what the process held before there was a model."""
+    seconds: float
+    """Of one optimiser step over the worst pack, `pieces` times."""
+    device: str
+
+
+def dry_run(recipe: Recipe, pack: Pack, *, pieces: int = 2, every: int = 0, held: int = 0) -> Measured:
+    """Run the pack forward, backward and through the optimiser in a fresh process. Arguments as in `Foresight.peak`.
+
+    Raises `TrainingError` with the process's last words if it fails, as it does when memory is too small.
+    """
+    asked: dict[str, Any] = {"recipe": recipe.model_dump(mode="json"), "pack": _to_lists(pack)}
+    asked |= {"pieces": min(pieces, 2), "every": every, "held": held}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", "workbench.training.dry_run"]
+    done = subprocess.run(command, input=json.dumps(asked), env=environment, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"signal {-done.returncode}"])[-1]
+        fix = "lower train.pack_tokens, or set train.checkpointing: on"
+        raise TrainingError("the dry run", found=f"a process that ended early: {last}", expected="a step", fix=fix)
+    return Measured(**json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def main() -> None:
+    """The process: one JSON object on standard input, the measurement as one on standard output."""
+    asked = json.load(sys.stdin)
+    recipe = Recipe.from_dict(asked["recipe"])
+    pack = _to_pack(asked["pack"])
+    print(json.dumps(measure(recipe, pack, asked["pieces"], asked["every"], asked["held"])))
+
+
+def measure(recipe: Recipe, pack: Pack, pieces: int, every: int, held: int) -> dict[str, Any]:
+    import torch
+
+    from workbench.model.llava import build
+    from workbench.model.outline import outline
+    from workbench.model.stages import prepare
+    from workbench.training.blank import blank
+    from workbench.training.checkpointing import checkpoint_layers
+    from workbench.training.features import CHUNK, group_of
+    from workbench.training.forward import token_losses
+    from workbench.training.optim import clip, make_optimizer
+    from workbench.training.room import tighten
+
+    tighten()
+    train, settings = recipe.train, {"template": recipe.template, "image_mode": recipe.image_mode}
+    if train.threads is not None:
+        torch.set_num_threads(train.threads)
+    device = _warm_up(recipe, outline(recipe.model, **settings))
+    before = _start(device)
+    llava = build(recipe.model, **settings, seed=train.seed)
+    groups = prepare(llava, train, say=lambda text: None)
+    params = [parameter for group in groups for parameter in group.params]
+    optimizer = make_optimizer(groups, betas=train.betas, name=train.optimizer)
+    for parameter in llava.model.parameters():
+        parameter.sum()  # weights are mapped from their file, and come into memory as they are read
+    kept = torch.ones(held, dtype=torch.uint8, device=device)
+    llava.model.train()
+    llava.tower.train(llava.vision_trains)
+    side = llava.model.config.vision_config.image_size
+    if not llava.vision_trains:
+        with torch.no_grad():
+            opened = torch.randn(CHUNK, 3, side, side)
+            llava.tower_features(opened[: group_of(device)])
+            del opened
+    checkpoint_layers(llava, every)
+    seconds = 0.0
+    for _ in range(STEPS):
+        began = time.perf_counter()
+        for _ in range(pieces):
+            token_losses(llava, *blank(pack, llava)).sum().backward()
+        clip(params, train.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seconds = time.perf_counter() - began
+    del kept
+    return {"peak": _peak(device) - before, "seconds": seconds, "device": str(device)}
+
+
+def _warm_up(recipe: Recipe, outline: Any) -> Any:
+    """Use once, on small things, what the first step would load: modules, kernels and their buffers stay in a process.
+
+    Returns the device.
+    """
+    import torch
+    from torch import nn
+
+    from workbench.training.memory import Foresight
+
+    tree = Tree((Entry(0, outline.llava.image_tokens + 20, outline.llava.image_tokens + 10, 5, 1, 1),) * 2)
+    Foresight(outline, recipe.train).peak([tree], every=1)
+    device = outline.llava.device
+    net = nn.Sequential(nn.Conv2d(3, 512, 14, 14), nn.Flatten(2), nn.Linear(256, 1024), nn.LayerNorm(1024), nn.GELU())
+    net.to(device)
+    optimizer = torch.optim.AdamW(net.parameters(), fused=True)
+    with outline.llava.autocast():
+        x = net(torch.ones(2, 3, 224, 224, device=device)).view(2, 512, 16, 64).transpose(1, 2)
+        mask = torch.ones(512, 512, dtype=torch.bool, device=device)
+        y = nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True).transpose(1, 2).reshape(1024, 1024)
+        y = y @ y + nn.functional.scaled_dot_product_attention(x, x, x, mask).transpose(1, 2).reshape(1024, 1024)
+    nn.functional.cross_entropy(y.float(), torch.zeros(1024, dtype=torch.int64, device=device)).backward()
+    nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+    optimizer.step()
+    return device
+
+
+def _start(device: Any) -> int:
+    """Bytes this process holds now; its peak counts from here."""
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    if not STATUS.is_file():  # macOS, Windows: the peak cannot be set back, and nothing before was higher
+        import psutil
+
+        return psutil.Process().memory_info().rss
+    import ctypes
+
+    ctypes.CDLL(None).malloc_trim(0)
+    RESET.write_text("5")
+    return _status("VmRSS")
+
+
+def _peak(device: Any) -> int:
+    """Most bytes this process held since `_start`."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if not STATUS.is_file():
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return _status("VmHWM")
+
+
+def _status(key: str) -> int:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(key + ":"))
+    return int(line.split()[1]) * 1024
+
+
+def _to_lists(pack: Pack) -> list[list[list[int]]]:
+    return [[[e.tokens, e.prefix, e.supervised, e.images, e.shared_images] for e in tree.members] for tree in pack]
+
+
+def _to_pack(lists: list[list[list[int]]]) -> Pack:
+    return [Tree(tuple(Entry(0, *numbers) for numbers in tree)) for tree in lists]
+
+
+if __name__ == "__main__":
+    main()

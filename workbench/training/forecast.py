@@ -1,0 +1,142 @@
+"""What is known of a training run before it starts, and how that is told: text, HTML, numbers.
+
+Knows: what a person wants to see, and in which order. Does not know: how it is found (`plan.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from html import escape
+from typing import Any
+
+from workbench.recipe import Recipe
+from workbench.training.describe import Counts
+from workbench.training.dry_run import Measured, dry_run
+from workbench.training.memory import Memory
+from workbench.training.packing import Pack
+from workbench.training.room import MARGIN
+from workbench.training.strip import Strip
+
+SHOWN = 10
+"""Conversations that are refused are listed, up to so many."""
+LAYERS = {0: "of no layer", 1: "of every layer", 2: "of every second layer"}
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will be. Printed it is a page of text; in a notebook, the same with the sample in colour."""
+
+    recipe: Recipe
+    """The recipe, changed where `fit` chose."""
+    counts: Counts
+    groups: str
+    """What trains, as a table: tensors, numbers, learning rate, weight decay."""
+    parameters: dict[str, int]
+    """Numbers in each part of the model, adapters included."""
+    too_long: list[tuple[str, int]]
+    """Conversations longer than `train.max_tokens`, with their tokens: training refuses them, nothing is ever cut."""
+    untrained: list[str]
+    """Conversations without a token to train on: training refuses them too."""
+    memory: Memory
+    """Of the fullest moment."""
+    checkpointed: int
+    """Each so-many-th layer's activations are computed again; 0: none."""
+    free: int
+    """Bytes of memory there are."""
+    device: str
+    worst: Pack
+    """The pack with which the fullest moment comes."""
+    pieces: int
+    """Packs of the step that has most of them."""
+    held: int
+    """Bytes of image features (pixels where the tower trains) that stay in memory."""
+    seconds: float
+    """At least: every computation of the run at the speed of a plain matrix product on this machine."""
+    strip: Strip
+    """One conversation as the model reads it."""
+    advice: str
+    """The field and value that make it fit; empty if it does."""
+    measured: Measured | None = None
+    """What a dry run of the worst pack took."""
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.peak <= MARGIN * self.free
+
+    @property
+    def trains(self) -> bool:
+        """Whether `workbench train` would start."""
+        return self.fits and not self.too_long and not self.untrained
+
+    def dry_run(self) -> Forecast:
+        """The same, with the worst pack run forward, backward and through the optimiser in a process of its own."""
+        settings = {"pieces": self.pieces, "every": self.checkpointed, "held": self.held}
+        found = dry_run(self.recipe, self.worst, **settings)
+        return replace(self, measured=found)
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers, for a program."""
+        told: dict[str, Any] = {"counts": asdict(self.counts), "parameters": self.parameters, "too_long": self.too_long}
+        told |= {"untrained": self.untrained, "memory": {"peak": self.memory.peak, **asdict(self.memory)}}
+        told |= {"free": self.free, "device": self.device, "fits": self.fits, "advice": self.advice}
+        told |= {"seconds_at_least": self.seconds, "checkpointed_every": self.checkpointed}
+        told |= {"pack_tokens": self.recipe.train.pack_tokens, "padding_tokens": 0}
+        return told | ({"measured": asdict(self.measured)} if self.measured else {})
+
+    def __str__(self) -> str:
+        return "\n\n".join([self.strip.text(), *self._sections()])
+
+    def _repr_html_(self) -> str:
+        return f"{self.strip.html()}<pre>{escape(chr(10).join(self._sections()))}</pre>"
+
+    def _sections(self) -> list[str]:
+        return [str(self.counts), *refused(self.too_long, self.untrained, self.recipe), self.groups, self._memory(),
+                self._verdict()]  # fmt: skip
+
+    def _memory(self) -> str:
+        largest = self.recipe.train.pack_tokens
+        tokens = sum(tree.tokens for tree in self.worst)
+        lines = [f"memory, foreseen for the worst pack ({tokens:,} tokens; train.pack_tokens: {largest:,}; no padding)"]
+        lines += [f"  {name:<16} {size / 1e6:>12,.1f} MB" for name, size in self.memory.items.items() if size]
+        room = f"of {self.free / 1e6:,.0f} MB on {self.device}"
+        lines.append(f"  {'in all':<16} {self.memory.peak / 1e6:>12,.1f} MB {room}")
+        lines.append(f"  activations are computed again {LAYERS[self.checkpointed]} (train.checkpointing)")
+        lines.append(f"time: at least {human_time(self.seconds)}, at the speed of a plain matrix product here")
+        if self.measured:
+            lines.append(told(self.measured, self.memory))
+        return "\n".join(lines)
+
+    def _verdict(self) -> str:
+        verdict = "it fits" if self.fits else f"it does not fit: {self.advice}"
+        bad = len(self.too_long) + len(self.untrained)
+        return f"{verdict}; but training refuses {bad:,} conversations, see above" if bad else verdict
+
+
+def refused(too_long: Sequence[tuple[str, int]], untrained: Sequence[str], recipe: Recipe) -> list[str]:
+    """What training would refuse, by id; empty if nothing."""
+    limit = recipe.train.max_tokens
+    reasons = [f"  {id}: {tokens:,} tokens" for id, tokens in too_long[:SHOWN]]
+    reasons += [f"  {id}: no token to train on" for id in untrained[:SHOWN]]
+    count = len(too_long) + len(untrained)
+    if not count:
+        return []
+    more = [f"  ... and {count - len(reasons):,} more"] if count > len(reasons) else []
+    title = f"{count:,} conversations that training refuses (train.max_tokens: {limit:,}; nothing is ever cut):"
+    return ["\n".join([title, *reasons, *more])]
+
+
+def told(measured: Measured, memory: Memory) -> str:
+    """The dry run beside what was foreseen."""
+    error = memory.peak / measured.peak - 1
+    return (
+        f"dry run: {measured.peak / 1e6:,.1f} MB measured on {measured.device} in a process of its own "
+        f"(foreseen {error:+.1%}), {measured.seconds:.1f} s for a step of such packs"
+    )
+
+
+def human_time(seconds: float) -> str:
+    """12 s, 34 min or 5.6 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

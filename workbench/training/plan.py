@@ -1,0 +1,291 @@
+"""Planning a training run before a byte of weights is read: what it sees, what it takes, whether it fits.
+
+Knows: how counts, parameter groups, the worst pack and its memory come together, which settings to try so that a run
+fits, and which field of the recipe to change if none does.
+Does not know: how any of them is found (`describe.py`, `memory.py`, `room.py`), or how it is told (`forecast.py`).
+
+>>> import workbench as wb
+>>> print(wb.plan(wb.Recipe.load("tiny-align"), dataset))  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workbench.data.dataset import Dataset
+from workbench.errors import TrainingError
+from workbench.model.llava import Llava
+from workbench.model.outline import outline, outline_of
+from workbench.model.precision import is_quantised
+from workbench.model.stages import table
+from workbench.progress import progress
+from workbench.recipe import Recipe, TrainSpec
+from workbench.run import Run
+from workbench.training.attention import check_window
+from workbench.training.describe import describe
+from workbench.training.examples import Examples
+from workbench.training.forecast import LAYERS, Forecast
+from workbench.training.forward import CHUNK
+from workbench.training.lengths import Lengths, measure
+from workbench.training.memory import Foresight, Memory, at_most, part_of
+from workbench.training.mixture import read_sources
+from workbench.training.optim import check_optimizer
+from workbench.training.packing import Entry, Pack, Plan, packs
+from workbench.training.room import LOOSE, MARGIN, choose_layers, free_memory, held_images
+from workbench.training.source import find_images
+from workbench.training.strip import Strip
+
+LARGEST, SMALLEST, ON_CPU = 16_384, 512, 4096
+"""Tokens of the packs that are tried when the size of a pack is to be chosen; no CPU is faster with larger ones."""
+STEPS = 2000
+"""The worst pack is looked for among those of so many steps of the first epoch."""
+
+
+def plan(recipe: Recipe, dataset: Dataset | str | Path | None = None, *, fit: bool = False) -> Forecast:
+    """What `workbench.train` would do with the same arguments.
+
+    `dataset` replaces what `data.dataset` names; `fit` (or `train.fit`) chooses `train.pack_tokens` and
+    `train.checkpointing`. Raises `ModelError`, `DataError` and `TrainingError` as `train` would, but lists
+    conversations that are too long, or have nothing to train on, instead of refusing them.
+    """
+    if isinstance(dataset, str | Path):
+        recipe, dataset = recipe.with_overrides(f"data.dataset={dataset}"), None
+    train = recipe.train
+    source = read_sources(recipe.data, seed=train.seed, dataset=dataset, say=lambda text: None)
+    find_images(source)
+    made = outline(recipe.model, template=recipe.template, image_mode=recipe.image_mode)
+    llava = made.llava
+    check_optimizer(train.optimizer, llava.device)
+    check_window(llava, train.max_tokens)
+    name = os.path.abspath(str(dataset.path if dataset else recipe.data.dataset))
+    lengths, val = (_measure(Examples(rows, llava), name) for rows in (source.train, source.val))
+    too_long, untrained, good = _unfit(lengths, val, train.max_tokens)
+    images = source.train.keys.height
+    foreseen = Foreseen(Foresight(made, train), good.entries(), images=images, free=free_memory(llava.device, train))
+    if fit or train.fit:
+        recipe, foreseen = fitted(recipe, foreseen)
+    memory, every, worst = foreseen.fullest()
+    sizes = {"image_tokens": llava.image_tokens, "steps": foreseen.steps, "left_out": source.left_out}
+    order = foreseen.order(recipe.train.pack_tokens)
+    counts = describe(good, val, recipe.train, order, images=images, **sizes)
+    share = sum(tree.tokens for tree in worst.pack)
+    operations = memory.flops / share * counts.tokens * counts.epochs
+    return Forecast(
+        recipe=recipe,
+        counts=counts,
+        groups=table(foreseen.foresight.groups),
+        parameters=_parameters(llava),
+        too_long=too_long,
+        untrained=untrained,
+        memory=memory,
+        checkpointed=every,
+        free=foreseen.free,
+        device=str(llava.device),
+        worst=worst.pack,
+        pieces=worst.pieces,
+        held=foreseen.held,
+        seconds=operations / matrix_speed(llava),
+        strip=Strip(llava, source.train[0]),
+        advice="" if memory.peak <= MARGIN * foreseen.free else advise(recipe, foreseen),
+    )
+
+
+def settle(recipe: Recipe, out: str | Path, dataset: Dataset | None = None) -> Recipe:
+    """The recipe of a run in the folder `out` with what `train.fit` asks for chosen, as it was if the run goes on."""
+    if not recipe.train.fit:
+        return recipe
+    if Path(out, "recipe.yaml").is_file():
+        held = Run.open(out).recipe
+        same = {name: getattr(held.train, name) for name in ("pack_tokens", "checkpointing")}
+        return recipe.model_copy(update={"train": recipe.train.model_copy(update=same)})
+    return plan(recipe, dataset).recipe
+
+
+def settle_memory(recipe: Recipe, llava: Llava, lengths: Lengths, images: int) -> tuple[int, bool, str]:
+    """(each so-many-th layer to checkpoint, whether freed memory is given back at once, what to say) for a prepared
+    model that is in memory already. Follows a step only where it is not plain that it fits.
+    """
+    train = recipe.train
+    weights = sum(parameter.nbytes for parameter in llava.model.parameters())
+    free = free_memory(llava.device, train) + (weights if train.memory_gb is None else 0)
+    every, tight = int(train.checkpointing == "on"), train.allocator == "tight"
+    longest = max(train.pack_tokens, int(lengths.frame["tokens"].max() or 0))  # type: ignore[arg-type]
+    if LOOSE * (at_most(llava, longest) + held_images(llava, images)) <= MARGIN * free:
+        return every, tight, ""
+    if train.checkpointing != "auto" and (train.allocator != "auto" or llava.device.type != "cpu"):
+        return every, tight, ""
+    quantised = any(map(is_quantised, llava.model.modules()))
+    settings = {"template": recipe.template, "image_mode": recipe.image_mode}
+    made = outline(recipe.model, **settings) if quantised else outline_of(llava)
+    foreseen = Foreseen(Foresight(made, train), lengths.entries(), images=images, free=free)
+    memory, every, _ = foreseen.fullest()
+    tight = tight or (train.allocator == "auto" and LOOSE * memory.peak > MARGIN * free)
+    said = f"memory: {memory.peak / 1e6:,.0f} MB foreseen, {free / 1e6:,.0f} MB there; activations are computed again "
+    said += LAYERS[every]
+    return every, tight, said if memory.peak <= free else f"{said}: it may not fit, see `workbench plan`"
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The pack that takes most memory."""
+
+    pack: Pack
+    pieces: int
+    """Packs of the step that has most of them."""
+
+
+class Foreseen:
+    """A recipe's memory as a function of its settings, over one dataset."""
+
+    def __init__(self, foresight: Foresight, entries: Sequence[Entry], *, images: int, free: int) -> None:
+        self.foresight, self.entries, self.images, self.free = foresight, entries, images, free
+        self.train: TrainSpec = foresight.train
+        self.held = held_images(foresight.llava, images)
+        per_epoch = -(-len(entries) // self.train.batch_size)
+        self.steps = self.train.max_steps or max(1, round(self.train.epochs * per_epoch))
+
+    def worst(self, pack_tokens: int) -> Worst:
+        """By size: every token is as many numbers as the layers are wide together, a supervised one the vocabulary."""
+        text = self.foresight.llava.model.config.text_config
+        wide = text.num_hidden_layers * (12 * text.hidden_size + 4 * text.intermediate_size)
+
+        def weigh(pack: Pack) -> int:
+            rows = min(CHUNK, sum(tree.supervised for tree in pack))
+            return sum(tree.tokens for tree in pack) * wide + 3 * rows * text.vocab_size
+
+        found, most, pieces = None, -1, 1
+        for made in self._steps(pack_tokens):
+            pieces = max(pieces, len(made))
+            for pack in made:
+                if (weight := weigh(pack)) > most:
+                    found, most = pack, weight
+        assert found is not None
+        return Worst(found, pieces)
+
+    def fullest(self, pack_tokens: int | None = None, layers: str | None = None) -> tuple[Memory, int, Worst]:
+        """(memory, each so-many-th layer that is checkpointed, worst pack) with these settings or the recipe's."""
+        worst = self.worst(pack_tokens or self.train.pack_tokens)
+
+        def peak(every: int) -> Memory:
+            return self.foresight.peak(worst.pack, every=every, pieces=worst.pieces, held=self.held)
+
+        chosen = layers or self.train.checkpointing
+        if chosen == "auto":
+            every, memory = choose_layers(peak, self.free)
+        else:
+            every = int(chosen == "on")
+            memory = peak(every)
+        return memory, every, worst
+
+    def _steps(self, pack_tokens: int) -> Iterator[list[Pack]]:
+        order = self.order(pack_tokens)
+        for number in range(min(order.steps_per_epoch, STEPS)):
+            yield packs(order.step(number), pack_tokens)
+
+    def order(self, pack_tokens: int) -> Plan:
+        """The order of the run with packs of so many tokens."""
+        train = self.train
+        settings: dict[str, Any] = {name: getattr(train, name) for name in ("batch_size", "share", "max_share")}
+        return Plan(self.entries, **settings, max_tokens=pack_tokens, seed=train.seed)
+
+
+def fitted(recipe: Recipe, foreseen: Foreseen) -> tuple[Recipe, Foreseen]:
+    """The recipe with the largest packs that fit, without checkpointing if that is possible; unchanged if none fit."""
+    largest = ON_CPU if foreseen.foresight.llava.device.type == "cpu" else LARGEST
+    whole = max(sum(entry.tokens for entry in foreseen.entries), 1)
+    tried: dict[int, Worst] = {}
+    for layers in ("off", "auto"):
+        for tokens in _halves(largest):
+            if tokens > SMALLEST and tokens >= 2 * whole:
+                continue
+            memory, every, worst = foreseen.fullest(tokens, layers)
+            tried[tokens] = worst
+            if memory.peak <= MARGIN * foreseen.free:
+                chosen = {0: "off", 1: "on", 2: "auto"}[every]
+                changed = recipe.with_overrides(f"train.pack_tokens={tokens}", f"train.checkpointing={chosen}")
+                foreseen.train = changed.train
+                return changed, foreseen
+    return recipe, foreseen
+
+
+def advise(recipe: Recipe, foreseen: Foreseen) -> str:
+    """The first change of the recipe that makes it fit, or how much memory it would take."""
+    tokens = SMALLEST
+    for tokens in _halves(foreseen.train.pack_tokens):
+        memory, _, worst = foreseen.fullest(tokens, "on")
+        if memory.peak <= MARGIN * foreseen.free:
+            smaller = f"train.pack_tokens: {tokens}" if tokens < foreseen.train.pack_tokens else ""
+            on = "train.checkpointing: on" if foreseen.train.checkpointing == "off" else ""
+            return f"set {' and '.join(filter(None, [smaller, on]))}"
+    for change in _lighter(recipe):
+        lighter = recipe.with_overrides(*change)
+        made = outline(lighter.model, template=lighter.template, image_mode=lighter.image_mode)
+        other = Foreseen(Foresight(made, lighter.train), foreseen.entries, images=foreseen.images, free=foreseen.free)
+        memory, _, _ = other.fullest(tokens, "on")
+        if memory.peak <= MARGIN * foreseen.free:
+            fields = [each.replace("=", ": ") for each in change]
+            return f"set {', '.join(fields)} and train.fit: true"
+    return f"it takes a device with {memory.peak / MARGIN / 1e9:.1f} GB free, and train.fit: true"
+
+
+def _lighter(recipe: Recipe) -> Iterator[list[str]]:
+    """Changes that take less memory, the gentlest first."""
+    if recipe.model.load == "fp32" and recipe.train.language != "full":
+        yield ["model.load=bf16"]
+    if recipe.train.language == "full":
+        yield ["train.language=lora", *(["model.load=bf16"] if recipe.model.load == "fp32" else [])]
+    if recipe.model.load not in ("4bit", "8bit"):
+        yield ["model.load=4bit", *(["train.language=lora"] if recipe.train.language == "full" else [])]
+
+
+def _halves(tokens: int) -> list[int]:
+    return [size for size in (tokens >> n for n in range(16)) if size >= min(SMALLEST, tokens)]
+
+
+def matrix_speed(llava: Llava) -> float:
+    """Floating-point operations a second of a plain matrix product, as wide as the model, on its device."""
+    text = llava.model.config.text_config
+    dtype = llava.dtype
+    left = torch.ones(1024, text.hidden_size, dtype=dtype, device=llava.device)
+    right = torch.ones(text.hidden_size, text.intermediate_size, dtype=dtype, device=llava.device)
+    seconds = []
+    for _ in range(4):
+        began = time.perf_counter()
+        (left @ right)[0, 0].item()  # waits for the device
+        seconds.append(time.perf_counter() - began)
+    return 2 * 1024 * text.hidden_size * text.intermediate_size / min(seconds)
+
+
+def _measure(examples: Examples, name: str) -> Lengths:
+    with progress("lengths", total=len(examples), unit="conversation") as bar:
+        return measure(examples, name=name, bar=bar)
+
+
+def _unfit(lengths: Lengths, val: Lengths, limit: int) -> tuple[list[tuple[str, int]], list[str], Lengths]:
+    """(too long with their tokens, without a token to train on, the training conversations that are neither)."""
+    too_long: list[tuple[str, int]] = []
+    untrained: list[str] = []
+    for part in (lengths, val):
+        frame = part.frame.with_columns(id=part.ids)
+        too_long += frame.filter(frame["tokens"] > limit).select("id", "tokens").rows()
+        untrained += frame.filter((frame["supervised"] == 0) & (frame["tokens"] <= limit))["id"].to_list()
+    fine = (lengths.frame["tokens"] <= limit) & (lengths.frame["supervised"] > 0)
+    if not fine.any():
+        fix = "raise train.max_tokens, or choose other conversations"
+        found = f"{len(lengths):,} conversations, all too long or without a token to train on"
+        raise TrainingError("the plan", found=found, expected="at least one to train on", fix=fix)
+    return too_long, untrained, Lengths(lengths.frame.filter(fine), lengths.ids.filter(fine))
+
+
+def _parameters(llava: Llava) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for name, parameter in llava.model.named_parameters():
+        counts[part_of(name)] = counts.get(part_of(name), 0) + parameter.numel()
+    return counts
