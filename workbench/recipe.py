@@ -182,7 +182,7 @@ class TrainSpec(Section):
     """Stop after so many optimiser steps, whatever `epochs` says."""
     batch_size: Count = 16
     """Conversations per optimiser step, over all processes."""
-    pack_tokens: Count = 4096
+    pack_tokens: Count = 2048
     """Tokens in one pack, which is what goes through the model at once: conversations about several images, and such
     without one, end to end, with no padding. Lower takes less memory and gives the same result. A single conversation
     that is longer is a pack of its own."""

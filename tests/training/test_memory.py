@@ -13,7 +13,7 @@ import torch
 from workbench.errors import TrainingError
 from workbench.model.outline import outline, outline_of
 from workbench.model.stages import prepare
-from workbench.training import forward
+from workbench.training import forward, head
 from workbench.training.blank import blank
 from workbench.training.compiling import compile_layers
 from workbench.training.dry_run import dry_run
@@ -143,7 +143,7 @@ def test_a_head_in_chunks_gives_the_same_losses_and_gradients(
     whole = run()
     shapes: list[torch.Size] = []
     llava.model.lm_head.register_forward_hook(lambda module, args, out: shapes.append(out.shape))
-    monkeypatch.setattr(forward, "CHUNK", 4)
+    monkeypatch.setattr(head, "CHUNK", 4)
     chunked = run()
     assert max(shape[0] for shape in shapes) == 4 and len(whole[0]) == 54
     for a, b in zip(whole, chunked, strict=True):

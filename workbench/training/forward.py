@@ -1,40 +1,23 @@
 """One forward pass: the loss of a pack, with the head on supervised rows only.
 
-Knows: how images enter the language model, and which of its rows are worth a look at the vocabulary, so many at once.
+Knows: how images enter the language model, and which of its rows are worth a look at the vocabulary.
 Does not know: optimisers, steps, where images come from. Nothing here depends on how conversations were packed.
 """
 
 from __future__ import annotations
 
 import torch
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from workbench.model.llava import Llava
 from workbench.training import attention
 from workbench.training.batch import Batch
-
-CHUNK = 2048
-"""Supervised tokens that meet the vocabulary at once."""
+from workbench.training.head import row_losses
 
 
 def token_losses(llava: Llava, batch: Batch, images: torch.Tensor | None) -> torch.Tensor:
-    """(K,) float32: the cross-entropy of every supervised token. `images` as in `hidden_rows`.
-
-    The head works on `CHUNK` rows at a time and, where there are more, makes their logits anew on the way back: logits
-    of all K rows never exist together.
-    """
+    """(K,) float32: the cross-entropy of every supervised token. `images` as in `hidden_rows`."""
     with llava.autocast():
-        hidden = hidden_rows(llava, batch, images)  # (K, D)
-        pairs = list(zip(hidden.split(CHUNK), batch.targets.split(CHUNK), strict=True))
-        if len(pairs) == 1 or not torch.is_grad_enabled():
-            return torch.cat([_losses(llava.model.lm_head, *pair) for pair in pairs])
-        return torch.cat([checkpoint(_losses, llava.model.lm_head, *pair, use_reentrant=False) for pair in pairs])
-
-
-def _losses(head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """(k, D) hidden, (k,) targets -> (k,) float32."""
-    return functional.cross_entropy(head(hidden).float(), targets, reduction="none")
+        return row_losses(llava.model.lm_head, hidden_rows(llava, batch, images), batch.targets)
 
 
 def logits(llava: Llava, batch: Batch, images: torch.Tensor | None) -> torch.Tensor:

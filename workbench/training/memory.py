@@ -31,8 +31,8 @@ from workbench.recipe import TrainSpec
 from workbench.training.blank import blank
 from workbench.training.checkpointing import recompute
 from workbench.training.features import CHUNK, group_of
-from workbench.training.forward import CHUNK as HEAD_ROWS
 from workbench.training.forward import token_losses
+from workbench.training.head import CHUNK as HEAD_ROWS
 from workbench.training.optim import make_optimizer
 from workbench.training.packing import Pack
 

@@ -32,7 +32,7 @@ from workbench.training.attention import check_window
 from workbench.training.describe import describe
 from workbench.training.examples import Examples
 from workbench.training.forecast import LAYERS, Forecast
-from workbench.training.forward import CHUNK
+from workbench.training.head import CHUNK
 from workbench.training.lengths import Lengths, measure
 from workbench.training.memory import Foresight, Memory, at_most, part_of
 from workbench.training.mixture import read_sources
