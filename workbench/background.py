@@ -25,7 +25,7 @@ from workbench.errors import RunError, TrainingError, WorkbenchError
 from workbench.json_lines import Tail
 from workbench.progress import Progress
 from workbench.progress import progress as make_bar
-from workbench.recipe import Recipe
+from workbench.recipe import Recipe, as_recipe
 from workbench.run import Run
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ LOOK_SECONDS = 0.2
 
 @overload
 def train(
-    recipe: Recipe,
+    recipe: Recipe | str | Path,
     *,
     out: str | Path,
     llava: Llava | None = None,
@@ -53,7 +53,7 @@ def train(
 
 @overload
 def train(
-    recipe: Recipe,
+    recipe: Recipe | str | Path,
     *,
     out: str | Path,
     llava: Llava | None = None,
@@ -65,7 +65,7 @@ def train(
 
 
 def train(
-    recipe: Recipe,
+    recipe: Recipe | str | Path,
     *,
     out: str | Path,
     llava: Llava | None = None,
@@ -80,6 +80,7 @@ def train(
     how it goes. `wb.attach(out)` finds it again. `dataset` is opened there by its folder; a model from memory cannot
     be handed over. Raises `RunError` for a folder in the way.
     """
+    recipe = as_recipe(recipe)
     if not background:
         from workbench.training.trainer import train as train_here
 

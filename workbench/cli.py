@@ -204,10 +204,11 @@ def _counted(tasks: Sequence[str]) -> dict[str, int]:
 def _plan(given: argparse.Namespace) -> int:
     from workbench.recipe import Recipe
 
-    recipe = Recipe.load(given.recipe, given.set)
+    named = [f"data.dataset={given.dataset}"] if given.dataset else []
+    recipe = Recipe.load(given.recipe, [*(given.set or ()), *named])
     from workbench.training.plan import plan
 
-    forecast = plan(recipe, given.dataset, fit=given.fit)
+    forecast = plan(recipe, fit=given.fit)
     forecast = forecast.dry_run() if given.dry_run else forecast
     _show(given, forecast, forecast.summary())
     return 0 if forecast.trains else 1
@@ -286,7 +287,7 @@ def _losses(given: argparse.Namespace) -> None:
 
     table = worst(given.run, None)
     if given.out:
-        table.write_csv(given.out)
+        resources.write_atomic(given.out, table.write_csv())
     shown, told = table.head(given.n), []
     said = _said(given, shown["id"].to_list())
     for row in shown.iter_rows(named=True):

@@ -325,6 +325,11 @@ class Recipe(Section):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def as_recipe(recipe: Recipe | str | Path) -> Recipe:
+    """A recipe, or the one that a path or a shipped name means."""
+    return recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+
+
 def recipe_names(kind: str | None = None) -> list[str]:
     """Names of the shipped recipes of a `kind:`; None: those that train."""
     paths = sorted(resources.recipes_folder().glob("*.yaml"))

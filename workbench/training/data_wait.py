@@ -42,5 +42,6 @@ class DataWait:
             source, fix = "opening images", "more processor cores or a faster disk would help"
         else:
             source = f"images ({store.computed:,} went through the tower, {store.read:,} came from the disk)"
-            fix = "what is on the disk is read next time; train.feature_cache_gb says how much that may be"
+            kept = "what is on the disk is read next time; train.feature_cache_gb says how much that may be"
+            fix = kept if store.cache is not None else "train.feature_cache: auto keeps what the tower gives"
         return f"{self.fraction:.0%} of the time was spent waiting for {source}: {fix}"

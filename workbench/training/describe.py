@@ -39,7 +39,8 @@ class Counts:
 
     @property
     def epochs(self) -> float:
-        return self.steps * self.batch_size / self.conversations
+        """Passes over the conversations; the last step of each may hold fewer than `batch_size`."""
+        return self.steps / -(-self.conversations // self.batch_size)
 
     def __str__(self) -> str:
         lost = f"{self.left_out:,} conversations left out: they, or an image of theirs, are not ok\n"

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 
 from workbench.data.dataset import Dataset
-from workbench.errors import TrainingError
+from workbench.errors import ModelError, TrainingError
 from workbench.model.llava import Llava
 from workbench.model.outline import outline, outline_of
-from workbench.model.precision import is_quantised
+from workbench.model.precision import is_quantised, pick_device
 from workbench.model.stages import table
 from workbench.progress import progress
-from workbench.recipe import Recipe, TrainSpec
+from workbench.recipe import Recipe, TrainSpec, as_recipe
 from workbench.run import Run
 from workbench.training.attention import check_window
 from workbench.training.describe import describe
@@ -48,15 +48,18 @@ STEPS = 2000
 """The worst pack is looked for among those of so many steps of the first epoch."""
 
 
-def plan(recipe: Recipe, dataset: Dataset | str | Path | None = None, *, fit: bool = False) -> Forecast:
+def plan(recipe: Recipe | str | Path, dataset: Dataset | str | Path | None = None, *, fit: bool = False) -> Forecast:
     """What `workbench.train` would do with the same arguments.
 
+    For a device that this machine lacks, shapes are counted on the CPU; `train.memory_gb` must say what that one has.
     `dataset` replaces what `data.dataset` names; `fit` (or `train.fit`) chooses `train.pack_tokens` and
     `train.checkpointing`. Raises `ModelError`, `DataError` and `TrainingError` as `train` would, but lists
     conversations that are too long, or have nothing to train on, instead of refusing them.
     """
+    recipe = as_recipe(recipe)
     if isinstance(dataset, str | Path):
         recipe, dataset = recipe.with_overrides(f"data.dataset={dataset}"), None
+    recipe = _countable(recipe)
     train = recipe.train
     source = read_sources(recipe.data, seed=train.seed, dataset=dataset, say=lambda text: None)
     find_images(source)
@@ -95,6 +98,18 @@ def plan(recipe: Recipe, dataset: Dataset | str | Path | None = None, *, fit: bo
         strip=Strip(llava, source.train[0]),
         advice="" if memory.peak <= MARGIN * foreseen.free else advise(recipe, foreseen),
     )
+
+
+def _countable(recipe: Recipe) -> Recipe:
+    """The recipe for a device that this machine has."""
+    try:
+        pick_device(recipe.model.device)
+    except ModelError as error:
+        if recipe.train.memory_gb is None:
+            fix = "to plan for another machine, say by train.memory_gb how much memory its device has"
+            raise ModelError(error.where, found=error.found, expected=error.expected, fix=fix) from None
+        return recipe.with_overrides("model.device=cpu")
+    return recipe
 
 
 def settle(recipe: Recipe, out: str | Path, dataset: Dataset | None = None) -> Recipe:
