@@ -14,6 +14,7 @@ from openpyxl import Workbook
 from workbench import cli
 from workbench.errors import DataError
 from workbench.evaluation.benchmarks import BENCHMARKS, table
+from workbench.evaluation.rules_yes_no import MME_TASKS
 from workbench.evaluation.score import Score, score
 
 Row = dict[str, Any]
@@ -205,6 +206,88 @@ def test_one_split_is_found_among_the_answers_to_all(write: Write, coco: Path, n
     assert scores(scored) == {name: f1} and (scored.n, scored.unknown, scored.missing) == (2, 2, 0)
 
 
+SPLITS = {"random": RANDOM, "popular": POPULAR}
+ASKED = [
+    {
+        "question_id": number,
+        "image": row["image"],
+        "text": f"{row['text']}\n{BENCHMARKS['pope'].suffix}",
+        "category": name,
+    }
+    for number, (name, row) in enumerate((name, row) for name, rows in SPLITS.items() for row in rows)
+]
+"""LLaVA's question file: ids run through the splits from 0, where POPE's begin with 1 in each."""
+SAID = [
+    llava_pope(number, thing, text)
+    for number, (thing, text) in enumerate([("dog", "Yes"), ("cup", "No"), ("dog", "No"), ("car", "Yes")])
+]
+"""Random all right, popular all wrong: F1 100 and 0."""
+
+
+@pytest.mark.parametrize("stray", [{"question_id": 99, "text": "Yes"}, {**SAID[0], "question_id": 99}])
+@pytest.mark.parametrize("names", [("random", "popular"), ("random",), ("popular",)])
+def test_a_prediction_of_unknown_id_never_changes_the_others(
+    write: Write, coco: Path, stray: Row, names: Sequence[str]
+) -> None:
+    """Both splits ask about the dog, popular without an answer: the one in random must not be taken for it."""
+    references = [write("q.jsonl", ASKED), *(coco / f"coco_pope_{name}.json" for name in names)]
+    said = [*SAID[:2], SAID[3]]
+    plain = score("pope", write("a.jsonl", said), references)
+    more = score("pope", write("b.jsonl", [*said, stray]), references)
+    found = {"random": 100.0, "popular": 0.0}
+    assert {name: part for name, part in scores(plain).items() if name != "all"} == {
+        name: found[name] for name in names
+    }
+    assert (more.parts, more.n, more.missing) == (plain.parts, plain.n, plain.missing)
+    assert more.unknown == plain.unknown + 1 and more.duplicates == 0
+
+
+@pytest.mark.parametrize("number", [3, 4])
+def test_answers_without_a_prompt_are_paired_by_the_text_of_the_question_file(
+    write: Write, coco: Path, number: int
+) -> None:
+    said = [{"question_id": row["question_id"], "text": row["text"]} for row in SAID[:number]]
+    scored = score("pope", write("a.jsonl", said), [coco, write("q.jsonl", ASKED)])
+    assert scores(scored) == {"random": 100.0, "popular": 0.0, "all": {3: 66.67, 4: 50.0}[number]}
+    assert (scored.n, scored.unknown, scored.missing) == (number, 0, 4 - number)
+
+
+@pytest.mark.parametrize("number", [2, 3, 5, 6])
+def test_answers_that_fit_several_splits_are_refused(write: Write, number: int) -> None:
+    """Three splits that ask the same: nothing but the question file says which of them an answer is for."""
+    text = "".join(json.dumps(row) + "\n" for row in RANDOM)
+    files = [write(f"coco/coco_pope_{name}.json", text) for name in ("adversarial", "popular", "random")]
+    said = [
+        *([llava_pope(0, "dog", "Yes"), llava_pope(1, "cup", "No")] * 3)[:number],
+        {"question_id": 99, "text": "No"},
+    ]
+    with pytest.raises(DataError, match="give the question file too"):
+        score("pope", write("a.jsonl", said), files[0].parent)
+
+
+def test_an_answer_that_serves_two_splits_is_told(write: Write, coco: Path) -> None:
+    """Asked once, it counts in both; asked twice of three times, nothing says which is missing and none counts."""
+    once = [{"image": row["image"], "question": row["text"], "response": "Yes"} for row in (*RANDOM, POPULAR[1])]
+    scored = score("pope", write("a.jsonl", once), coco)
+    assert scored.n == 4 and any(
+        note.startswith("1 prediction(s) count for several references") for note in scored.notes
+    )
+    third = pope_split([("dog", "yes"), ("bus", "no"), ("bed", "no")])
+    write("coco/coco_pope_adversarial.json", "".join(json.dumps(row) + "\n" for row in third))
+    more = [{"image": row["image"], "question": row["text"], "response": "No"} for row in third]
+    scored = score("pope", write("b.jsonl", [*once, *reversed(more)]), coco)
+    assert (scored.n, scored.missing, scored.unknown) == (4, 3, 2)
+
+
+def test_a_row_without_a_question_is_not_paired_by_the_order_of_the_others(write: Write, coco: Path) -> None:
+    """Twenty questions, so that one row that does not fit is within what the order forgives."""
+    things = [(f"thing{number}", "no") for number in range(20)]
+    file = write("coco_pope_random.json", "".join(json.dumps(row) + "\n" for row in pope_split(things)))
+    said = [llava_pope(number, thing, "No") for number, (thing, _) in enumerate(things[:19], start=700)]
+    scored = score("pope", write("a.jsonl", [*said, {"question_id": 999, "text": "Yes"}]), file)
+    assert (scored.n, scored.unknown, scored.missing) == (19, 1, 1)
+
+
 def test_popes_own_answers_have_no_ids(write: Write) -> None:
     said = [{"question": row["text"], "answer": text} for row, text in zip(RANDOM, ["yes", "I see none"], strict=True)]
     references = write("coco_pope_random.json", "".join(json.dumps(row) + "\n" for row in RANDOM))
@@ -338,6 +421,17 @@ def test_mme_result_folder(write: Write) -> None:
     scored = score("mme", file.parent)
     assert points(scored) == MME_POINTS and scored.unparsed == 1
     assert scored.score == (125 + 50) / 2 / 2 and scored.n == 6  # percent of the points of the tasks there are
+    assert str(scored).startswith("mme: 43.75 (points, as percent of 400) of 6 questions")
+    missing = "existence, count, position, posters, celebrity, scene, landmark, artwork, OCR, "
+    missing += "commonsense_reasoning, numerical_calculation, text_translation"
+    assert scored.notes == [f"12 of 14 subtasks are missing and do not count: {missing}"]
+
+
+def test_mme_with_every_task_is_of_2800(write: Write) -> None:
+    for task in (task for members in MME_TASKS.values() for task in members):
+        file = write(f"results/{task}.txt", "1.jpg\tRed?\tYes\tYes\n1.jpg\tBlue?\tNo\tNo\n")
+    scored = score("mme", file.parent)
+    assert (scored.score, scored.measure, scored.notes) == (100.0, "points, as percent of 2,800", [])
 
 
 def test_mme_answers_of_llava_with_the_released_folder(write: Write) -> None:

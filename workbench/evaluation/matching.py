@@ -115,7 +115,9 @@ def join(predictions: Table, references: Table, names: Sequence[str]) -> Matched
 def _tell(matched: Matched, given: Side, known: Side, pairs: dict[int, int]) -> None:
     """Nothing is left out in silence."""
     other = sum(not agree(given.questions[number], known.questions[place]) for place, number in pairs.items())
+    shared = sum(count > 1 for count in Counter(pairs.values()).values())
     told = {
+        "prediction(s) count for several references each, which ask the same about the same picture": shared,
         "prediction(s) belong to no reference and are not scored": matched.unknown,
         "prediction(s) came again for the same question; the last counts": matched.duplicates,
         "prediction(s) show another question than the reference they were matched with": other,
@@ -154,7 +156,10 @@ def _once(right: list[Row], names: Sequence[str], notes: list[str]) -> list[Row]
 
 
 def _explained(rows: list[Row], asked: list[Row], said: str) -> list[Row]:
-    """The predictions with picture, category and question from a question file, where one was given."""
+    """The predictions with picture, category and question from a question file, where one was given.
+
+    What a prediction tells itself goes before.
+    """
     by_id = {fields.identity(row): row for row in asked}
     if not by_id:
         return rows
@@ -162,7 +167,9 @@ def _explained(rows: list[Row], asked: list[Row], said: str) -> list[Row]:
     for row in rows:
         found = by_id.get(fields.identity(row), {})
         told = {name: value for name, value in found.items() if name != said and not fields.absent(value)}
-        merged.append({**told, **{name: value for name, value in row.items() if not fields.absent(value)}})
+        own = {name: value for name, value in row.items() if not fields.absent(value)}
+        asks = {} if fields.question(row, said) else {"question": fields.question(found)}  # its `text` is the answer
+        merged.append({**told, **asks, **own})
     return merged
 
 

@@ -57,37 +57,55 @@ def best(given: Side, known: Side, names: Sequence[str]) -> tuple[str, dict[int,
     """How most predictions find their reference, the prediction of each reference, and how many found none."""
     found: tuple[str, dict[int, int], int] = ("", {}, len(given.rows))
     most = 0.0
-    for parts in KEYS:
+    for parts in _keys(given, known):
         pairs, unknown = _paired(given, known, parts, names)
         worth = _worth(given, known, parts, pairs)
         if worth > most:
             found, most = (", ".join(parts), pairs, unknown), worth
         if most >= len(given.rows):
             return found
-    ordered = _in_order(given, known)
-    alone = len(given.rows) - len(ordered)
+    ordered = {
+        place: number for place, number in _in_order(given, known).items() if _tells(given, known, number, place)
+    }
+    alone = len(given.rows) - len(set(ordered.values()))
     return ("their order", ordered, alone) if _worth(given, known, (), ordered) > most else found
 
 
-def _worth(given: Side, known: Side, parts: Sequence[str], pairs: dict[int, int]) -> float:
-    """How many pairs ask the same question; 0 where only some do, which happens when ids of another split are alike.
+def _keys(given: Side, known: Side) -> list[tuple[str, ...]]:
+    """KEYS; where both files name the same categories, only those that do not mix these up.
 
-    Where none do, questions are told in another language or form, and the key is better than nothing. Without an id
-    more than half of the shorter side must find its pair: a few questions that happen to be alike are no match.
+    VLMEvalKit asks a question once for several splits and names them all: there the category is no key.
     """
-    agreeing = sum(agree(given.questions[number], known.questions[place]) for place, number in pairs.items())
-    if "id" not in parts and 2 * len(pairs) <= min(len(given.rows), len(known.rows)):
+    mine, theirs = ({fields.category(row) for row in side.rows} - {None} for side in (given, known))
+    same = mine and theirs and (mine <= theirs or theirs <= mine) and not any("," in str(name) for name in mine)
+    return [parts for parts in KEYS if not same or {"id", "category"} & set(parts)]
+
+
+def _worth(given: Side, known: Side, parts: Sequence[str], pairs: dict[int, int]) -> float:
+    """How many predictions are paired with their question; 0 where only some are, as with ids of another split.
+
+    A prediction counts once, however many references it answers: else a key without the category, by which one answer
+    serves several splits, would beat the key that tells the splits apart. Where no question is the same, questions are
+    told in another language or form, and the key is better than nothing. Without an id more than half of the shorter
+    side must find its pair: a few questions that happen to be alike are no match. Category, picture and question
+    together are alike by no chance; and where others ask, predictions that tell no question are left out of that half.
+    """
+    telling = sum(asked is not None for asked in given.questions) or len(given.rows)
+    agreeing = [number for place, number in pairs.items() if agree(given.questions[number], known.questions[place])]
+    loose = "id" not in parts and parts != ("category", "picture", "question")
+    if loose and 2 * len(pairs) <= min(telling, len(known.rows)):
         return 0.0
-    if agreeing <= 0.005 * len(pairs):
+    if len(agreeing) <= 0.005 * len(pairs):
         return 0.5 if pairs else 0.0
-    return min(agreeing, len(given.rows)) if agreeing >= 0.8 * len(pairs) else 0.0
+    return len(set(agreeing)) if len(agreeing) >= 0.8 * len(pairs) else 0.0
 
 
 def _paired(given: Side, known: Side, parts: Sequence[str], names: Sequence[str]) -> tuple[dict[int, int], int]:
     """For each reference the prediction with its key, and how many predictions have a key that no reference has.
 
     Several references of one key: as many predictions belong to them in their order (POPE asks one question in three
-    splits); a single one answers all of them where picture and question are known and they say the same.
+    splits); a single one answers all of them where picture and question are known and they say the same. Where there
+    are several, yet fewer than references, nothing says which are missing, and none of them is paired.
     """
     places: dict[Hashable, list[int]] = defaultdict(list)
     for place, key in enumerate(known.keys(parts)):
@@ -101,7 +119,6 @@ def _paired(given: Side, known: Side, parts: Sequence[str], names: Sequence[str]
         else:
             unknown += 1
     pairs: dict[int, int] = {}
-    content = {"picture", "question"} <= set(parts)
     for key, found in numbers.items():
         wanted = places[key]
         content = {"picture", "question"} <= set(parts)
@@ -111,8 +128,12 @@ def _paired(given: Side, known: Side, parts: Sequence[str], names: Sequence[str]
             or (content and len(found) >= len(wanted))
         ):
             pairs |= dict(zip(wanted, found[-len(wanted) :], strict=True))
-        elif content and len({str(fields.reference(known.rows[place], names)) for place in wanted}) == 1:
-            pairs |= dict.fromkeys(wanted, found[-1])
+        elif (
+            content
+            and len(found) == 1
+            and len({str(fields.reference(known.rows[place], names)) for place in wanted}) == 1
+        ):
+            pairs |= dict.fromkeys(wanted, found[0])
         else:
             unknown += len(found)
     return pairs, unknown
@@ -126,7 +147,8 @@ def _in_order(given: Side, known: Side) -> dict[int, int]:
     """Files that agree in their order: category by category, or each category as one run of the predictions.
 
     LLaVA's POPE answers are such: three splits, one after the other, under ids of its own. Only rows that ask the same
-    question or have the same id are in step; predictions with neither must be as many as the references.
+    question or have the same id are in step; predictions with neither must be as many as the references. A stretch that
+    fits two categories belongs to neither for sure: then there is no order.
     """
     mine, theirs = _by_category(given), _by_category(known)
     if mine.keys() == theirs.keys() and all(len(mine[name]) == len(theirs[name]) for name in mine):
@@ -140,7 +162,7 @@ def _in_order(given: Side, known: Side) -> dict[int, int]:
     pairs: dict[int, int] = {}
     for places in theirs.values():
         pairs |= dict(zip(places, _run(given, known, places), strict=False))
-    return pairs
+    return pairs if len(set(pairs.values())) == len(pairs) else {}
 
 
 def _run(given: Side, known: Side, places: Sequence[int]) -> range:
@@ -164,6 +186,12 @@ def _in_step(given: Side, known: Side, numbers: Sequence[int], places: Sequence[
         if wrong * 20 > len(places):
             return False
     return True
+
+
+def _tells(given: Side, known: Side, number: int, place: int) -> bool:
+    """Whether more than the order says so: the row asks something, or has no id that says otherwise."""
+    ids = fields.identity(given.rows[number]), fields.identity(known.rows[place])
+    return given.questions[number] is not None or ids[0] is None or ids[0] == ids[1]
 
 
 def _by_category(side: Side) -> dict[str | None, list[int]]:

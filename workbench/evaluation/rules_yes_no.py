@@ -59,9 +59,10 @@ MME_TASKS = {
 
 
 def mme(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
-    """A task earns accuracy plus both-right: 200 points, perception 2,000, cognition 800; the score is their percent.
+    """A task earns accuracy plus both-right: 200 points, perception 2,000, cognition 800.
 
-    Both-right is the share of pictures whose two questions are right. Source: MME eval_tool/calculation.py.
+    The score is the percent of the points of the tasks there are. Both-right is the share of pictures whose two
+    questions are right. Source: MME eval_tool/calculation.py.
     """
     tasks: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     unparsed = 0
@@ -80,10 +81,20 @@ def mme(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
         accuracy = percent(sum(answers), len(answers))
         measures = {"accuracy": accuracy, "both_right": both, "points": accuracy + both}
         parts[task] = {"score": (accuracy + both) / 2, "n": len(answers), **measures}
-    notes = (f"{odd} picture(s) have a question without its pair, which cannot be both-right",) if odd else ()
+    notes = [f"{odd} picture(s) have a question without its pair, which cannot be both-right"] if odd else []
+    notes += _missing_tasks(parts)
     sums = _points(parts)
     every = {**sums, **parts}
-    return Tally(mean(part["score"] for part in parts.values()), len(items), every, unparsed, notes)
+    measure = f"points, as percent of {200 * len(parts):,}"
+    return Tally(mean(part["score"] for part in parts.values()), len(items), every, unparsed, tuple(notes), measure)
+
+
+def _missing_tasks(parts: Parts) -> list[str]:
+    found = {task.lower() for task in parts}
+    every = [task for members in MME_TASKS.values() for task in members]
+    missing = [task for task in every if task.lower() not in found]
+    told = f"{len(missing)} of {len(every)} subtasks are missing and do not count: {', '.join(missing)}"
+    return [told] if missing else []
 
 
 def _points(parts: Parts) -> Parts:

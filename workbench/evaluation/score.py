@@ -82,7 +82,7 @@ def score(benchmark: str, predictions: Path | str, references: Path | str | Sequ
         fate = f"are left out, as {chosen.title}'s own script does" if chosen.leaves_out else "count as wrong"
         matched.notes.append(f"{matched.missing:,} reference(s) have no prediction and {fate}")
     return Score(
-        benchmark, tally.score, tally.n, tally.parts, tally.unparsed, chosen.measure,
+        benchmark, tally.score, tally.n, tally.parts, tally.unparsed, tally.measure or chosen.measure,
         matched.missing, matched.unknown, matched.duplicates, [*matched.notes, *tally.notes],
     )  # fmt: skip
 

@@ -30,6 +30,8 @@ class Tally:
     parts: Parts
     unparsed: int
     notes: tuple[str, ...] = ()
+    measure: str = ""
+    """What the score is, where that depends on the questions there are; else the benchmark says it."""
 
 
 Rule = Callable[[Sequence[Item], Mapping[str, Any]], Tally]
