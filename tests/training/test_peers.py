@@ -17,10 +17,6 @@ Made = Callable[..., Any]
 PROMPTLY = 20
 """Seconds in which the other process must be gone; it would otherwise wait for minutes."""
 
-SMALL_CACHE = """
-from workbench.training.features import FeatureStore
-FeatureStore.__init__.__kwdefaults__["budget"] = 0  # every image is opened again for every step
-"""
 BREAK_FILES = """
 import pathlib
 whole = Loop.run_all
@@ -74,7 +70,8 @@ def test_an_image_broken_after_the_start_names_rank_conversation_and_file(
     dataset = make_dataset(split=True)
     shutil.copytree(dataset.path, tmp_path / "other" / "data")
     folders = {1: tmp_path / "other"}
-    run = ended(make_recipe("data"), {0: SMALL_CACHE, 1: SMALL_CACHE + BREAK_FILES}, folders=folders)
+    recipe = make_recipe("data", "train.feature_cache=off")  # every image is opened again for every step
+    run = ended(recipe, {1: BREAK_FILES}, folders=folders)
     assert run.status == "failed"
     error = run.info["error"]
     assert error.startswith("PeerError: step 1, c") and "rank 1 of 2" in error, error
