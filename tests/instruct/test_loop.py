@@ -70,7 +70,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_thousand_conversations_from_a_server_that_does_everything_wrong(store: ReplyStore) -> None:
     with serving(seed=3, share=0.5, most=3, after=0.02) as (server, url):
-        outcome = run(requests(1000), [endpoint(url)], store)
+        outcome = run(requests(1000), [endpoint(url, timeout=2.0)], store)
         calls = list(server.calls)
     assert outcome.asked == 1000 == len(store) and outcome.failed == {} and outcome.stopped is None
     kept = {reply.key: reply.text for reply in store}
