@@ -19,8 +19,6 @@ from workbench.origin import versions
 
 FORMAT = 1
 """Raised whenever the same settings give other pixels or features than before."""
-UNIMPORTANT = ("transformers_version", "_name_or_path")
-"""What a tower's configuration says besides: who wrote it, and where it lay."""
 PACKAGES = ("llava-workbench", "torch", "transformers", "pillow", "pi-heif", "numpy")
 
 
