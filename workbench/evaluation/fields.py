@@ -6,10 +6,12 @@ Does not know: file formats (`score_files`) and which row belongs to which (`mat
 
 from __future__ import annotations
 
+import ast
 import math
 import os.path
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 Row = dict[str, Any]
@@ -62,6 +64,18 @@ def plain(value: Any) -> str | None:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
+
+
+def listed(value: Any) -> Any:
+    """A list that a table holds as Python would write it, as a list; anything else as it is.
+
+    >>> listed("['red', 'blue']"), listed("[red")
+    (['red', 'blue'], '[red')
+    """
+    if isinstance(value, str) and value.strip().startswith("[") and value.strip().endswith("]"):
+        with suppress(SyntaxError, ValueError):
+            return ast.literal_eval(value)
+    return value
 
 
 def identity(row: Mapping[str, Any]) -> str | None:

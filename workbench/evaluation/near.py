@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom."""
+from workbench.data.boxes import Box
+
 _BOX = re.compile(r"[\[(]\s*" + r"\s*,\s*".join([r"(-?\d*\.?\d+(?:e-?\d+)?)"] * 4) + r"\s*[\])]")
 
 
@@ -77,18 +77,6 @@ def box(text: str) -> Box | None:
         return None
     left, top, right, bottom = map(float, found.groups())
     return left, top, right, bottom
-
-
-def on_padded_square(pixels: Box, width: float, height: float) -> Box:
-    """A box in pixels as 0-1 of the square that the picture is centred on, LLaVA's way of writing boxes.
-
-    >>> on_padded_square((0, 0, 100, 50), 100, 50)
-    (0.0, 0.25, 1.0, 0.75)
-    """
-    side = max(width, height)
-    across, down = (side - width) // 2, (side - height) // 2  # whole pixels, as LLaVA's expand2square pastes
-    left, top, right, bottom = pixels
-    return (left + across) / side, (top + down) / side, (right + across) / side, (bottom + down) / side
 
 
 def overlap(first: Box, second: Box) -> float:

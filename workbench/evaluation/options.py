@@ -6,7 +6,6 @@ Does not know: how a letter is read from an answer (`letters`), and what the ben
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Mapping, Sequence
 
 from workbench.errors import DataError
@@ -68,12 +67,7 @@ def letter(item: Item, options: Mapping[str, str]) -> str | None:
 
 def options_of(item: Item) -> dict[str, str]:
     """Letter to text, from columns A to Z, `choice_a` to `choice_d`, or a list of choices; empty where not told."""
-    listed = fields.first(item.about, ("choices", "options"))
-    if isinstance(listed, str) and listed.strip().startswith("["):
-        try:
-            listed = ast.literal_eval(listed)  # MMMU writes its options as Python would
-        except (SyntaxError, ValueError):
-            listed = None
+    listed = fields.listed(fields.first(item.about, ("choices", "options")))  # MMMU writes them as Python would
     if isinstance(listed, dict):  # the Hub's {"text": [...], "label": [...]}
         listed = listed.get("text")
     if isinstance(listed, list):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from workbench.data import boxes
 from workbench.errors import DataError
 from workbench.evaluation import fields, near, vqa_text
 from workbench.evaluation.matching import Item
@@ -79,17 +80,16 @@ def refcoco(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
     return tally(marked, parts, unparsed)
 
 
-def _reference_box(item: Item) -> near.Box:
+def _reference_box(item: Item) -> boxes.Box:
     found = near.box(str(item.reference))  # a list is written as a box is
     if found is None:
         raise DataError(f"reference {item.identity}", found=repr(item.reference), expected="a box of four numbers")
-    left, top, third, fourth = found
     width, height = (
         fields.first(item.about, names) for names in (("width", "image_width"), ("height", "image_height"))
     )
     if max(found) <= 1.5 or not width or not height:
-        return left, top, third, fourth
-    return near.on_padded_square((left, top, left + third, top + fourth), float(width), float(height))
+        return found
+    return boxes.padded_box(boxes.from_coco(found), int(float(width)), int(float(height)))
 
 
 def free(items: Sequence[Item], earned: Callable[[str, Item], float], *kinds: Callable[[Item], str | None]) -> Tally:

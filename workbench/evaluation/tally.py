@@ -7,7 +7,6 @@ an answer is wrong.
 
 from __future__ import annotations
 
-import ast
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -84,11 +83,7 @@ def as_dict(value: Any) -> dict[str, Any]:
 
 def texts(reference: Any) -> list[str]:
     """A reference as texts: one, several, VQA's list of {"answer": ...}, or a list written as Python would."""
-    if isinstance(reference, str) and reference.strip().startswith("[") and reference.strip().endswith("]"):
-        try:
-            reference = ast.literal_eval(reference)  # VLMEvalKit's tables hold the ten answers so
-        except (SyntaxError, ValueError):
-            return [reference]
+    reference = fields.listed(reference)  # VLMEvalKit's tables hold the ten answers so
     if isinstance(reference, list | tuple):
         return [text for text in map(fields.plain, reference) if text is not None]
     text = fields.plain(reference)
