@@ -64,7 +64,6 @@ def describe(
     *,
     images: int,
     image_tokens: int,
-    steps: int,
     left_out: int = 0,
 ) -> Counts:
     """Count conversations, images, and the tokens of the first epoch of `order`, with and without sharing.
@@ -85,7 +84,7 @@ def describe(
         supervised_tokens=int(lengths.frame["supervised"].sum()),
         sharing=float(tokens.sum()) / shared,
         longest=(lengths.ids[longest], tokens[longest]),
-        steps=steps,
+        steps=order.steps(train),
         batch_size=train.batch_size,
         useless=int((lengths.frame["images"] == 0).sum()) if train.language == "frozen" else 0,
     )

@@ -13,8 +13,12 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from workbench.recipe import TrainSpec
 
 PATIENCE = 4
 """A step that looked past so many times its size for another image takes what is there."""
@@ -158,6 +162,16 @@ class Plan:
         self.batch_size, self.max_share, self.max_tokens, self.seed = batch_size, max_share, max_tokens, seed
         self.steps_per_epoch = -(-len(entries) // batch_size)
         self._epoch: tuple[int, list[list[Tree]]] | None = None
+
+    @classmethod
+    def of(cls, entries: Sequence[Entry], train: TrainSpec, *, pack_tokens: int | None = None) -> Plan:
+        """The order that a recipe means, with packs of other sizes than its own if `pack_tokens` says so."""
+        settings: dict[str, Any] = {name: getattr(train, name) for name in ("batch_size", "share", "max_share", "seed")}
+        return cls(entries, **settings, max_tokens=pack_tokens or train.pack_tokens)
+
+    def steps(self, train: TrainSpec) -> int:
+        """Optimiser steps of the whole run."""
+        return train.max_steps or max(1, round(train.epochs * self.steps_per_epoch))
 
     def step(self, number: int) -> list[Tree]:
         """The trees of optimiser step `number`, counted from 0 over the whole run."""

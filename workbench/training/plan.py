@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -75,7 +74,7 @@ def plan(recipe: Recipe | str | Path, dataset: Dataset | str | Path | None = Non
     if fit or train.fit:
         recipe, foreseen = fitted(recipe, foreseen)
     memory, every, worst = foreseen.fullest()
-    sizes = {"image_tokens": llava.image_tokens, "steps": foreseen.steps, "left_out": source.left_out}
+    sizes = {"image_tokens": llava.image_tokens, "left_out": source.left_out}
     order = foreseen.order(recipe.train.pack_tokens)
     counts = describe(good, val, recipe.train, order, images=images, **sizes)
     share = sum(tree.tokens for tree in worst.pack)
@@ -163,8 +162,7 @@ class Foreseen:
         self.foresight, self.entries, self.images, self.free = foresight, entries, images, free
         self.train: TrainSpec = foresight.train
         self.held = held_images(foresight.llava, images)
-        per_epoch = -(-len(entries) // self.train.batch_size)
-        self.steps = self.train.max_steps or max(1, round(self.train.epochs * per_epoch))
+        self._orders: dict[int, Plan] = {}
 
     def worst(self, pack_tokens: int) -> Worst:
         """By size: every token is as many numbers as the layers are wide together, a supervised one the vocabulary."""
@@ -205,23 +203,21 @@ class Foreseen:
             yield packs(order.step(number), pack_tokens)
 
     def order(self, pack_tokens: int) -> Plan:
-        """The order of the run with packs of so many tokens."""
-        train = self.train
-        settings: dict[str, Any] = {name: getattr(train, name) for name in ("batch_size", "share", "max_share")}
-        return Plan(self.entries, **settings, max_tokens=pack_tokens, seed=train.seed)
+        """The order of the run with packs of so many tokens, made once."""
+        if pack_tokens not in self._orders:
+            self._orders[pack_tokens] = Plan.of(self.entries, self.train, pack_tokens=pack_tokens)
+        return self._orders[pack_tokens]
 
 
 def fitted(recipe: Recipe, foreseen: Foreseen) -> tuple[Recipe, Foreseen]:
     """The recipe with the largest packs that fit, without checkpointing if that is possible; unchanged if none fit."""
     largest = ON_CPU if foreseen.foresight.llava.device.type == "cpu" else LARGEST
     whole = max(sum(entry.tokens for entry in foreseen.entries), 1)
-    tried: dict[int, Worst] = {}
     for layers in ("off", "auto"):
         for tokens in _halves(largest):
             if tokens > SMALLEST and tokens >= 2 * whole:
                 continue
-            memory, every, worst = foreseen.fullest(tokens, layers)
-            tried[tokens] = worst
+            memory, every, _ = foreseen.fullest(tokens, layers)
             if memory.peak <= MARGIN * foreseen.free:
                 chosen = {0: "off", 1: "on", 2: "auto"}[every]
                 changed = recipe.with_overrides(f"train.pack_tokens={tokens}", f"train.checkpointing={chosen}")
@@ -234,7 +230,7 @@ def advise(recipe: Recipe, foreseen: Foreseen) -> str:
     """The first change of the recipe that makes it fit, or how much memory it would take."""
     tokens = SMALLEST
     for tokens in _halves(foreseen.train.pack_tokens):
-        memory, _, worst = foreseen.fullest(tokens, "on")
+        memory, _, _ = foreseen.fullest(tokens, "on")
         if memory.peak <= MARGIN * foreseen.free:
             smaller = f"train.pack_tokens: {tokens}" if tokens < foreseen.train.pack_tokens else ""
             on = "train.checkpointing: on" if foreseen.train.checkpointing == "off" else ""

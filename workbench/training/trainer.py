@@ -142,17 +142,10 @@ class Loop:
         self.placement = place(self.llava, groups, processes, shard=spec.shard, optimizer=spec.optimizer)
         self.optimizer = make_optimizer(self.placement.groups, betas=spec.betas, name=spec.optimizer)
         self.scaler = torch.amp.GradScaler(self.llava.device.type, enabled=self.llava.dtype == torch.float16)
-        plan = Plan(
-            lengths.entries(),
-            batch_size=spec.batch_size,
-            share=spec.share,
-            max_share=spec.max_share,
-            max_tokens=spec.pack_tokens,
-            seed=spec.seed,
-        )
+        plan = Plan.of(lengths.entries(), spec)
         self.steps_per_epoch = plan.steps_per_epoch
-        self.steps = spec.max_steps or max(1, round(spec.epochs * plan.steps_per_epoch))
-        sizes = {"images": source.train.keys.height, "image_tokens": self.llava.image_tokens, "steps": self.steps}
+        self.steps = plan.steps(spec)
+        sizes = {"images": source.train.keys.height, "image_tokens": self.llava.image_tokens}
         self._say(str(describe(lengths, val, spec, plan, left_out=source.left_out, **sizes)))
         store = self._open_images(source, files)
         self.users = users_of(source, files)

@@ -128,14 +128,7 @@ def order(recipe: Any, llava: Any, folder: Path, steps: int) -> dict[str, Any]:
     spec = recipe.train
     source = read_source(recipe.data, seed=spec.seed)
     examples = Examples(source.train, llava)
-    plan = Plan(
-        measure(examples, name=recipe.data.dataset).entries(),
-        batch_size=spec.batch_size,
-        share=spec.share,
-        max_share=spec.max_share,
-        max_tokens=spec.pack_tokens,
-        seed=spec.seed,
-    )
+    plan = Plan.of(measure(examples, name=recipe.data.dataset).entries(), spec)
     trees = [plan.step(number) for number in range(steps)]
     ids = [row["id"] for row in json.loads((folder / "rows.json").read_text())]  # in whose order they are read
     rendered = {}
