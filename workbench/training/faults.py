@@ -6,17 +6,14 @@ Does not know: how the other processes hear of it (peers.py), or the refusals be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
-import polars as pl
 import torch
 
 from workbench.errors import ImageError, TrainingError
 from workbench.training.batch import Batch
 from workbench.training.distributed import Processes
-from workbench.training.source import Source
 
 SHOWN = 3
 """So many conversations are named; the rest are counted."""
@@ -61,16 +58,3 @@ def some(ids: Sequence[str]) -> str:
     """The first few ids, and how many more there are."""
     more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
     return ", ".join(ids[:SHOWN]) + more if ids else "an unknown conversation"
-
-
-def users_of(source: Source, files: Mapping[str, Path]) -> Callable[[str], list[str]]:
-    """path -> ids of the conversations that show the image there. `files`: key -> path."""
-
-    def look_up(path: str) -> list[str]:
-        shown = pl.any_horizontal(pl.lit(False), *(pl.col("keys").list.contains(key) for key in keys_of(path)))
-        return [id for rows in (source.train, source.val) for id in rows.where(shown).frame["id"]]
-
-    def keys_of(path: str) -> list[str]:
-        return [key for key, file in files.items() if str(file) == path]
-
-    return look_up

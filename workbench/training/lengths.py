@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -54,20 +55,22 @@ class Lengths:
         columns = [self.frame[name].to_list() for name in COLUMNS]
         return list(map(Entry, range(len(self)), *columns))
 
+    def unfit(self, max_tokens: int) -> pl.DataFrame:
+        """`number`, `id`, `tokens` and `long` of conversations that are too long or have nothing to train on."""
+        frame = self.frame.select("tokens", "supervised").with_columns(id=self.ids, long=pl.col("tokens") > max_tokens)
+        held = frame.with_row_index("number").filter(pl.col("long") | (pl.col("supervised") == 0))
+        return held.select("number", "id", "tokens", "long")
+
     def refuse_unfit(self, max_tokens: int) -> None:
         """Raise `TrainingError` that names conversations which are too long or have nothing to train on."""
-        pairs = zip(self.ids, self.frame["tokens"], self.frame["supervised"], strict=True)
-        unfit = (self.frame["tokens"] > max_tokens) | (self.frame["supervised"] == 0)
-        if not unfit.any():
-            return
         reasons = [
             f"{id}: {tokens:,} tokens, more than train.max_tokens = {max_tokens}"
-            if tokens > max_tokens
+            if long
             else f"{id}: no token to train on"
-            for (id, tokens, _), bad in zip(pairs, unfit, strict=True)
-            if bad
+            for _, id, tokens, long in self.unfit(max_tokens).iter_rows()
         ]
-        refuse(reasons, len(self), "conversations", FIX)
+        if reasons:
+            refuse(reasons, len(self), "conversations", FIX)
 
 
 FIX = "correct or reject them in the dataset, or raise train.max_tokens"
@@ -117,7 +120,7 @@ class Index:
     def __init__(self, examples: Examples, name: str) -> None:
         reader = examples.reader
         settings = f"{reader.renderer.fingerprint()} {reader.image_tokens} polars {pl.__version__}"
-        key = "-".join(hashlib.sha256(text.encode()).hexdigest()[:16] for text in (name, settings))
+        key = "-".join(hashlib.sha256(text.encode()).hexdigest()[:16] for text in (os.path.abspath(name), settings))
         self.path = state_folder() / "lengths" / f"{key}.parquet"
         self.rows = self._read()
 

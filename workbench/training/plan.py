@@ -10,12 +10,12 @@ Does not know: how any of them is found (`describe.py`, `memory.py`, `room.py`),
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
 import torch
 
 from workbench.data.dataset import Dataset
@@ -66,7 +66,7 @@ def plan(recipe: Recipe | str | Path, dataset: Dataset | str | Path | None = Non
     llava = made.llava
     check_optimizer(train.optimizer, llava.device)
     check_window(llava, train.max_tokens)
-    name = os.path.abspath(str(dataset.path if dataset else recipe.data.dataset))
+    name = str(dataset.path if dataset else recipe.data.dataset)
     lengths, val = (_measure(Examples(rows, llava), name) for rows in (source.train, source.val))
     too_long, untrained, good = _unfit(lengths, val, train.max_tokens)
     images = source.train.keys.height
@@ -281,13 +281,11 @@ def _measure(examples: Examples, name: str) -> Lengths:
 
 def _unfit(lengths: Lengths, val: Lengths, limit: int) -> tuple[list[tuple[str, int]], list[str], Lengths]:
     """(too long with their tokens, without a token to train on, the training conversations that are neither)."""
-    too_long: list[tuple[str, int]] = []
-    untrained: list[str] = []
-    for part in (lengths, val):
-        frame = part.frame.with_columns(id=part.ids)
-        too_long += frame.filter(frame["tokens"] > limit).select("id", "tokens").rows()
-        untrained += frame.filter((frame["supervised"] == 0) & (frame["tokens"] <= limit))["id"].to_list()
-    fine = (lengths.frame["tokens"] <= limit) & (lengths.frame["supervised"] > 0)
+    unfit = pl.concat([part.unfit(limit) for part in (lengths, val)])
+    too_long = unfit.filter("long").select("id", "tokens").rows()
+    untrained = unfit.filter(~pl.col("long"))["id"].to_list()
+    numbers = pl.int_range(len(lengths), dtype=pl.UInt32, eager=True)
+    fine = ~numbers.is_in(lengths.unfit(limit)["number"].implode())
     if not fine.any():
         fix = "raise train.max_tokens, or choose other conversations"
         found = f"{len(lengths):,} conversations, all too long or without a token to train on"

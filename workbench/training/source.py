@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -162,14 +162,25 @@ def refuse_images(errors: Sequence[ImageError], source: Source, files: dict[str,
     """Raise `TrainingError` for images that cannot be opened, each with the conversations that need it."""
     if not errors:
         return
-    lines = []
-    keys = {str(path): key for key, path in files.items()}
+    lines, users = [], users_of(source, files)
     for error in errors:
-        needs = pl.col("keys").list.contains(keys.get(error.where, ""))
-        needed = [id for rows in (source.train, source.val) for id in rows.where(needs).frame["id"]]
+        needed = users(error.where)
         more = f" and {len(needed) - 1} more" if len(needed) > 1 else ""
         lines.append(f"{needed[0] if needed else 'unused'}{more}: {error}")
     refuse(lines, len(files), "images", "replace the files, or quarantine the images in the dataset")
+
+
+def users_of(source: Source, files: Mapping[str, Path]) -> Callable[[str], list[str]]:
+    """path -> ids of the conversations that show the image there. `files`: key -> path."""
+
+    def look_up(path: str) -> list[str]:
+        shown = pl.any_horizontal(pl.lit(False), *(pl.col("keys").list.contains(key) for key in keys_of(path)))
+        return [id for rows in (source.train, source.val) for id in rows.where(shown).frame["id"]]
+
+    def keys_of(path: str) -> list[str]:
+        return [key for key, file in files.items() if str(file) == path]
+
+    return look_up
 
 
 def refuse(reasons: Sequence[str], total: int, what: str, fix: str) -> None:

@@ -10,7 +10,6 @@ numbers of a step follow from seed and step alone. That is why a resumed run equ
 from __future__ import annotations
 
 import math
-import os
 import sys
 import threading
 import time
@@ -39,7 +38,7 @@ from workbench.training.data_wait import DataWait
 from workbench.training.describe import describe
 from workbench.training.distributed import Processes
 from workbench.training.examples import Examples
-from workbench.training.faults import named_images, refuse_loss, users_of
+from workbench.training.faults import named_images, refuse_loss
 from workbench.training.features import FeatureStore, open_store
 from workbench.training.feed import Feed, Piece
 from workbench.training.lengths import Lengths, measure
@@ -51,7 +50,7 @@ from workbench.training.peers import Peers
 from workbench.training.placement import place
 from workbench.training.plan import settle, settle_memory
 from workbench.training.room import tighten
-from workbench.training.source import Source, find_images, refuse_images
+from workbench.training.source import Source, find_images, refuse_images, users_of
 from workbench.training.state import Checkpoints
 from workbench.training.trackers import Trackers, check_installed
 from workbench.training.validation import check_early_stop, means_by, note, settled, told
@@ -318,7 +317,7 @@ class Loop:
 
     def _measure(self, examples: Examples, name: str) -> Lengths:
         with self._bar("lengths", len(examples), "conversation") as bar:
-            lengths = measure(examples, name=os.path.abspath(name), bar=bar)
+            lengths = measure(examples, name=name, bar=bar)
         lengths.refuse_unfit(self.spec.max_tokens)
         return lengths
 
