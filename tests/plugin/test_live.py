@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +12,14 @@ from typing import Any
 import psutil
 import pytest
 
-from workbench.curation.server import free_port
 from workbench.data.scene_files import Planted, make
 from workbench.instruct.generator import generate
 from workbench.recipe import Recipe
 from workbench.resources import PACKAGE
 from workbench.run import Run
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from notebook_server import notebook, run_cell  # noqa: E402
 
 # Once more where a busy machine made the page wait too long; what is broken fails twice.
 pytestmark = [pytest.mark.timeout(900), pytest.mark.flaky(reruns=1)]
@@ -53,42 +51,10 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def lab(folder: Path, tmp_path: Path) -> Iterator[str]:
     """The address of a notebook with three cells: start, keep busy, attach."""
-    cells = [
-        {"cell_type": "code", "execution_count": None, "id": name, "metadata": {}, "outputs": [], "source": source}
-        for name, source in (("one", START), ("two", BUSY), ("three", ATTACH))
-    ]
-    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    notebook = {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
-    (folder / "live.ipynb").write_text(json.dumps(notebook))
-    port = free_port()
-    command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",
-        "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}", "--LabApp.news_url=None",
-        "--LabApp.expose_app_in_browser=True",
-    ]  # fmt: skip
-    settings = {**os.environ, "JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "PYTHONPATH": str(PACKAGE.parent)}
-    with open(tmp_path / "lab.log", "w") as log:
-        server = subprocess.Popen(command, env=settings, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        _wait_until_up(f"http://127.0.0.1:{port}/api", server, tmp_path / "lab.log")
-        yield f"http://127.0.0.1:{port}/lab/tree/live.ipynb?reset"
-    finally:
-        server.terminate()
-        try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            server.kill()
-
-
-def _wait_until_up(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    limit = time.monotonic() + 90
-    while time.monotonic() < limit and server.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.3)
-    raise AssertionError(f"JupyterLab did not start: {log.read_text()}")
+    cells = {"one": START, "two": BUSY, "three": ATTACH}
+    settings = {"JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "PYTHONPATH": str(PACKAGE.parent)}
+    with notebook(folder, cells, tmp_path / "lab.log", **settings) as page:
+        yield page
 
 
 def until(what: Any) -> None:
@@ -96,21 +62,6 @@ def until(what: Any) -> None:
     while not what():
         assert time.monotonic() < limit, "waited too long"
         time.sleep(0.05)
-
-
-def run_cell(page: Any, number: int) -> Any:
-    """Run one cell as a person does: once the kernel is idle, and again where the key was lost on a page still busy."""
-    cell = page.locator(".jp-Notebook .jp-CodeCell").nth(number)
-    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for(state="attached")
-    for _ in range(10):
-        cell.locator(".cm-content").click()
-        page.keyboard.press("Control+Enter")
-        try:
-            cell.locator(".jp-InputPrompt", has_text=re.compile(r"\[[*\d]+\]")).wait_for(timeout=10_000)
-            return cell
-        except Exception as error:
-            lost = error
-    raise lost
 
 
 def dark(page: Any) -> None:

@@ -72,18 +72,16 @@ def test_every_way_to_start_two_processes_gives_the_losses_of_one(
         assert err.count("trains ") == 1, err
 
 
+def two_processes(recipe: Any, folder: Path) -> tuple[str, ...]:
+    """The command that trains a recipe on two processes in `folder`."""
+    (folder / "recipe.yaml").write_text(recipe.to_yaml())
+    out = ("--out", str(folder / "run"), "--processes", "2")
+    return ("workbench.cli", "train", str(folder / "recipe.yaml"), *out)
+
+
 def test_ctrl_c_saves_stops_and_the_run_goes_on(tmp_path: Path, make_dataset: Made, make_recipe: Made) -> None:
     recipe = make_recipe(make_dataset(), "train.max_steps=1000")
-    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-    words = (
-        "workbench.cli",
-        "train",
-        str(tmp_path / "recipe.yaml"),
-        "--out",
-        str(tmp_path / "run"),
-        "--processes",
-        "2",
-    )
+    words = two_processes(recipe, tmp_path)
     process = command(*words)
     until_logged(tmp_path / "run", 2, process)
     process.send_signal(signal.SIGINT)
@@ -106,16 +104,7 @@ def test_a_killed_process_ends_the_other_with_one_line(
 ) -> None:
     """Also before they have met: one must not wait for the other for ever."""
     recipe = make_recipe(make_dataset(), "train.max_steps=1000")
-    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-    words = (
-        "workbench.cli",
-        "train",
-        str(tmp_path / "recipe.yaml"),
-        "--out",
-        str(tmp_path / "run"),
-        "--processes",
-        "2",
-    )
+    words = two_processes(recipe, tmp_path)
     process = command(*words)
     until_logged(tmp_path / "run", lines, process)
     while len(children(process)) < 2:
@@ -128,16 +117,7 @@ def test_a_killed_process_ends_the_other_with_one_line(
 
 def test_a_refusal_is_told_once(tmp_path: Path, make_dataset: Made, make_recipe: Made) -> None:
     recipe = make_recipe(make_dataset(), "train.max_tokens=10", "train.pack_tokens=10")
-    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-    words = (
-        "workbench.cli",
-        "train",
-        str(tmp_path / "recipe.yaml"),
-        "--out",
-        str(tmp_path / "run"),
-        "--processes",
-        "2",
-    )
+    words = two_processes(recipe, tmp_path)
     process = command(*words)
     _, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 1
