@@ -64,8 +64,9 @@ def trl(job: dict[str, Any]) -> dict[str, Any]:
     from transformers import AutoProcessor
     from trl import SFTConfig, SFTTrainer
 
-    from peers.trl_side import Marks, settings
+    from peers.marks import Marks
     from peers.trl_side import dataset as rows_of
+    from peers.trl_side import settings
 
     class Timed(Marks):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -14,20 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
-
-
-class Marks(TrainerCallback):
-    """A line at the end of each step, and the loss that the trainer logs."""
-
-    def __init__(self, path: str) -> None:
-        self.file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - kept open while it trains
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.file.write(json.dumps({"step": state.global_step}) + "\n")
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        self.file.write(json.dumps({"logged": state.global_step, **(logs or {})}) + "\n")
+from marks import Marks
 
 
 def write_data(job: dict[str, Any], folder: Path) -> None:
