@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -271,11 +270,7 @@ class LiveRun(Run):
 
 def _surroundings() -> dict[str, str]:
     """The environment of the process: plain lines instead of bars, and this package even where it is not installed."""
-    settings = {**os.environ, "WORKBENCH_PROGRESS": "plain"}
-    root = str(resources.PACKAGE.parent)
-    if root not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
-        settings["PYTHONPATH"] = os.pathsep.join(filter(None, (root, settings.get("PYTHONPATH"))))
-    return settings
+    return {**os.environ, "WORKBENCH_PROGRESS": "plain", "PYTHONPATH": resources.import_path()}
 
 
 def _main(out: str) -> int:

@@ -304,9 +304,10 @@ def _said(given: argparse.Namespace, names: Sequence[str]) -> dict[str, str]:
     """Question and answer of these conversations on a line; none where the dataset cannot be read."""
     from workbench.data.dataset import Dataset
 
+    wanted = set(names)
     try:
         dataset = Dataset.open(given.to or _dataset_of(given.run))
-        rows = {one.id: one for one in dataset.iter_conversations() if one.id in set(names)}
+        rows = {one.id: one for one in dataset.iter_conversations() if one.id in wanted}
     except WorkbenchError:
         return {}
     return {name: " | ".join(" ".join(turn.text.split()) for turn in one.messages) for name, one in rows.items()}

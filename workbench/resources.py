@@ -11,6 +11,7 @@ import errno
 import os
 import secrets
 import shutil
+import sysconfig
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,14 @@ DISK_ERRORS = {
     errno.ENOTDIR: ("a file where a folder has to be", "a folder"),
     errno.EISDIR: ("a folder", "a file"),
 }
+
+
+def import_path() -> str:
+    """What `PYTHONPATH` has to say so that a process of its own imports this package from wherever it was here."""
+    paths = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if str(PACKAGE.parent) not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *paths):
+        paths.append(str(PACKAGE.parent))
+    return os.pathsep.join(paths)
 
 
 def recipes_folder() -> Path:

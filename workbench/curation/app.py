@@ -14,7 +14,6 @@ import logging
 import os
 import socket
 import sys
-import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -22,7 +21,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import workbench
 from workbench.curation.database import open_fiftyone
 from workbench.curation.documents import LABELS
 from workbench.curation.plugin_link import link_plugin
@@ -31,6 +29,7 @@ from workbench.curation.review import person
 from workbench.curation.server import free_port, is_free
 from workbench.data.dataset import Dataset
 from workbench.errors import DataError
+from workbench.resources import import_path
 
 if TYPE_CHECKING:
     import fiftyone as fo
@@ -61,7 +60,8 @@ def open(
         raise DataError(f"port {port}", found="no port number", expected="1 to 65535")
     fiftyone = open_fiftyone()
     view = view_of(_dataset(dataset)) if isinstance(dataset, (Dataset, str, Path)) else dataset
-    _importable()
+    if path := import_path():  # for the App's server, a process in a folder of its own
+        os.environ["PYTHONPATH"] = path
     linked = _link(fiftyone.config.plugins_dir)
     notebook = _in_notebook()
     with _own_words():
@@ -78,16 +78,6 @@ def open(
         session = fiftyone.launch_app(view, spaces=spaces, config=config, **where)
     print(_told(session, port, notebook, window, config.proxy_url))
     return session
-
-
-def _importable() -> None:
-    """Let the App's server, a process in a folder of its own, import this package from wherever it was here."""
-    root = str(Path(workbench.__file__).resolve().parents[1])
-    paths = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    if root not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *paths):
-        paths.append(root)
-    if paths:
-        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
 
 
 def _link(plugins: str) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 
 from workbench.errors import TrainingError
 from workbench.recipe import Recipe
+from workbench.resources import import_path
 from workbench.training.packing import Entry, Pack, Tree
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -43,7 +44,7 @@ def dry_run(recipe: Recipe, pack: Pack, *, pieces: int = 2, every: int = 0, held
     """
     asked: dict[str, Any] = {"recipe": recipe.model_dump(mode="json"), "pack": _to_lists(pack)}
     asked |= {"pieces": min(pieces, 2), "every": every, "held": held}
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {**os.environ, "PYTHONPATH": import_path()}
     command = [sys.executable, "-m", "workbench.training.dry_run"]
     done = subprocess.run(command, input=json.dumps(asked), env=environment, capture_output=True, text=True)
     if done.returncode:
