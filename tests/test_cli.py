@@ -19,6 +19,8 @@ from PIL import Image as PILImage
 
 import workbench
 from workbench import cli, resources
+from workbench.commands import house
+from workbench.commands.common import dataset_of
 from workbench.errors import WorkbenchError
 from workbench.model.render_file import render_file
 from workbench.recipe import Recipe
@@ -162,14 +164,14 @@ def test_what_goes_wrong_inside_a_verb_is_one_line(
     def fail(given: argparse.Namespace) -> None:
         raise raised
 
-    monkeypatch.setattr(cli, "_runs", fail)
+    monkeypatch.setattr(house, "_runs", fail)
     assert cli.main(["runs"]) == status
     err = capsys.readouterr().err
     assert message in err and len(err.splitlines()) == 1
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_runs", lambda given: 1 / 0)
+    monkeypatch.setattr(house, "_runs", lambda given: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["runs"])
 
@@ -314,9 +316,9 @@ def test_a_quickstarts_report_names_the_dataset_that_export_compares_on(tmp_path
     with Run.create(tmp_path / "quick", {"images": None, "count": 3}, kind="quickstart"):
         pass
     with pytest.raises(WorkbenchError, match="no training recipe"):
-        cli._dataset_of(str(tmp_path / "quick"))
+        dataset_of(str(tmp_path / "quick"))
     write_atomic(tmp_path / "quick" / "report.json", json.dumps({"dataset": "data/scenes"}))
-    assert cli._dataset_of(str(tmp_path / "quick")) == "data/scenes"
+    assert dataset_of(str(tmp_path / "quick")) == "data/scenes"
 
 
 def test_train_says_by_its_status_that_a_run_was_stopped(

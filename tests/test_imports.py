@@ -18,7 +18,7 @@ ROOMS = [
     "errors", "resources", "hub", "origin", "conversation", "recipe_yaml", "recipe", "json_lines", "losses", "run",
     "progress", "chat_model", "remote", "data", "model", "inference", "curation", "instruct", "training",
     "evaluation", "serving", "plugin", "report", "widgets", "background",
-    "quickstart_report", "quickstart", "doctor", "cli",
+    "quickstart_report", "quickstart", "doctor", "commands", "cli",
 ]  # fmt: skip
 HEAVY = ("torch", "transformers", "fiftyone", "polars", "pyarrow", "datasets", "gradio", "numpy", "PIL", "pydantic")
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "_share" not in path.parts)

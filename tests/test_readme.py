@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from workbench import cli
+from workbench.commands import training
 from workbench.recipe import Recipe
 from workbench.resources import PACKAGE
 
@@ -28,7 +29,7 @@ def test_there_are_commands_to_check() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_readme_is_understood(command: str) -> None:
     given = cli._parser().parse_args(shlex.split(command)[1:])
-    if given.verb is cli._train:
+    if given.verb is training._train:
         Recipe.load(given.recipe, given.set)
 
 

@@ -32,6 +32,14 @@ class SamplingOptions:
     """Two answers with the same seed are equal; None draws afresh. In a batch, row i draws with `seed + i`."""
     stop: tuple[str, ...] = ()
     """Texts that end an answer; they are not part of it."""
+    min_p: float = 0.0
+    """Only tokens at least this fraction as likely as the likeliest; 0 keeps all."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that the prompt or the answer already holds become less likely (Keskar et al. 2019); 1 is off."""
+    logprobs: int | None = None
+    """Keep for each token its log probability and those of this many most likely ones; None keeps nothing."""
+    json_schema: str | None = None
+    """A JSON schema, as JSON text: only answers that satisfy it can be written."""
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
@@ -41,6 +49,9 @@ class SamplingOptions:
             ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
             ("top_k", self.top_k >= 0, "0 (all) or more"),
             ("max_tokens", self.max_tokens >= 1, "1 or more"),
+            ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "more than 0; 1 is off"),
+            ("logprobs", self.logprobs is None or 0 <= self.logprobs <= 20, "from 0 to 20"),
             ("stop", all(stop), "texts that are not empty"),
         ):
             if not legal:
@@ -60,6 +71,20 @@ class Usage:
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
+    """Tokens of the prompt that were not computed, because they had been before."""
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One written token, how likely it was, and what else was likely, before temperature and filters."""
+
+    id: int
+    text: str
+    logprob: float
+    """Natural logarithm of its probability."""
+    top: tuple[tuple[int, str, float], ...] = ()
+    """(id, text, logprob) of the most likely tokens, the likeliest first."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +96,8 @@ class Ending:
     usage: Usage = Usage()
     ids: tuple[int, ...] = ()
     """The tokens as generated, end token included; empty where a model does not show them."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One per token where `SamplingOptions.logprobs` asked for them and the model shows them."""
 
 
 Pieces = Generator[str, None, Ending]

@@ -1,0 +1,93 @@
+"""What a model is for: chat, and leaving the house."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from workbench.commands.common import FORMATS, AddVerb, add_json, add_loading, add_model, dataset_of, positive, show
+from workbench.commands.scoring import asked_of
+from workbench.errors import DataError, WorkbenchError
+
+
+def _chat(given: argparse.Namespace) -> None:
+    from workbench.chat_model import SamplingOptions
+    from workbench.inference.chat import chat
+
+    options = SamplingOptions(temperature=given.temperature, max_tokens=given.max_tokens, seed=given.seed)
+    chat(given.model, image=given.image, options=options, load=given.load, device=given.device)
+
+
+def _export(given: argparse.Namespace) -> None:
+    if given.form != "hf":
+        return _export_dataset(given)
+    from workbench.model.export import export_hf
+
+    if Path(given.run, "card.yaml").is_file():
+        fix = "--as llava, sharegpt, coco, hf-dataset, images, pdf or fiftyone"
+        raise DataError(given.run, found="a dataset", expected="with --as hf the run folder of a model", fix=fix)
+    written = export_hf(given.run, given.out, base=given.base)
+    show(given, f"written: {written}", {"written": str(written)})
+    if given.base == "original":
+        _say_change(given)
+
+
+def _export_dataset(given: argparse.Namespace) -> None:
+    from workbench.curation.in_and_out import export_dataset
+    from workbench.data.dataset import Dataset
+    from workbench.data.formats import check_format
+
+    check_format(given.form, ("hf", *FORMATS))
+    options = {"split": given.split} if given.split else {}
+    count = export_dataset(Dataset.open(given.run), given.out, format=given.form, **options)
+    what = "images" if given.form in ("images", "pdf", "coco", "fiftyone") else "conversations"
+    show(given, f"written: {count} {what} to {given.out}", {"written": given.out, "count": count})
+
+
+def _say_change(given: argparse.Namespace) -> None:
+    """Another base answers a little differently: ask both the same held-out questions."""
+    try:
+        dataset = given.data or dataset_of(given.run)
+        before, after = asked_of(given.run, dataset), asked_of(given.out, dataset)
+    except WorkbenchError as error:
+        print(f"accuracy not compared ({error}); --data DATASET names a dataset with questions")
+        return
+    change = after.accuracy - before.accuracy
+    print(f"accuracy {before.accuracy:.3f} -> {after.accuracy:.3f} ({change:+.3f}), {len(after.rows)} questions")
+
+
+def add_verbs(verb: AddVerb) -> None:
+    """The verbs of this module."""
+    add = verb(
+        "chat",
+        _chat,
+        "Talk with a model in the terminal; piped questions give answers and nothing else.",
+        "chat runs/quickstart --image photo.jpg",
+        "chat runs/quickstart --image photo.jpg < questions.txt",
+        "chat llava-hf/llava-1.5-7b-hf --load 4bit",
+    ).add_argument
+    add_model(add)
+    add("--image", metavar="FILE", help="show this picture with the first question")
+    add("--temperature", type=float, default=0.0, metavar="T", help="0 is always the likeliest word (default: 0)")
+    add("--max-tokens", type=positive, default=512, metavar="N", help="longest answer (default: %(default)s)")
+    add("--seed", type=int, help="with a temperature: the same seed gives the same answer")
+    add_loading(add)
+
+    add = verb(
+        "export",
+        _export,
+        "A run's best checkpoint as a standard LLaVA folder for transformers and vLLM; or a dataset in any format.",
+        "export runs/mine exported --as hf",
+        "export runs/mine exported --as hf --base original",
+        "export data/holiday holiday.json --as llava",
+        "export data/holiday holiday-hf --as hf-dataset --split train",
+    ).add_argument
+    add("run", metavar="RUN|DATASET", help="run folder (its best), or RUN/checkpoints/last; or dataset folder")
+    add("out", metavar="OUT", help="folder to write; for llava, sharegpt, coco and pdf a file; for fiftyone a name")
+    forms = f"of a run hf, a Hugging Face LLaVA (default); of a dataset {', '.join(FORMATS)}"
+    add("--as", dest="form", default="hf", metavar="F", help=forms)
+    add("--split", choices=("train", "val", "test"), help="this part of a dataset only")
+    bases = "merge onto the 4-bit weights it was trained on (default), or onto the original ones, and say what changes"
+    add("--data", metavar="DATASET", help="with --base original: questions from here (default: the run's own dataset)")
+    add("--base", default="nf4", choices=("nf4", "original"), help=bases)
+    add_json(add)
