@@ -92,27 +92,43 @@ def evaluate(
     Raises DataError where there is nothing to ask, a file is missing, a conversation has no reference, or the scorer is
     unknown; a row that fails is a row with its error.
     """
-    if scorer not in SCORERS:
-        raise DataError("evaluate", found=f"scorer {scorer!r}", expected=f"one of {', '.join(SCORERS)}")
-    if isinstance(questions, str) and questions in BENCHMARKS:
-        from workbench.evaluation.questions import read_benchmark
-
-        evaluation = read_benchmark(questions, data, images, prompts=prompts)
-    elif isinstance(questions, Evaluation):
-        evaluation = questions
-    elif isinstance(questions, Dataset | Path | str):
-        evaluation = held_out(questions, split, tasks, scorer)
-    else:
-        evaluation = Evaluation("conversations", questions, rules(scorer), 24)
-    if limit is not None:
-        evaluation = replace(evaluation, conversations=evaluation.conversations[:limit])
+    asked = questions_of(
+        questions, data=data, images=images, split=split, tasks=tasks, scorer=scorer, prompts=prompts, limit=limit
+    )
     if max_tokens is not None:
-        evaluation = replace(evaluation, max_tokens=max_tokens)
+        asked = replace(asked, max_tokens=max_tokens)
     if isinstance(model, Path | str):
         from workbench.inference.opening import open_model
 
         model = open_model(model)
-    return run(evaluation, model, out, Asking(reuse, likelihood), description)
+    return run(asked, model, out, Asking(reuse, likelihood), description)
+
+
+def questions_of(
+    questions: Evaluation | Sequence[Conversation] | Dataset | Path | str,
+    *,
+    data: Sequence[Path | str] | Path | str = (),
+    images: Path | str | None = None,
+    split: str = "test",
+    tasks: Sequence[str] = ("question",),
+    scorer: str = "normalised",
+    prompts: str = "llava",
+    limit: int | None = None,
+) -> Evaluation:
+    """What `evaluate` asks, before any model is there. Raises as it does."""
+    if scorer not in SCORERS:
+        raise DataError("evaluate", found=f"scorer {scorer!r}", expected=f"one of {', '.join(SCORERS)}")
+    if isinstance(questions, Evaluation):
+        found = questions
+    elif isinstance(questions, str) and questions in BENCHMARKS:
+        from workbench.evaluation.questions import read_benchmark
+
+        found = read_benchmark(questions, data, images, prompts=prompts)
+    elif isinstance(questions, Dataset | Path | str):
+        found = held_out(questions, split, tasks, scorer)
+    else:
+        found = Evaluation("conversations", questions, rules(scorer), 24)
+    return found if limit is None else replace(found, conversations=found.conversations[:limit])
 
 
 def held_out(dataset: Dataset | Path | str, split: str, tasks: Sequence[str], scorer: str) -> Evaluation:
