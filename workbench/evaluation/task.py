@@ -72,6 +72,7 @@ def evaluate(
     tasks: Sequence[str] = ("question",),
     scorer: str = "normalised",
     prompts: str = "llava",
+    frames: int = 1,
     limit: int | None = None,
     max_tokens: int | None = None,
     out: Path | str | None = None,
@@ -84,6 +85,7 @@ def evaluate(
     model: a `ChatModel`, or what `open_model` opens. questions: conversations (the model opens their pictures its own
     way), a dataset folder (its held-out `split`, of these `tasks`), or a benchmark's name with its published files in
     `data` and pictures below `images`.
+    prompts: `llava`, worded as LLaVA's evaluation does, or `question`. frames: of a benchmark's videos.
     scorer: how answers to a person's own questions are compared; a benchmark has its own rule.
     out: a folder that keeps everything and goes on where it was stopped. reuse: share what an image costs among its
     questions and stop a question at its first wrong rotation; False is one row after the other. likelihood: take the
@@ -93,7 +95,15 @@ def evaluate(
     unknown; a row that fails is a row with its error.
     """
     asked = questions_of(
-        questions, data=data, images=images, split=split, tasks=tasks, scorer=scorer, prompts=prompts, limit=limit
+        questions,
+        data=data,
+        images=images,
+        split=split,
+        tasks=tasks,
+        scorer=scorer,
+        prompts=prompts,
+        frames=frames,
+        limit=limit,
     )
     if max_tokens is not None:
         asked = replace(asked, max_tokens=max_tokens)
@@ -113,6 +123,7 @@ def questions_of(
     tasks: Sequence[str] = ("question",),
     scorer: str = "normalised",
     prompts: str = "llava",
+    frames: int = 1,
     limit: int | None = None,
 ) -> Evaluation:
     """What `evaluate` asks, before any model is there. Raises as it does."""
@@ -123,7 +134,7 @@ def questions_of(
     elif isinstance(questions, str) and questions in BENCHMARKS:
         from workbench.evaluation.questions import read_benchmark
 
-        found = read_benchmark(questions, data, images, prompts=prompts)
+        found = read_benchmark(questions, data, images, prompts=prompts, frames=frames)
     elif isinstance(questions, Dataset | Path | str):
         found = held_out(questions, split, tasks, scorer)
     else:
