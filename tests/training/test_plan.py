@@ -79,6 +79,19 @@ def test_the_advice_makes_it_fit_and_fit_keeps_the_batch(make_dataset: Made, mak
     assert not hopeless.fits and "GB free" in hopeless.advice
 
 
+def test_fit_keeps_features_on_the_disk_only_where_all_have_room(make_dataset: Made, make_recipe: Made) -> None:
+    recipe = make_recipe(make_dataset())
+    forecast = plan(recipe, fit=True)
+    size = forecast.kept
+    assert size == 5 * 9 * 32 * 4 and forecast.recipe.train.feature_cache == "auto"
+    assert "MB of the disk (train.feature_cache: auto)" in str(forecast)
+    enough, short = (recipe.with_overrides(f"train.feature_cache_gb={size * share / 2**30}") for share in (1.01, 0.99))
+    assert plan(enough, fit=True).recipe.train.feature_cache == "auto"
+    assert plan(short).recipe.train.feature_cache == "auto"  # nobody asked for a choice
+    fitted = plan(short, fit=True)
+    assert fitted.recipe.train.feature_cache == "off" and fitted.kept == 0 and "of the disk" not in str(fitted)
+
+
 def test_training_obeys_its_plan(
     tmp_path: Path, make_dataset: Made, make_recipe: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,7 +142,7 @@ def add_verbs(verb: AddVerb) -> None:
     add("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
     add("dataset", nargs="?", metavar="DATASET", help="dataset folder (default: the recipe's)")
     add_set(add, "train.memory_gb=80")
-    add("--fit", action="store_true", help="choose train.pack_tokens and train.checkpointing so that it fits")
+    add("--fit", action="store_true", help="choose packs, checkpointing and feature cache so that it fits")
     add("--dry-run", action="store_true", help="run the worst pack in a process of its own and measure its memory")
     add_json(add)
 

@@ -51,6 +51,8 @@ class Forecast:
     """Packs of the step that has most of them."""
     held: int
     """Bytes of image features (pixels where the tower trains) that stay in memory."""
+    kept: int
+    """Bytes of image features on the disk; 0 where none are kept."""
     seconds: float
     """At least: every computation of the run at the speed of a plain matrix product on this machine."""
     strip: Strip
@@ -81,6 +83,7 @@ class Forecast:
         told |= {"untrained": self.untrained, "memory": {"peak": self.memory.peak, **asdict(self.memory)}}
         told |= {"free": self.free, "device": self.device, "fits": self.fits, "advice": self.advice}
         told |= {"seconds_at_least": self.seconds, "checkpointed_every": self.checkpointed}
+        told |= {"features_on_disk": self.kept, "feature_cache": self.recipe.train.feature_cache}
         told |= {"pack_tokens": self.recipe.train.pack_tokens, "padding_tokens": 0}
         return told | ({"measured": asdict(self.measured)} if self.measured else {})
 
@@ -102,6 +105,9 @@ class Forecast:
         room = f"of {self.free / 1e6:,.0f} MB on {self.device}"
         lines.append(f"  {'in all':<16} {self.memory.peak / 1e6:>12,.1f} MB {room}")
         lines.append(f"  activations are computed again {LAYERS[self.checkpointed]} (train.checkpointing)")
+        if self.kept:
+            cache = f"train.feature_cache: {self.recipe.train.feature_cache}"
+            lines.append(f"  features of images take up to {self.kept / 1e6:,.1f} MB of the disk ({cache})")
         lines.append(f"time: at least {human_time(self.seconds)}, at the speed of a plain matrix product here")
         if self.measured:
             lines.append(told(self.measured, self.memory))

@@ -30,6 +30,7 @@ from workbench.run import Run
 from workbench.training.attention import check_window
 from workbench.training.describe import describe
 from workbench.training.examples import Examples
+from workbench.training.feature_cache import room_on_disk
 from workbench.training.forecast import LAYERS, Forecast
 from workbench.training.head import CHUNK
 from workbench.training.lengths import Lengths, measure
@@ -37,7 +38,7 @@ from workbench.training.memory import Foresight, Memory, at_most, part_of
 from workbench.training.mixture import read_sources
 from workbench.training.optim import check_optimizer
 from workbench.training.packing import Entry, Pack, Plan, packs
-from workbench.training.room import LOOSE, MARGIN, choose_layers, free_memory, held_images
+from workbench.training.room import LOOSE, MARGIN, choose_layers, free_memory, held_images, kept_images
 from workbench.training.source import find_images
 from workbench.training.strip import Strip
 
@@ -45,14 +46,16 @@ LARGEST, SMALLEST, ON_CPU = 16_384, 512, 4096
 """Tokens of the packs that are tried when the size of a pack is to be chosen; no CPU is faster with larger ones."""
 STEPS = 2000
 """The worst pack is looked for among those of so many steps of the first epoch."""
+CHOSEN = ("pack_tokens", "checkpointing", "feature_cache")
+"""The fields that `train.fit` chooses."""
 
 
 def plan(recipe: Recipe | str | Path, dataset: Dataset | str | Path | None = None, *, fit: bool = False) -> Forecast:
     """What `workbench.train` would do with the same arguments.
 
     For a device that this machine lacks, shapes are counted on the CPU; `train.memory_gb` must say what that one has.
-    `dataset` replaces what `data.dataset` names; `fit` (or `train.fit`) chooses `train.pack_tokens` and
-    `train.checkpointing`. Raises `ModelError`, `DataError` and `TrainingError` as `train` would, but lists
+    `dataset` replaces what `data.dataset` names; `fit` (or `train.fit`) chooses `train.pack_tokens`,
+    `train.checkpointing` and `train.feature_cache`. Raises `ModelError`, `DataError` and `TrainingError` as `train` would, but lists
     conversations that are too long, or have nothing to train on, instead of refusing them.
     """
     recipe = as_recipe(recipe)
@@ -93,6 +96,7 @@ def plan(recipe: Recipe | str | Path, dataset: Dataset | str | Path | None = Non
         worst=worst.pack,
         pieces=worst.pieces,
         held=foreseen.held,
+        kept=kept_images(llava, images, recipe.train),
         seconds=operations / matrix_speed(llava),
         strip=Strip(llava, source.train[0]),
         advice="" if memory.peak <= MARGIN * foreseen.free else advise(recipe, foreseen),
@@ -117,7 +121,7 @@ def settle(recipe: Recipe, out: str | Path, dataset: Dataset | None = None) -> R
         return recipe
     if Path(out, "recipe.yaml").is_file():
         held = Run.open(out).recipe
-        same = {name: getattr(held.train, name) for name in ("pack_tokens", "checkpointing")}
+        same = {name: getattr(held.train, name) for name in CHOSEN}
         return recipe.model_copy(update={"train": recipe.train.model_copy(update=same)})
     return plan(recipe, dataset).recipe
 
@@ -131,7 +135,7 @@ def settle_memory(recipe: Recipe, llava: Llava, lengths: Lengths, images: int) -
     free = free_memory(llava.device, train) + (weights if train.memory_gb is None else 0)
     every, tight = int(train.checkpointing == "on"), train.allocator == "tight"
     longest = max(train.pack_tokens, int(lengths.frame["tokens"].max() or 0))  # type: ignore[arg-type]
-    if LOOSE * (at_most(llava, longest) + held_images(llava, images)) <= MARGIN * free:
+    if LOOSE * (at_most(llava, longest) + held_images(llava, images, train)) <= MARGIN * free:
         return every, tight, ""
     if train.checkpointing != "auto" and (train.allocator != "auto" or llava.device.type != "cpu"):
         return every, tight, ""
@@ -161,8 +165,12 @@ class Foreseen:
     def __init__(self, foresight: Foresight, entries: Sequence[Entry], *, images: int, free: int) -> None:
         self.foresight, self.entries, self.images, self.free = foresight, entries, images, free
         self.train: TrainSpec = foresight.train
-        self.held = held_images(foresight.llava, images)
         self._orders: dict[int, Plan] = {}
+
+    @property
+    def held(self) -> int:
+        """Bytes of image features or pixels that stay in memory."""
+        return held_images(self.foresight.llava, self.images, self.train)
 
     def worst(self, pack_tokens: int) -> Worst:
         """By size: every token is as many numbers as the layers are wide together, a supervised one the vocabulary."""
@@ -210,7 +218,14 @@ class Foreseen:
 
 
 def fitted(recipe: Recipe, foreseen: Foreseen) -> tuple[Recipe, Foreseen]:
-    """The recipe with the largest packs that fit, without checkpointing if that is possible; unchanged if none fit."""
+    """The recipe with the largest packs that fit, without checkpointing if that is possible; unchanged if none fit.
+
+    Features that the disk cannot hold all of are not kept there: each would be dropped before its next turn.
+    """
+    kept = kept_images(foreseen.foresight.llava, foreseen.images, recipe.train)
+    if kept > room_on_disk(int(recipe.train.feature_cache_gb * 2**30)):
+        recipe = recipe.with_overrides("train.feature_cache=off")
+        foreseen.train = recipe.train
     largest = ON_CPU if foreseen.foresight.llava.device.type == "cpu" else LARGEST
     whole = max(sum(entry.tokens for entry in foreseen.entries), 1)
     for layers in ("off", "auto"):
