@@ -189,7 +189,7 @@ def test_vqa_puts_questions_and_annotations_together(tmp_path: Path) -> None:
          f"Can you see?\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n{SHORT}", "no"),
         ("docvqa", {"data": [{"questionId": 3, "question": "Date?", "image": "d/x.png", "answers": ["1/2"]}]},
          "d/x.png", f"Date?\n{SHORT}", "1/2"),
-        ("chartqa", [{"imgname": "77.png", "query": "How many?", "label": "12"}], "77.png", f"How many?\n{SHORT}", "12"),
+        ("chartqa", [{"imgname": "7.png", "query": "How many?", "label": "12"}], "7.png", f"How many?\n{SHORT}", "12"),
         ("refcoco",
          [{"image": "r.jpg", "sentences": [{"sent": "left dog"}], "bbox": [0, 0, 32, 24], "width": 64, "height": 48}],
          "r.jpg", "Please provide the bounding box coordinate of the region this sentence describes: left dog",
