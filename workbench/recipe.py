@@ -220,8 +220,8 @@ class TrainSpec(Section):
     """Several processes each hold a part of the weights, gradients and optimiser state (FSDP2) instead of all of them:
     for models that do not fit on one device. The same losses; more is sent between the processes."""
     deepspeed: dict[str, Any] | None = None
-    """A DeepSpeed config, or the name of a JSON file with one: ZeRO of stage 1, 2 or 3. What this recipe says too (batch
-    size, optimiser, clipping, number format) stays out of it, is `auto`, or is equal. Excludes `shard`."""
+    """A DeepSpeed config, or the name of a JSON file with one: ZeRO of stage 1, 2 or 3. What this recipe says too
+    (batch size, optimiser, clipping, number format) stays out of it, is `auto`, or is equal. Excludes `shard`."""
     checkpointing: Literal["auto", "off", "on"] = "auto"
     """Drop the activations of each layer and compute them again on the way back: the same numbers in less memory, for
     about a third more time. auto: only if the run would not fit otherwise, and then of every second layer if that is

@@ -27,6 +27,7 @@ from workbench.training.distributed import Processes
 from workbench.training.lockstep import Root, joint_losses
 from workbench.training.optim import clipped_step
 
+
 class Shards:
     """A prepared model cut among all processes, in place: a `Placement`.
 

@@ -5,7 +5,7 @@ come together again in the very form that one process alone would save.
 Does not know: the loop, checkpoints' folders, what a DeepSpeed config may say (zero_config.py).
 
 The engine gets the recipe's AdamW and float32 weights, and casts nothing: number formats are the model's own
-(`Llava.autocast`). It takes the mean over processes where a step's loss is a sum, so gradients go in times their number.
+(`Llava.autocast`). It takes the mean over processes where a step's loss is a sum: gradients go in times their number.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ AVERAGES = ("exp_avg", "exp_avg_sq")
 
 
 class Zero:
-    """A prepared model under ZeRO, in place: a `Placement`. A frozen tower stays whole: it is small, and computes ahead.
+    """A prepared model under ZeRO, in place: a `Placement`. A frozen tower stays whole: it is small and computes ahead.
 
     Raises `TrainingError` for float16, and in stage 3 for quantised weights, which cannot be cut.
     """
@@ -43,7 +43,12 @@ class Zero:
     together = True
 
     def __init__(
-        self, llava: Llava, groups: Sequence[ParamGroup], processes: Processes, config: dict[str, Any], limit: float | None
+        self,
+        llava: Llava,
+        groups: Sequence[ParamGroup],
+        processes: Processes,
+        config: dict[str, Any],
+        limit: float | None,
     ) -> None:
         self.llava, self.groups, self.processes = llava, groups, processes
         self.params = [parameter for group in groups for parameter in group.params]
@@ -62,7 +67,9 @@ class Zero:
     def adopt(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         deepspeed = _deepspeed(self.llava.device)
         if not dist.is_initialized():  # one process alone, which offloads
-            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+            os.environ.setdefault("LOCAL_RANK", "0")
+            backend = deepspeed.accelerator.get_accelerator().communication_backend_name()
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
         self.engine, adopted, _, _ = deepspeed.initialize(model=self.root, optimizer=optimizer, config=self.config)
         return adopted

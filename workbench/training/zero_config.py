@@ -23,6 +23,11 @@ PASSED = {
     "communication_data_type",
 }  # fmt: skip
 """What DeepSpeed is given as it stands."""
+CHECKED = {
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
+    "optimizer", "scheduler", "bf16", "fp16",
+}  # fmt: skip
+"""What the recipe says too."""
 UNUSED = {"zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "activation_checkpointing"}
 """What may be there and has no effect: the optimiser is torch's AdamW, and `train.checkpointing` decides."""
 SCHEDULES = {"WarmupLR": "constant", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
@@ -42,15 +47,15 @@ def zero_config(recipe: Recipe) -> dict[str, Any] | None:
     spec, asked = recipe.train, asks_for_zero() if recipe.train.deepspeed is None else recipe.train.deepspeed
     if asked is None:
         return None
-    if find_spec("deepspeed") is None:
-        fix = "pip install 'llava-workbench[deepspeed]', or use train.shard: true (FSDP2), which needs no package"
-        raise MissingPackageError("train.deepspeed", found="no package deepspeed", fix=fix)
     if spec.shard:
         raise _refused("train.shard: true beside it", "one way to cut the model", "set train.shard: false")
     _check_numbers(asked, spec)
     for key in asked.keys() - PASSED - UNUSED - CHECKED:
         raise _refused(key, "ZeRO alone: the recipe decides the rest", f"delete {key}")
-    _check_zero(asked.get("zero_optimization", {}))
+    _check_zero(_section(asked, "zero_optimization"))
+    if find_spec("deepspeed") is None:
+        fix = "pip install 'llava-workbench[deepspeed]', or use train.shard: true (FSDP2), which needs no package"
+        raise MissingPackageError("train.deepspeed", found="no package deepspeed", fix=fix)
     return asked
 
 
@@ -88,12 +93,6 @@ def check_format(config: Mapping[str, Any], computed: str) -> None:
             raise _refused(f"{name}.enabled: {str(enabled).lower()}", f"{computed}, as the recipe has it", fix)
 
 
-CHECKED = {
-    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
-    "optimizer", "scheduler", "bf16", "fp16",
-}  # fmt: skip
-
-
 def _check_numbers(asked: Mapping[str, Any], spec: TrainSpec) -> None:
     """What both say is the same, or `auto`."""
     for key, value, wanted, field in _both(asked, spec):
@@ -107,7 +106,7 @@ def _both(asked: Mapping[str, Any], spec: TrainSpec) -> Iterator[tuple[str, Any,
     """(key, what the config says, what the recipe says, the recipe's field) of what both can say."""
     packs = "auto, as a pack of train.pack_tokens is what goes through the model at once"
     optimizer, scheduler = _section(asked, "optimizer"), _section(asked, "scheduler")
-    rates, kind = optimizer.get("params", {}), scheduler.get("type", AUTO)
+    rates, kind = _section(optimizer, "params"), scheduler.get("type", AUTO)
     settings = {
         "lr": (spec.lr, "train.lr"),
         "betas": (list(spec.betas), "train.betas"),
@@ -124,7 +123,7 @@ def _both(asked: Mapping[str, Any], spec: TrainSpec) -> Iterator[tuple[str, Any,
         wanted, field = settings.get(name, ("nothing: the optimiser is torch's AdamW", ""))
         yield f"optimizer.params.{name}", value, wanted, field
     yield "scheduler.type", SCHEDULES.get(kind, kind), spec.schedule, "train.schedule"
-    for name, value in scheduler.get("params", {}).items():
+    for name, value in _section(scheduler, "params").items():
         yield f"scheduler.params.{name}", value, "auto: rates rise and fall as train.warmup and train.schedule say", ""
 
 
@@ -143,7 +142,9 @@ def _check_zero(zero: Mapping[str, Any]) -> None:
             found, fix = f"zero_optimization.{part}.device: nvme", "use cpu"
             raise _refused(found, "cpu or none: reading from NVMe needs the operator async_io compiled", fix)
         if device == "cpu" and stage < least:
-            raise _refused(f"zero_optimization.{part} in stage {stage}", "stage 3, where weights are cut", "set stage 3")
+            raise _refused(
+                f"zero_optimization.{part} in stage {stage}", "stage 3, where weights are cut", "set stage 3"
+            )
         if offload.get("super_offload"):
             raise _refused(f"zero_optimization.{part}.super_offload", "plain ZeRO", "delete it")
 
