@@ -13,11 +13,12 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 from torch.nn import functional
 
 from workbench.errors import TrainingError
@@ -56,6 +57,8 @@ class Zero:
         _refuse(llava, self.stage)
         check_format(config, dtype_name(llava.dtype))
         self.config = passed(config, hidden=llava.model.config.get_text_config().hidden_size, clip=limit)
+        self.deepspeed = _deepspeed(llava.device)
+        _check(self.deepspeed, self.config["zero_optimization"])
         self.provable = affordable(llava)
         towers = [llava.tower] if llava.vision_trains else []
         self.root = Root(llava, llava.model.model.language_model, llava.projector, llava.model.lm_head, *towers)
@@ -65,13 +68,16 @@ class Zero:
         return self.processes.largest(pieces)
 
     def adopt(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        deepspeed = _deepspeed(self.llava.device)
+        deepspeed = self.deepspeed
         if not dist.is_initialized():  # one process alone, which offloads
             os.environ.setdefault("LOCAL_RANK", "0")
             backend = deepspeed.accelerator.get_accelerator().communication_backend_name()
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+        plain = functional.linear
         self.engine, adopted, _, _ = deepspeed.initialize(model=self.root, optimizer=optimizer, config=self.config)
+        if functional.linear is not plain:  # stage 3
+            functional.linear = _linear(plain, functional.linear)
         return adopted
 
     def losses(self, batch: Batch, images: torch.Tensor | None) -> torch.Tensor:
@@ -116,7 +122,7 @@ class Zero:
         held, zero3 = state["state"], self.stage == 3
         rows = optimizer.fp32_partitioned_groups_flat if zero3 else optimizer.single_partition_of_fp32_groups
         for row in rows:  # as AdamW would make it in its first step
-            begun = {"step": held[0]["step"].to(row.device)}
+            begun = {"step": held[0]["step"].to(row.device, copy=True)}
             _base(optimizer).state[row] = begun | {name: torch.zeros_like(row) for name in AVERAGES}
         _link(optimizer)
         for number, parameter in enumerate(self.params):
@@ -125,9 +131,7 @@ class Zero:
 
     def _whole(self, parameter: torch.nn.Parameter) -> torch.Tensor:
         """All of a weight on the CPU; nothing of it in a process that does not need it."""
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters([parameter]):
+        with self.deepspeed.zero.GatheredParameters([parameter]):
             return parameter.detach().cpu().clone() if self.processes.main else torch.empty(0)
 
 
@@ -142,11 +146,34 @@ def _deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
+def _linear(plain: Callable[..., torch.Tensor], cut: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """DeepSpeed's way to compute a linear layer whose weight is cut, and torch's for all others in this process.
+
+    DeepSpeed's keeps no weight for the way back, and rounds before it adds the bias. A frozen tower's features, which
+    other runs read from the disk, must not depend on it.
+    """
+
+    def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return (cut if hasattr(weight, "ds_id") else plain)(input, weight, bias)
+
+    return linear
+
+
 def _refuse(llava: Llava, stage: int) -> None:
     load = llava.spec["load"]
     if stage == 3 and load in QUANTISED:
         fix = "use stage 1 or 2, which leave weights whole, or model.load: bf16"
         raise TrainingError("train.deepspeed", found=f"stage 3 with model.load: {load}", fix=fix)
+
+
+def _check(deepspeed: Any, config: dict[str, Any]) -> None:
+    """Raise `TrainingError` for a key or a value that DeepSpeed does not know."""
+    try:
+        deepspeed.runtime.zero.config.DeepSpeedZeroConfig(**config)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        found = ".".join(map(str, ("zero_optimization", *first["loc"])))
+        raise TrainingError("train.deepspeed", found=f"{found}: {first['input']}", expected=first["msg"]) from None
 
 
 def _base(optimizer: Any) -> torch.optim.Optimizer:

@@ -32,10 +32,10 @@ UNUSED = {"zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "activ
 """What may be there and has no effect: the optimiser is torch's AdamW, and `train.checkpointing` decides."""
 SCHEDULES = {"WarmupLR": "constant", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
 REFUSED = {
-    "zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients", "zenflow",
-    "zero_hpz_partition_size", "legacy_stage1",
+    "zero_quantized_weights": False, "zero_quantized_nontrainable_weights": False, "zero_quantized_gradients": False,
+    "zenflow": None, "zero_hpz_partition_size": 1, "legacy_stage1": False,
 }  # fmt: skip
-"""Parts of `zero_optimization` that need compiled operators or lay weights out in another way."""
+"""Parts of `zero_optimization` that need compiled operators or lay weights out in another way, and their off values."""
 
 
 def zero_config(recipe: Recipe) -> dict[str, Any] | None:
@@ -71,6 +71,8 @@ def passed(config: Mapping[str, Any], *, hidden: int, clip: float | None) -> dic
         "stage3_param_persistence_threshold": 10 * hidden,
     }  # as transformers has them
     zero = {key: sizes.get(key) if value == AUTO else value for key, value in zero.items()}
+    if zero["stage"] == 1:  # where there is nothing to send before the step
+        zero["overlap_comm"] = False
     own = {
         "zero_optimization": {key: value for key, value in zero.items() if value is not None},
         "train_micro_batch_size_per_gpu": 1,
@@ -132,8 +134,8 @@ def _check_zero(zero: Mapping[str, Any]) -> None:
     if stage not in (1, 2, 3):
         found = "no zero_optimization.stage" if stage is None else f"zero_optimization.stage: {stage}"
         raise _refused(found, "1, 2 or 3", "set it; without train.deepspeed each process holds all")
-    for key in REFUSED & zero.keys():
-        if zero[key] not in (False, None, 1):
+    for key, off in REFUSED.items():
+        if zero.get(key, off) != off:
             raise _refused(f"zero_optimization.{key}", "plain ZeRO", f"delete {key}")
     for part, least in (("offload_optimizer", 1), ("offload_param", 3)):
         offload = _section(zero, part)
@@ -142,9 +144,7 @@ def _check_zero(zero: Mapping[str, Any]) -> None:
             found, fix = f"zero_optimization.{part}.device: nvme", "use cpu"
             raise _refused(found, "cpu or none: reading from NVMe needs the operator async_io compiled", fix)
         if device == "cpu" and stage < least:
-            raise _refused(
-                f"zero_optimization.{part} in stage {stage}", "stage 3, where weights are cut", "set stage 3"
-            )
+            raise _refused(f"zero_optimization.{part} in stage {stage}", "stage 3, which cuts weights", "set stage 3")
         if offload.get("super_offload"):
             raise _refused(f"zero_optimization.{part}.super_offload", "plain ZeRO", "delete it")
 
