@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -143,6 +144,7 @@ def _deepspeed(device: torch.device) -> Any:
 
     ops.__compatible_ops__["deepspeed_shm_comm"] = False  # on CPU it would be compiled for minutes, beside gloo
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)  # one in every step
     return deepspeed
 
 
