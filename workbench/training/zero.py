@@ -144,7 +144,7 @@ def _deepspeed(device: torch.device) -> Any:
 
     ops.__compatible_ops__["deepspeed_shm_comm"] = False  # on CPU it would be compiled for minutes, beside gloo
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)  # one in every step
+    warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)  # what DeepSpeed calls
     return deepspeed
 
 
