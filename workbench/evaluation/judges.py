@@ -95,7 +95,7 @@ class Judged:
 
     def __str__(self) -> str:
         scored = self.rows.height - self.failed
-        mean = f", mean {self.rows['earned'].mean():.3f}" if scored else ""
+        mean = f", mean {float(self.rows['earned'].mean()):.3f}" if scored else ""  # type: ignore[arg-type]
         lines = [f"{self.model}, judged by {self.judge}: {scored:,} answers scored{mean}", str(self.outcome)]
         if self.failed:
             why = self.rows.filter(pl.col("earned").is_null())["error"].drop_nulls()

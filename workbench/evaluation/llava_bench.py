@@ -86,7 +86,7 @@ def _asked(paths: Sequence[Path], rows: Sequence[Row], answers: Mapping[str, str
 
 
 def _text(caption: str | list[str], question: str, shown: Sequence[str], rule: Row) -> str:
-    """As `eval_gpt_review_bench.py` writes it; spaces at the ends go, as in every message here."""
+    """As `eval_gpt_review_bench.py` writes it, to the last line break."""
     context = caption if isinstance(caption, str) else "\n".join(caption)
     role = rule["role"]
     said = [f"[{role} {n}]\n{text}\n\n[End of {role} {n}]\n\n" for n, text in enumerate(shown, 1)]
