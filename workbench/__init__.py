@@ -48,6 +48,7 @@ _HOMES = {
     "load": "model.llava",
     "export": "model.export:export_hf",
     "Engine": "inference.engine",
+    "open_model": "inference.opening",
     "chat": "inference.chat",
     "describe": "curation.describe",
     "curate": "curation.filters",
@@ -107,6 +108,7 @@ if TYPE_CHECKING:
     from workbench.evaluation.task import evaluate
     from workbench.inference.chat import chat
     from workbench.inference.engine import Engine
+    from workbench.inference.opening import open_model
     from workbench.instruct.checks import add_check
     from workbench.instruct.diversity import describe_conversations
     from workbench.instruct.explain import explain

@@ -17,9 +17,9 @@ from PIL.Image import Image as PilImage
 
 from workbench.chat_model import GREEDY, Answer, Pieces, SamplingOptions
 from workbench.conversation import Conversation, Image
-from workbench.data.images import load_image
 from workbench.errors import RenderError
 from workbench.inference.decoding import Row, evaluating, write
+from workbench.inference.opening import open_file
 from workbench.inference.prefix_cache import FeatureCache, pixel_hash, prefix_key, tower_state
 from workbench.inference.sampling import generator
 from workbench.inference.text import TextStream
@@ -36,11 +36,6 @@ class Seen(NamedTuple):
     hash: str
     features: torch.Tensor
     """(tokens, width of the language model)"""
-
-
-def open_file(image: Image) -> PilImage:
-    """The image at `image.path`, taken as a path on this disk. Raises `ImageError`."""
-    return load_image(image.path)
 
 
 class Engine:

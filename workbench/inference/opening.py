@@ -1,0 +1,76 @@
+"""One way to open anything that answers, told by what it is.
+
+Knows: run folders, checkpoints and LLaVA folders of ours or of Hugging Face (`Engine`), other vision-language models
+of transformers (`VisionLanguageModel`), names on the Hub of either, and `MODEL@URL` (`RemoteModel`).
+Does not know: how any of them answers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workbench.chat_model import ChatModel
+from workbench.conversation import Image
+from workbench.data.images import load_image
+from workbench.errors import ModelError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+_REMOTE = re.compile(r"(?P<model>[^@]+)@(?P<url>https?://.+)")
+
+
+def open_file(image: Image) -> Picture:
+    """The image at `image.path`, taken as a path on this disk. Raises `ImageError`."""
+    return load_image(image.path)
+
+
+def open_model(
+    name: str | Path,
+    *,
+    load: str | None = None,
+    device: str = "auto",
+    open_image: Callable[[Image], Picture] = open_file,
+    adapter: str | Path | None = None,
+) -> ChatModel:
+    """What answers under `name`.
+
+    name: a run folder (its best checkpoint), a checkpoint, a LLaVA folder, another vision-language model's folder, a
+    name on the Hub, or `MODEL@URL` of an OpenAI-compatible endpoint (key from `$OPENAI_API_KEY`).
+    load: the number format of the weights (fp32, bf16, fp16, 8bit, 4bit); as saved by default. adapter: a folder with
+    a peft adapter of a model that is not a LLaVA of ours. Raises `ModelError` or `CheckpointError` for what is not
+    there or cannot answer.
+    """
+    remote = _REMOTE.fullmatch(str(name))
+    if remote is not None:
+        return _remote(str(name), remote["model"], remote["url"], load, open_image, adapter)
+    from workbench.model import checkpoint, hf_folder  # torch and transformers: only where a model is really loaded
+    from workbench.model.sources import resolve
+
+    folder = resolve(name)
+    ours = (folder / "run.json").is_file() or (folder / checkpoint.MANIFEST).is_file()
+    shown = Path(name).name or str(name)
+    if not (ours or hf_folder.is_llava(folder)):
+        from workbench.inference.vlm import VisionLanguageModel
+
+        return VisionLanguageModel(folder, load=load, device=device, open_image=open_image, adapter=adapter, name=shown)
+    if adapter is not None:
+        fix = "name the run folder that holds it"
+        raise ModelError(str(adapter), found="an adapter for a LLaVA", expected="none: a run has its own", fix=fix)
+    from workbench.inference.engine import Engine
+
+    return Engine(checkpoint.load_any(name, load=load, dtype="auto", device=device), open_image=open_image, name=shown)
+
+
+def _remote(
+    name: str, model: str, url: str, load: str | None, open_image: Callable[[Image], Picture], adapter: object
+) -> ChatModel:
+    from workbench.remote import RemoteModel
+
+    for what, value in (("load", load), ("adapter", adapter)):
+        if value is not None:
+            raise ModelError(name, found=f"{what} {value}", expected="none for a model that runs elsewhere")
+    return RemoteModel(model, url=url, open_image=open_image)
