@@ -88,12 +88,19 @@ def placed_rows(rows: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
 
 def _view(to: Dataset | str | Path | SampleCollection | None, results: Any) -> SampleCollection:
     if to is None:
-        to = about(results).get("dataset")
-        if not isinstance(to, str):
+        to = told_dataset(results)
+        if to is None:
             fix = "name the dataset or its folder"
             raise DataError("results", found="no word of their dataset", expected="a folder of results", fix=fix)
     open_fiftyone()
     return view_of(to if isinstance(to, Dataset) else Dataset.open(to)) if isinstance(to, (Dataset, str, Path)) else to
+
+
+def told_dataset(results: Any) -> str | None:
+    """The folder of the dataset that results, or a table with a column `dataset`, are about."""
+    if isinstance(results, pl.DataFrame):
+        return next(iter(results["dataset"].drop_nulls()), None) if "dataset" in results.columns else None
+    return about(results).get("dataset")
 
 
 def _slug(name: str) -> str:

@@ -92,6 +92,4 @@ def _shared(one: Any, other: Any) -> pl.DataFrame:
 
 def _set_name(one: Any, other: Any) -> str:
     """What both were asked: the dataset or benchmark by name, else what the two folders are called."""
-    told = about(one)
-    named = told.get("benchmark") or told.get("dataset")
-    return Path(str(named)).name if named else f"{name_of(one)} → {name_of(other)}"
+    return str(about(one).get("name") or f"{name_of(one)} → {name_of(other)}")

@@ -30,7 +30,7 @@ from workbench.instruct.plan import content_address
 from workbench.instruct.replies import ReplyStore
 from workbench.instruct.tasks import Task
 from workbench.instruct.teacher import RULES, TeacherSpec, find_teacher
-from workbench.result_rows import name_of, rows_of
+from workbench.result_rows import folder_of, name_of, rows_of
 
 Judge = str | Path | TeacherSpec | ChatModel
 """`MODEL@URL`, `local:MODEL`, a YAML file, its description, or anything that answers."""
@@ -169,11 +169,11 @@ def asked_of(task: Task, row: Mapping[str, Any], dataset: Dataset | None, **more
 
 
 def store_of(given: str | Path | None, results: Any, dataset: Dataset | None) -> Path:
-    folder = Path(results) if isinstance(results, (str, Path)) else getattr(results, "path", None)
+    folder = folder_of(results)
     if given is not None:
         return Path(given)
-    if folder is not None and Path(folder).is_dir():
-        return Path(folder) / REPLIES
+    if folder is not None:
+        return folder / REPLIES
     if dataset is None:
         raise DataError(
             "judge", found="no place for its replies", expected="store=FILE, a folder of results or a dataset"

@@ -22,7 +22,7 @@ from workbench.evaluation.coverage import Coverage, covered
 from workbench.evaluation.report_parts import examples, in_turn, pictures_of, shaded
 from workbench.evaluation.slice_scores import FEW_IMAGES, FEW_QUESTIONS, slices
 from workbench.resources import write_atomic
-from workbench.result_rows import about, failures, rows_of
+from workbench.result_rows import about, failures, folder_of, rows_of
 
 if TYPE_CHECKING:
     from workbench.model.clip import Clip
@@ -78,7 +78,7 @@ def report(
         "failed": examples(some.iter_rows(named=True), shown, names),
         "wrong": wrong.height,
         "coverage": _strangers(looked, wrong, shown, names, data, training) if looked else None,
-        "settings": json.dumps(about(results), indent=1, ensure_ascii=False) if about(results) else "",
+        "settings": json.dumps(dict(about(results)), indent=1, ensure_ascii=False) if about(results) else "",
         "footer": f"workbench {__version__}",
     }
     return write_page("report.html.jinja", page, values)
@@ -104,16 +104,19 @@ def asked_dataset(results: Any, dataset: Dataset | str | Path | None) -> Dataset
 def _place(results: Any, out: str | Path | None) -> Path:
     if out is not None:
         return Path(out, PAGE) if Path(out).is_dir() else Path(out)
-    folder = results if isinstance(results, (str, Path)) else getattr(results, "path", None)
-    if folder is None or not Path(folder).is_dir():
+    folder = folder_of(results)
+    if folder is None:
         raise DataError("report", found="no file to write", expected="out=FILE.html, or a folder of results")
-    return Path(folder) / PAGE
+    return folder / PAGE
 
 
 def _subtitle(results: Any, rows: pl.DataFrame, dataset: Dataset | None) -> str:
     told = about(results)
-    parts = [f"on {dataset.name}" if dataset else None, f"scorer {told['scorer']}" if told.get("scorer") else None]
-    parts += [f"{rows.height:,} questions", str(told.get("started") or "")[:10] or None]
+    model = (told.get("model") or {}).get("name")
+    asked = told.get("name") or (dataset.name if dataset else None)
+    parts = [f"model {model}" if model else "", f"on {asked}" if asked else "", f"{rows.height:,} questions"]
+    scorer = told.get("scorer")
+    parts += [f"scored by {scorer}" if scorer else "", str(told.get("started") or "")[:10]]
     return ", ".join(part for part in parts if part)
 
 

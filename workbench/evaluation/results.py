@@ -23,6 +23,7 @@ import polars as pl
 from workbench.errors import DataError
 from workbench.json_lines import JsonLines
 from workbench.resources import disk_errors, write_atomic
+from workbench.result_rows import failures
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -87,9 +88,13 @@ class Results:
 
     @property
     def failures(self) -> pl.DataFrame:
-        """The rows that did not earn all, the most confidently wrong first; not those that nobody was asked."""
+        """The rows that earned less than half, the most confidently wrong first; not those that nobody was asked.
+
+        With a column `dataset`, the folder of what was asked about, so that `wb.show` finds their pictures.
+        """
         asked = pl.col("answer").is_not_null() | pl.col("error").is_not_null()
-        return self.rows.filter(~pl.col("right") & asked).sort("margin", descending=True, nulls_last=True)
+        wrong = failures(self.rows.filter(asked)).sort("margin", descending=True, nulls_last=True)
+        return wrong.with_columns(dataset=pl.lit(self.settings.get("dataset"), dtype=pl.String))
 
     @property
     def errors(self) -> pl.DataFrame:

@@ -87,6 +87,7 @@ def _settings(evaluation: Evaluation, model: ChatModel, asking: Asking) -> dict[
         "questions": {**evaluation.settings, "count": len(evaluation.conversations), "hash": _hash(evaluation)},
         "model": identity(model),
         "asked": options,
+        "dataset": str(evaluation.dataset) if evaluation.dataset else None,
         "roots": {name: str(folder) for name, folder in evaluation.roots.items()},
         "around": dict(evaluation.around),
         "versions": versions(),

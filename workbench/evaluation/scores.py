@@ -110,6 +110,9 @@ def score_again(path: Path | str, scorer: str | None = None) -> Results:
     if not rows:
         raise DataError(str(path), found="no row", fix="run the evaluation again, it goes on where it was")
     by = rules(scorer or held.scorer)
+    if by.name == "judge":
+        fix = "--scorer names one, or run the evaluation again with its judge: kept replies cost nothing"
+        raise DataError(str(path), found="scores by a judge", expected="a scorer that needs no model", fix=fix)
     again = [read_again(by, row) for row in rows]
     settings = {**held.settings, "scorer": by.name}
     scored = scores(by, again, held.settings.get("around", {}))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,13 @@ from workbench.evaluation.reading import Rules, rules
 from workbench.evaluation.results import Results
 from workbench.evaluation.running import Asking, run
 from workbench.evaluation.scorers import SCORERS
+
+if TYPE_CHECKING:
+    from workbench.evaluation.judges import Judge
+
+
+JUDGED_TOKENS = 256
+"""Of an answer that is judged: it may be long."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,8 @@ class Evaluation:
     """Where pictures lie, so that results can show them."""
     around: Mapping[str, Any] = field(default_factory=dict)
     """What a benchmark's files tell around their rows."""
+    dataset: Path | None = None
+    """The folder of the dataset that the questions are of."""
 
     def __post_init__(self) -> None:
         if not self.conversations:
@@ -77,6 +86,9 @@ def evaluate(
     out: Path | str | None = None,
     reuse: bool = True,
     likelihood: bool = False,
+    slices: Sequence[str] = (),
+    judge: Judge | None = None,
+    rubric: Path | str | None = None,
     description: str = "asking",
 ) -> Results:
     """Ask a model the questions and score its answers.
@@ -88,12 +100,16 @@ def evaluate(
     out: a folder that keeps everything and goes on where it was stopped. reuse: share what an image costs among its
     questions and stop a question at its first wrong rotation; False is one row after the other. likelihood: take the
     likeliest of the answers there are to choose from, where these are known, and write nothing.
+    slices: scores of these kinds of pictures and questions too, as for `wb.slices`. judge: a model that scores the
+    answers against their references (scorer `judge`), by the shipped rubric or your own.
 
     Raises DataError where there is nothing to ask, a file is missing, a conversation has no reference, or the scorer is
     unknown; a row that fails is a row with its error.
     """
-    if scorer not in SCORERS:
-        raise DataError("evaluate", found=f"scorer {scorer!r}", expected=f"one of {', '.join(SCORERS)}")
+    scorer = "judge" if judge is not None else scorer
+    if scorer not in SCORERS and judge is None:
+        fix = "name the model that judges" if scorer == "judge" else ""
+        raise DataError("evaluate", found=f"scorer {scorer!r}", expected=f"one of {', '.join(SCORERS)}", fix=fix)
     if isinstance(questions, str) and questions in BENCHMARKS:
         from workbench.evaluation.questions import read_benchmark
 
@@ -106,13 +122,19 @@ def evaluate(
         evaluation = Evaluation("conversations", questions, rules(scorer), 24)
     if limit is not None:
         evaluation = replace(evaluation, conversations=evaluation.conversations[:limit])
-    if max_tokens is not None:
-        evaluation = replace(evaluation, max_tokens=max_tokens)
+    if max_tokens is not None or judge is not None:
+        evaluation = replace(evaluation, max_tokens=max_tokens or JUDGED_TOKENS)
     if isinstance(model, Path | str):
         from workbench.inference.opening import open_model
 
         model = open_model(model)
-    return run(evaluation, model, out, Asking(reuse, likelihood), description)
+    results = run(evaluation, model, out, Asking(reuse, likelihood), description)
+    if judge is not None or slices:
+        from workbench.evaluation import private
+
+        results = private.judged(results, judge, rubric=rubric) if judge is not None else results
+        results = private.sliced(results, slices) if slices else results
+    return results
 
 
 def held_out(dataset: Dataset | Path | str, split: str, tasks: Sequence[str], scorer: str) -> Evaluation:
@@ -123,7 +145,8 @@ def held_out(dataset: Dataset | Path | str, split: str, tasks: Sequence[str], sc
         found = f"no {' or '.join(tasks)} in split {split}"
         raise DataError(str(data.path), found=found, fix="`workbench generate` writes some; --split and --tasks choose")
     chosen = {"split": split, "tasks": list(tasks)}
-    return Evaluation(data.name, asked, rules(scorer), 24, data.resolver(), chosen, data.roots)
+    where = data.path.absolute()
+    return Evaluation(data.name, asked, rules(scorer), 24, data.resolver(), chosen, data.roots, dataset=where)
 
 
 def derange(conversations: Sequence[Conversation], *, seed: int) -> list[Conversation]:
