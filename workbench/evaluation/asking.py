@@ -133,6 +133,7 @@ class EngineAsker(_Asker):
         self.engine = _own(engine, evaluation, reuse)
         self.reuse, self.likelihood = reuse, likelihood
         self.share = (reuse or likelihood) and shareable(engine.llava)
+        self._prompts: dict[str, str] = {}  # of the rows that are being asked
 
     def __call__(self, lines: Sequence[Line]) -> Iterator[list[Given]]:
         if not self.share:
@@ -152,6 +153,9 @@ class EngineAsker(_Asker):
             yield [_with_prompt(one, self._prompt(one.asked)) for one in given]
 
     def _prompt(self, asked: Conversation) -> str | None:
+        """The text as sent, with the template's words."""
+        if asked.id in self._prompts:
+            return self._prompts[asked.id]
         try:
             return self.engine.llava.renderer.prompt(asked.prompt).text
         except Exception:  # the row says what is wrong with it
@@ -175,6 +179,7 @@ class EngineAsker(_Asker):
     def _rows(self, asked: Sequence[Conversation]) -> list[Row]:
         render = self.engine.llava.renderer.prompt
         rendered = [(number, render(sent(self.evaluation, one))) for number, one in enumerate(asked)]
+        self._prompts = {one.id: text.text for one, (_, text) in zip(asked, rendered, strict=True)}
         return [row for _, row in self.engine._prepare(rendered, self.options)]
 
     def _group(self, group: Sequence[Ready]) -> list[Given]:

@@ -83,11 +83,11 @@ def refcoco(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
 
 
 def overlap(answer: str, item: Item) -> float:
-    said, right = near.box(answer), _reference_box(item)
+    said, right = near.box(answer), reference_box(item)
     return near.overlap(said, right) if said else 0.0
 
 
-def _reference_box(item: Item) -> boxes.Box:
+def reference_box(item: Item) -> boxes.Box:
     found = near.box(str(item.reference))  # a list is written as a box is
     if found is None:
         raise DataError(f"reference {item.identity}", found=repr(item.reference), expected="a box of four numbers")

@@ -51,6 +51,8 @@ def run(
     """Ask, read, keep, count. Rows that failed are asked again when it goes on; all others never."""
     ask = asker(model, evaluation, asking.reuse, asking.likelihood)
     settings = _settings(evaluation, model, asking)
+    if out is not None:
+        settings["versions"] = versions()
     folder = ResultFolder(out) if out is not None else None
     kept = {row["id"]: row for row in folder.begin(settings, FIXED)} if folder else {}
     done = {id: row for id, row in kept.items() if not row["error"]}
@@ -90,7 +92,6 @@ def _settings(evaluation: Evaluation, model: ChatModel, asking: Asking) -> dict[
         "dataset": str(evaluation.dataset) if evaluation.dataset else None,
         "roots": {name: str(folder) for name, folder in evaluation.roots.items()},
         "around": dict(evaluation.around),
-        "versions": versions(),
         "started": _now(),
     }
 

@@ -11,7 +11,7 @@ the margin of every first token is told.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,8 @@ from workbench.model.renderer import IGNORE_INDEX, Renderer
 
 PREFIX = -1
 """The owner of columns that every branch sees."""
+AT_ONCE = 384
+"""Tokens of branches in one pass: more fill a machine no better, and each is compared with all the others' columns."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,27 @@ class Branches:
         renamed = "cache" in inspect.signature(self.language.forward).parameters
         self._holding = {"cache" if renamed else "past_key_values": self.cache}
         self._owners = torch.full((prefix.prefix,), PREFIX, device=self.device)  # (columns,)
-        self._count = 0
+        self._prefix = prefix.prefix
         if prefix.prefix:
             columns = torch.arange(prefix.prefix, device=self.device)[None]
             self._forward(self._embed(prefix, 0, prefix.prefix)[None], columns, None)
 
-    @torch.no_grad()
     def answer(self, rows: Sequence[Row], settled: Callable[[str], bool] = lambda text: False) -> list[Said]:
         """Greedy answers, each to its end, or until `settled` says that its text decides."""
-        logits, branches = self._begin(rows)
+        return [said for part in _parts(rows) for said in self._answer(part, settled)]
+
+    def likeliest(self, rows: Sequence[Row], candidates: Sequence[dict[str, int]]) -> list[Said]:
+        """For each row the candidate whose first token is likeliest; `candidates` as `first_tokens` gives them."""
+        logits = [one for part in _parts(rows) for one in self._begin(part)]
+        said = []
+        for one, choices in zip(logits, candidates, strict=True):
+            ranked = sorted(((float(one[id]), name) for name, id in choices.items()), reverse=True)
+            said.append(Said(ranked[0][1], ranked[0][0] - ranked[1][0]))
+        return said
+
+    @torch.no_grad()
+    def _answer(self, rows: Sequence[Row], settled: Callable[[str], bool]) -> list[Said]:
+        logits = self._begin(rows)
         top = logits.topk(2).values
         margins = (top[:, 0] - top[:, 1]).tolist()
         texts = [""] * len(rows)
@@ -82,32 +96,23 @@ class Branches:
                 return [Said(text, margin) for text, margin in zip(texts, margins, strict=True)]
             tokens = torch.tensor([rows[number].written[-1] for number in going], device=self.device)
             places = [len(rows[number].ids) + len(rows[number].written) - 1 for number in going]
-            owners = torch.tensor([branches[number] for number in going], device=self.device)
             embedded = self.llava.model.get_input_embeddings()(tokens)[None]
-            hidden = self._forward(embedded, torch.tensor(places, device=self.device)[None], owners)
-            logits = self._logits(hidden[0])
+            owners = torch.tensor(going, device=self.device)
+            logits = self._logits(self._forward(embedded, torch.tensor(places, device=self.device)[None], owners)[0])
 
     @torch.no_grad()
-    def likeliest(self, rows: Sequence[Row], candidates: Sequence[dict[str, int]]) -> list[Said]:
-        """For each row the candidate whose first token is likeliest; `candidates` as `first_tokens` gives them."""
-        logits, _ = self._begin(rows)
-        said = []
-        for one, choices in zip(logits, candidates, strict=True):
-            ranked = sorted(((float(one[id]), name) for name, id in choices.items()), reverse=True)
-            said.append(Said(ranked[0][1], ranked[0][0] - ranked[1][0]))
-        return said
-
-    def _begin(self, rows: Sequence[Row]) -> tuple[torch.Tensor, list[int]]:
-        """The logits after each prompt, (rows, vocabulary), and the rows' numbers as owners of columns."""
-        lengths = [len(row.ids) - row.prefix for row in rows]
-        branches = list(range(self._count, self._count + len(rows)))
-        self._count += len(rows)
+    def _begin(self, rows: Sequence[Row]) -> torch.Tensor:
+        """The logits after each prompt, (rows, vocabulary); what other branches left behind is dropped."""
+        left = len(self._owners) - self._prefix
+        if left:
+            self.cache.crop(-left)
+            self._owners = self._owners[: self._prefix]
+        lengths = torch.tensor([len(row.ids) - row.prefix for row in rows], device=self.device)
         embedded = torch.cat([self._embed(row, row.prefix, len(row.ids)) for row in rows])[None]
         places = torch.cat([torch.arange(row.prefix, len(row.ids)) for row in rows]).to(self.device)
-        owners = torch.tensor(branches).repeat_interleave(torch.tensor(lengths)).to(self.device)
+        owners = torch.arange(len(rows), device=self.device).repeat_interleave(lengths)
         hidden = self._forward(embedded, places[None], owners)
-        last = torch.tensor(lengths, device=self.device).cumsum(0) - 1
-        return self._logits(hidden[0, last]), branches
+        return self._logits(hidden[0, lengths.cumsum(0) - 1])
 
     def _forward(self, embedded: torch.Tensor, places: torch.Tensor, owners: torch.Tensor | None) -> torch.Tensor:
         """Hidden states (1, T, width) of T more columns; their keys and values stay in the cache."""
@@ -142,6 +147,18 @@ class Branches:
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         with self.llava.autocast():
             return self.llava.model.get_output_embeddings()(hidden).float()
+
+
+def _parts(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """Rows together while their branches have at most `AT_ONCE` tokens."""
+    part: list[Row] = []
+    for row in rows:
+        if part and sum(len(one.ids) - one.prefix for one in (*part, row)) > AT_ONCE:
+            yield part
+            part = []
+        part.append(row)
+    if part:
+        yield part
 
 
 def first_tokens(renderer: Renderer, asked: Conversation, answers: Sequence[str]) -> dict[str, int]:
