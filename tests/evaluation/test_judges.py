@@ -60,7 +60,7 @@ def test_a_judge_scores_answers_and_its_failures_are_in_no_average(judge: Any, t
     told = judge_answers(table, url, store=tmp_path / "replies.sqlite")
     assert told.rows["earned"].to_list() == [1.0, pytest.approx(1 / 3), None]
     assert told.failed == 1 and "no score from 1 to 10 in 'I would rather not.'" in str(told)
-    assert "10 of 10. because" in told.rows["rule"][0] and "no score" in told.rows["error"][2]
+    assert "10 of 10. because" in told.rows["rule"][0] and "no score" in told.rows["rule"][2]
     asked = json.dumps(server.requests[0])
     assert "a red star" in asked and "Question" in asked and server.requests[0]["temperature"] == 0
     judge_answers(table, url, store=tmp_path / "replies.sqlite")
@@ -71,7 +71,7 @@ def test_a_budget_that_ends_leaves_the_rest_without_a_score(judge: Any, tmp_path
     server, url = judge
     server.reply = lambda prompt: scored(7)
     told = judge_answers(rows(dict.fromkeys("abcde", "x")), url, store=tmp_path / "r.sqlite", budget=Budget(calls=2))
-    assert told.failed == 3 and "budget of 2 calls" in told.rows["error"].drop_nulls()[0]
+    assert told.failed == 3 and "budget of 2 calls" in told.rows["rule"][4]
 
 
 def test_a_rubric_of_your_own_and_rules_as_judge(judge: Any, tmp_path: Path) -> None:

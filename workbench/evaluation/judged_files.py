@@ -16,6 +16,7 @@ from workbench.conversation import Conversation
 from workbench.errors import DataError
 from workbench.evaluation import fields
 from workbench.evaluation.judges import Reply
+from workbench.evaluation.matching import Item
 from workbench.evaluation.score_files import read
 from workbench.result_rows import ROWS
 
@@ -36,6 +37,11 @@ def answers_of(file: Path) -> dict[str, str]:
 def question_id(row: Row) -> str:
     """MM-Vet's `v1_7` and LLaVA's 7 are one."""
     return (fields.identity(row) or "").removeprefix("v1_")
+
+
+def asked_item(row: Row, answers: Mapping[str, str]) -> Item:
+    """A question as tallies take it."""
+    return Item(answers.get(question_id(row), ""), row["reference"], dict(row), {})
 
 
 def published(paths: Sequence[Path], name: str, what: str) -> Path:

@@ -81,7 +81,7 @@ def ask(
 
 @dataclass(frozen=True)
 class Judged:
-    """Rows whose `earned` a judge said; where it failed that is null and `error` says why."""
+    """Rows whose `earned` a judge said, and `rule` why; where it failed there is no `earned`."""
 
     rows: pl.DataFrame
     model: str
@@ -98,8 +98,8 @@ class Judged:
         mean = f", mean {float(self.rows['earned'].mean()):.3f}" if scored else ""  # type: ignore[arg-type]
         lines = [f"{self.model}, judged by {self.judge}: {scored:,} answers scored{mean}", str(self.outcome)]
         if self.failed:
-            why = self.rows.filter(pl.col("earned").is_null())["error"].drop_nulls()
-            lines.append(f"{self.failed:,} without a score, in no average: {(why[0] if why.len() else '')[:200]}")
+            why = self.rows.filter(pl.col("earned").is_null())["rule"][0]
+            lines.append(f"{self.failed:,} without a score, in no average; the first: {why[:200]}")
         return "\n".join(lines)
 
 
@@ -130,18 +130,21 @@ def judge_answers(
     kept = store_of(store, results, data)
     replies, outcome = ask(judge, questions, kept, schema=SCHEMA, dataset=data, budget=budget, prices=prices)
     known = [_scored(row, replies) for row in rows.iter_rows(named=True)]
-    called = str(judge.model) if isinstance(judge, TeacherSpec) else str(getattr(judge, "name", judge))
     version = f"version {task.version}, {task.prompt_hash}"
-    return Judged(pl.DataFrame(known, schema=rows.schema), name_of(results), called, version, outcome)
+    return Judged(pl.DataFrame(known, schema=rows.schema), name_of(results), judge_name(judge), version, outcome)
+
+
+def judge_name(judge: Judge) -> str:
+    return str(judge.model) if isinstance(judge, TeacherSpec) else str(getattr(judge, "name", judge))
 
 
 def _scored(row: dict[str, Any], replies: Mapping[str, Reply]) -> dict[str, Any]:
     if row["id"] not in replies:
-        return {**row, "earned": None, "rule": "judge", "error": row["error"] or "no answer to judge"}
+        return {**row, "earned": None, "rule": f"no answer to judge: {row['error']}"}
     score, _, reason, failed = read(replies[row["id"]], 1)
     if score is None:
-        return {**row, "earned": None, "rule": "judge", "error": failed}
-    return {**row, "earned": (score - 1) / 9, "rule": f"judge: {score} of 10. {reason or ''}".strip(), "error": None}
+        return {**row, "earned": None, "rule": f"judge failed: {failed}"}
+    return {**row, "earned": (score - 1) / 9, "rule": f"judge: {score} of 10. {reason or ''}".strip()}
 
 
 def _rubric(given: str | Path | None) -> Task:

@@ -18,7 +18,16 @@ from pathlib import Path
 from workbench.chat_model import SamplingOptions
 from workbench.conversation import Conversation, Message
 from workbench.errors import DataError, WorkbenchError
-from workbench.evaluation.judged_files import Asking, Row, answers_of, check_answered, mean, published, question_id
+from workbench.evaluation.judged_files import (
+    Asking,
+    Row,
+    answers_of,
+    asked_item,
+    check_answered,
+    mean,
+    published,
+    question_id,
+)
 from workbench.evaluation.score_files import read
 from workbench.evaluation.tally import Parts, Tally
 
@@ -32,8 +41,10 @@ Pair = tuple[float, float]
 
 
 def questions(paths: Sequence[Path]) -> list[Row]:
+    """The published questions, each with `question` and its GPT-4 answer as `reference`."""
     rows = read([published(paths, "questions.jsonl", f"the questions of {_NAME}")]).rows
-    return [{**row, "question": row["text"]} for row in rows]
+    given = answers_of(published(paths, "answers_gpt4.jsonl", f"the reference answers of {_NAME}"))
+    return [{**row, "question": row["text"], "reference": given.get(question_id(row))} for row in rows]
 
 
 def score(paths: Sequence[Path], answers: Mapping[str, str], asking: Asking) -> Tally:
@@ -61,23 +72,24 @@ def score(paths: Sequence[Path], answers: Mapping[str, str], asking: Asking) -> 
     moved = parts["all, swapped"]["score"] - parts["all"]["score"] if "all, swapped" in parts else None
     notes.append("the reference stands first, as published" + ("" if moved is None else f"; swapped: {moved:+.1f}"))
     whole = parts["all"]
-    return Tally(whole["score"], whole["n"], parts, lost["published"], tuple(notes))
+    marked = [(asked_item(row, answers), pairs["published"][question_id(row)][1] / 10) for row in rows
+              if question_id(row) in pairs["published"]]  # fmt: skip
+    return Tally(whole["score"], whole["n"], parts, lost["published"], tuple(notes), marked=marked)
 
 
 def _asked(paths: Sequence[Path], rows: Sequence[Row], answers: Mapping[str, str]) -> dict[str, Conversation]:
     contexts = {row["image"]: row for row in read([published(paths, "context.jsonl", f"the contexts of {_NAME}")]).rows}
-    given = answers_of(published(paths, "answers_gpt4.jsonl", f"the reference answers of {_NAME}"))
     file = published(paths, "rule.json", "llava/eval/table/rule.json of GitHub haotian-liu/LLaVA")
     rules = json.loads(file.read_text(encoding="utf-8"))
     asked = {}
     for row in rows:
         question = question_id(row)
         known = {"rule": rules.get(f"llava_bench_{row['category']}"), "context": contexts.get(row["image"])}
-        for what, value in {**known, "reference answer": given.get(question)}.items():
+        for what, value in {**known, "reference answer": row["reference"]}.items():
             if value is None:
                 where = f"question {question}"
                 raise DataError(where, found=f"no {what} for it", expected="one in the published files")
-        texts = {"reference": given[question], "answer": answers.get(question, "")}
+        texts = {"reference": row["reference"], "answer": answers.get(question, "")}
         for order, shown in ORDERS.items():
             text = _text(known["context"]["caption"], row["text"], [texts[one] for one in shown], known["rule"])
             name = f"{order} {question}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from workbench.chat_model import SamplingOptions
 from workbench.conversation import Conversation, Message
 from workbench.errors import DataError
-from workbench.evaluation.judged_files import Asking, Row, check_answered, mean, published, question_id
+from workbench.evaluation.judged_files import Asking, Row, asked_item, check_answered, mean, published, question_id
 from workbench.evaluation.judges import Reply
 from workbench.evaluation.tally import Parts, Tally
 
@@ -28,9 +28,11 @@ _TRIES = ((0.0, ""), (0.0, _AGAIN), (0.5, _AGAIN), (1.0, _AGAIN), (1.5, _AGAIN))
 
 
 def questions(paths: Sequence[Path]) -> list[Row]:
+    """The published questions, each with `image`, its ground truth as `reference`, and its capabilities together."""
     held = json.loads(published(paths, "mm-vet.json", f"the questions of {_NAME}").read_text(encoding="utf-8"))
     return [
-        {**row, "question_id": name, "image": row["imagename"], "category": "+".join(sorted(row["capability"]))}
+        {**row, "question_id": name, "image": row["imagename"], "reference": row["answer"]}
+        | {"category": "+".join(sorted(row["capability"]))}
         for name, row in held.items()
     ]
 
@@ -60,7 +62,8 @@ def score(paths: Sequence[Path], answers: Mapping[str, str], asking: Asking) -> 
     if not found:
         raise DataError("judge", found="a score in no reply", expected="a number from 0 to 1", fix=notes[-1])
     parts = _parts(rows, found)
-    return Tally(100 * mean(list(found.values())), len(found), parts, len(unread), tuple(notes))
+    marked = [(asked_item(row, answers), found[question_id(row)]) for row in rows if question_id(row) in found]
+    return Tally(100 * mean(list(found.values())), len(found), parts, len(unread), tuple(notes), marked=marked)
 
 
 def published_prompt(evaluator: Path) -> str:

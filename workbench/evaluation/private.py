@@ -15,12 +15,26 @@ from typing import Any
 from workbench.data.dataset import Dataset
 from workbench.errors import DataError
 from workbench.evaluation import reading
+from workbench.evaluation.benchmarks import JUDGED
 from workbench.evaluation.judges import Judge, judge_answers
-from workbench.evaluation.results import ROWS, SCORES, SETTINGS, Results, kept_rows, table
+from workbench.evaluation.results import ROWS, SCORES, SETTINGS, Results, Row, kept_rows, table
 from workbench.evaluation.scores import scores
 from workbench.evaluation.slice_scores import slices
 from workbench.resources import write_atomic
 from workbench.result_rows import about
+
+
+def finished(
+    results: Results, judge: Judge | None, by: Sequence[str], *, rubric: str | Path | None = None, data: Any = ()
+) -> Results:
+    """Judged where there is a judge, then sliced; `data`: the published files of a benchmark that is judged."""
+    if judge is not None and results.settings.get("name") in JUDGED:
+        from workbench.evaluation.judged import judged_results
+
+        results = judged_results(results, str(results.settings["name"]), data, judge)
+    elif judge is not None:
+        results = judged(results, judge, rubric=rubric)
+    return sliced(results, by) if by else results
 
 
 def judged(
@@ -28,31 +42,32 @@ def judged(
 ) -> Results:
     """The same answers with what a judge says they earn, kept in their folder where they have one.
 
-    What the judge fails at earns nothing and has a null: it is told in the scores' notes, and in no average. Raises
-    `DataError` where it failed at all of them.
+    What the judge fails at has no `earned`: it is told in the scores' notes, and in no average. Raises `DataError`
+    where it failed at all of them.
     """
     data = dataset if dataset is not None else about(results).get("dataset")
     told = judge_answers(results, judge, data, rubric=rubric)
-    said = {row["id"]: row for row in told.rows.iter_rows(named=True)}
-    kept = kept_rows(results.path) if results.path else results.rows.to_dicts()
-    rows = [{**row, **{name: said[row["id"]][name] for name in ("earned", "rule", "error")}} for row in kept]
-    scored = [row for row in rows if row["earned"] is not None]
-    if not scored:
-        why = next(row["error"] for row in rows)
+    said = {row["id"]: {"earned": row["earned"], "rule": row["rule"]} for row in told.rows.iter_rows(named=True)}
+    if told.failed == told.rows.height:
+        why = next(iter(said.values()))["rule"]
         raise DataError(f"judge {told.judge}", found=f"no score for any answer: {why}", expected="a model that judges")
-    found = scores(reading.JudgeRules(), scored, {})
-    if told.failed:
-        found["notes"] = [*found["notes"], f"the judge failed at {told.failed:,} answer(s); they are in no average"]
-    settings = {
-        **results.settings,
-        "scorer": reading.JudgeRules.name,
-        "judge": {"name": told.judge, "rubric": told.rubric},
-    }
-    made = replace(results, rows=table(rows), settings=settings, scores=found)
+    found = scores(reading.JudgeRules(), _changed(results, said), {})
+    return kept_anew(results, said, found, judge={"name": told.judge, "rubric": told.rubric})
+
+
+def kept_anew(results: Results, said: Mapping[str, Row], found: Mapping[str, Any], **settings: Any) -> Results:
+    """The same results with what is `said` of each row, by id, in them and in their folder."""
+    rows = _changed(results, said)
+    told = {**results.settings, **settings}
     if results.path:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        _write(results.path, {ROWS: lines, SETTINGS: settings, SCORES: found})
-    return made
+        _write(results.path, {ROWS: lines, SETTINGS: told, SCORES: found})
+    return replace(results, rows=table(rows), settings=told, scores=found)
+
+
+def _changed(results: Results, said: Mapping[str, Row]) -> list[Row]:
+    kept = kept_rows(results.path) if results.path else results.rows.to_dicts()
+    return [{**row, **said.get(row["id"], {})} for row in kept]
 
 
 def sliced(results: Results, by: Sequence[str], dataset: Dataset | str | Path | None = None) -> Results:

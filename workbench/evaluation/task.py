@@ -17,7 +17,7 @@ from workbench.chat_model import ChatModel
 from workbench.conversation import Conversation, Image, Message
 from workbench.data.dataset import Dataset
 from workbench.errors import DataError
-from workbench.evaluation.benchmarks import BENCHMARKS
+from workbench.evaluation.benchmarks import BENCHMARKS, JUDGED
 from workbench.evaluation.reading import Rules, rules
 from workbench.evaluation.results import Results
 from workbench.evaluation.running import Asking, run
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from workbench.evaluation.judges import Judge
 
 
-JUDGED_TOKENS = 256
-"""Of an answer that is judged: it may be long."""
+_JUDGE = "judge=MODEL@URL, or --judge"
 
 
 @dataclass(frozen=True)
@@ -108,33 +107,43 @@ def evaluate(
     """
     scorer = "judge" if judge is not None else scorer
     if scorer not in SCORERS and judge is None:
-        fix = "name the model that judges" if scorer == "judge" else ""
+        fix = f"name the model that judges: {_JUDGE}" if scorer == "judge" else ""
         raise DataError("evaluate", found=f"scorer {scorer!r}", expected=f"one of {', '.join(SCORERS)}", fix=fix)
     if isinstance(questions, str) and questions in BENCHMARKS:
         from workbench.evaluation.questions import read_benchmark
 
         evaluation = read_benchmark(questions, data, images, prompts=prompts)
+    elif isinstance(questions, str) and questions in JUDGED:
+        from workbench.evaluation.judged import read_judged
+
+        if judge is None:
+            raise DataError(f"benchmark {questions}", found="no judge", expected="the model that judges", fix=_JUDGE)
+        evaluation = read_judged(questions, data, images)
     elif isinstance(questions, Evaluation):
         evaluation = questions
     elif isinstance(questions, Dataset | Path | str):
         evaluation = held_out(questions, split, tasks, scorer)
     else:
-        evaluation = Evaluation("conversations", questions, rules(scorer), 24)
+        evaluation = Evaluation("conversations", questions, rules(scorer), _longest(scorer))
     if limit is not None:
         evaluation = replace(evaluation, conversations=evaluation.conversations[:limit])
-    if max_tokens is not None or judge is not None:
-        evaluation = replace(evaluation, max_tokens=max_tokens or JUDGED_TOKENS)
+    if max_tokens is not None:
+        evaluation = replace(evaluation, max_tokens=max_tokens)
     if isinstance(model, Path | str):
         from workbench.inference.opening import open_model
 
         model = open_model(model)
     results = run(evaluation, model, out, Asking(reuse, likelihood), description)
-    if judge is not None or slices:
-        from workbench.evaluation import private
+    if judge is None and not slices:
+        return results
+    from workbench.evaluation.private import finished
 
-        results = private.judged(results, judge, rubric=rubric) if judge is not None else results
-        results = private.sliced(results, slices) if slices else results
-    return results
+    return finished(results, judge, slices, rubric=rubric, data=data)
+
+
+def _longest(scorer: str) -> int:
+    """Tokens of an answer at most: one that is judged may be long."""
+    return 256 if scorer == "judge" else 24
 
 
 def held_out(dataset: Dataset | Path | str, split: str, tasks: Sequence[str], scorer: str) -> Evaluation:
@@ -146,7 +155,9 @@ def held_out(dataset: Dataset | Path | str, split: str, tasks: Sequence[str], sc
         raise DataError(str(data.path), found=found, fix="`workbench generate` writes some; --split and --tasks choose")
     chosen = {"split": split, "tasks": list(tasks)}
     where = data.path.absolute()
-    return Evaluation(data.name, asked, rules(scorer), 24, data.resolver(), chosen, data.roots, dataset=where)
+    return Evaluation(
+        data.name, asked, rules(scorer), _longest(scorer), data.resolver(), chosen, data.roots, dataset=where
+    )
 
 
 def derange(conversations: Sequence[Conversation], *, seed: int) -> list[Conversation]:
