@@ -23,6 +23,10 @@ FEW_QUESTIONS, FEW_IMAGES = 20, 5
 """Below these a slice is flagged: its interval is no guide."""
 
 
+_SHOWN = 40
+"""Lines of slices that are printed; the table and the page have all."""
+
+
 @dataclass(frozen=True)
 class Slice:
     """One slice: what its questions earned, and on how many pictures that stands."""
@@ -70,10 +74,12 @@ class Slices:
         if self.unscored:
             lines.append(f"  {self.unscored:,} more could not be scored and are in no figure")
         width = max((len(part.name) for part in self.parts), default=0)
-        for part in self.parts:
-            flag = "  too few to say" if part.few else "  below the rest" if part.below else ""
+        for part in self.parts[:_SHOWN]:
+            flag = "  too few to say" if part.few else "  below the whole" if part.below else ""
             shown = f"{part.earned!s:<20} n {part.earned.n:<6,} images {part.images:<6,}"
             lines.append(f"  {part.name:<{width}}  {shown}{flag}".rstrip())
+        if len(self.parts) > _SHOWN:
+            lines.append(f"  and {len(self.parts) - _SHOWN:,} more slices")
         return "\n".join(lines)
 
 

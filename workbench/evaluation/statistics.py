@@ -117,8 +117,9 @@ def _sums(values: np.ndarray, groups: Sequence[Hashable] | None) -> tuple[np.nda
         return values, np.ones(len(values))
     if len(groups) != len(values):
         raise DataError("groups", found=f"{len(groups)} for {len(values)} questions", expected="one for each")
-    places: dict[Hashable, int] = {}
-    numbers = np.array([places.setdefault(group, len(places)) for group in groups])
+    # By name, so that the same questions in another order are drawn alike and their interval is the same.
+    places = {group: place for place, group in enumerate(sorted(set(groups), key=str))}
+    numbers = np.array([places[group] for group in groups])
     return np.bincount(numbers, weights=values), np.bincount(numbers).astype(float)
 
 
