@@ -86,6 +86,8 @@ _HOMES = {
     "judge_answers": "evaluation.judges",
     "prefer": "evaluation.preferences",
     "score_judged": "evaluation.judged",
+    "diff": "evaluation.diff",
+    "Results": "evaluation.results",
     "score": "evaluation.score",
     "benchmarks": "evaluation.benchmarks:listing",
     "quickstart": "quickstart",
@@ -118,10 +120,12 @@ if TYPE_CHECKING:
     from workbench.evaluation.benchmarks import listing as benchmarks
     from workbench.evaluation.confusion import confusion
     from workbench.evaluation.coverage import covered
+    from workbench.evaluation.diff import diff
     from workbench.evaluation.judged import score_judged
     from workbench.evaluation.judges import judge_answers
     from workbench.evaluation.preferences import prefer
     from workbench.evaluation.report import report
+    from workbench.evaluation.results import Results
     from workbench.evaluation.score import score
     from workbench.evaluation.slice_scores import compare_results, slices
     from workbench.evaluation.task import evaluate

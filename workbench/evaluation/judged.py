@@ -126,7 +126,7 @@ def read_judged(benchmark: str, data: Path | str | Sequence[Path | str], images:
     rows = chosen.questions(paths)
     pictures = Pictures(images or (paths[0] if paths[0].is_dir() else paths[0].parent))
     asked = [_conversation(row, pictures) for row in rows]
-    settings = {"benchmark": benchmark, "data": [str(path) for path in paths]}
+    settings = {"benchmark": benchmark, "data": [str(path.absolute()) for path in paths]}
     rules = JudgeRules(benchmark, chosen.measure)
     return Evaluation(benchmark, asked, rules, LONGEST, pictures.resolve, settings, pictures.roots)
 
@@ -140,8 +140,9 @@ def _conversation(row: Row, pictures: Pictures) -> Conversation:
     return Conversation(str(row["question_id"]), turns, metadata={"type": row["category"], "about": about})
 
 
-def judged_results(results: Results, benchmark: str, data: Path | str | Sequence[Path | str], judge: Judge) -> Results:
+def judged_results(results: Results, judge: Judge) -> Results:
     """The same answers with what the judge says they earn, kept in their folder where they have one."""
+    benchmark, data = str(results.settings["name"]), results.settings["questions"]["data"]
     answers = {question_id({"id": name}): answer or "" for name, answer in results.rows.select("id", "answer").rows()}
     with tempfile.TemporaryDirectory() as nowhere:
         asking = _asking(judge, (results.path or Path(nowhere)) / REPLIES)

@@ -24,14 +24,12 @@ from workbench.resources import write_atomic
 from workbench.result_rows import about
 
 
-def finished(
-    results: Results, judge: Judge | None, by: Sequence[str], *, rubric: str | Path | None = None, data: Any = ()
-) -> Results:
-    """Judged where there is a judge, then sliced; `data`: the published files of a benchmark that is judged."""
+def finished(results: Results, judge: Judge | None, by: Sequence[str], *, rubric: str | Path | None = None) -> Results:
+    """Judged where there is a judge, then sliced."""
     if judge is not None and results.settings.get("name") in JUDGED:
         from workbench.evaluation.judged import judged_results
 
-        results = judged_results(results, str(results.settings["name"]), data, judge)
+        results = judged_results(results, judge)
     elif judge is not None:
         results = judged(results, judge, rubric=rubric)
     return sliced(results, by) if by else results

@@ -12,7 +12,6 @@ Does not know: who answers (`running`), where questions come from (`questions`),
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +52,8 @@ below the folder that `evaluation.json` names for `root`. `prompt`: the text as 
 null where it failed (`error` says why) or was not asked (`rule` says why). `said`: what the rule read in it; null where
 it could not. `earned`: from 0 to 1. `margin`: how much likelier the first token was than the second, in nats.
 """
+NOT_ASKED = "not asked: wrong in another rotation"
+"""The rule of rows that were left out, for nothing they could say would change the score."""
 Row = dict[str, Any]
 
 
@@ -200,7 +201,7 @@ class ResultFolder:
         write_atomic(self.path / name, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
     def _check_empty(self) -> None:
-        if self.path.is_file() or (self.path.is_dir() and any(os.scandir(self.path))):
+        if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
             found = "a file" if self.path.is_file() else "a folder with other things in it"
             raise DataError(str(self.path), found=found, expected="a new folder for the results", fix="choose another")
 

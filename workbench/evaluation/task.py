@@ -18,16 +18,13 @@ from workbench.conversation import Conversation, Image, Message
 from workbench.data.dataset import Dataset
 from workbench.errors import DataError
 from workbench.evaluation.benchmarks import BENCHMARKS, JUDGED
-from workbench.evaluation.reading import Rules, rules
+from workbench.evaluation.reading import JudgeRules, Rules, rules
 from workbench.evaluation.results import Results
 from workbench.evaluation.running import Asking, run
 from workbench.evaluation.scorers import SCORERS
 
 if TYPE_CHECKING:
     from workbench.evaluation.judges import Judge
-
-
-_JUDGE = "judge=MODEL@URL, or --judge"
 
 
 @dataclass(frozen=True)
@@ -106,44 +103,61 @@ def evaluate(
     unknown; a row that fails is a row with its error.
     """
     scorer = "judge" if judge is not None else scorer
-    if scorer not in SCORERS and judge is None:
-        fix = f"name the model that judges: {_JUDGE}" if scorer == "judge" else ""
-        raise DataError("evaluate", found=f"scorer {scorer!r}", expected=f"one of {', '.join(SCORERS)}", fix=fix)
-    if isinstance(questions, str) and questions in BENCHMARKS:
-        from workbench.evaluation.questions import read_benchmark
-
-        evaluation = read_benchmark(questions, data, images, prompts=prompts)
-    elif isinstance(questions, str) and questions in JUDGED:
-        from workbench.evaluation.judged import read_judged
-
-        if judge is None:
-            raise DataError(f"benchmark {questions}", found="no judge", expected="the model that judges", fix=_JUDGE)
-        evaluation = read_judged(questions, data, images)
-    elif isinstance(questions, Evaluation):
-        evaluation = questions
-    elif isinstance(questions, Dataset | Path | str):
-        evaluation = held_out(questions, split, tasks, scorer)
-    else:
-        evaluation = Evaluation("conversations", questions, rules(scorer), _longest(scorer))
-    if limit is not None:
-        evaluation = replace(evaluation, conversations=evaluation.conversations[:limit])
+    asked = questions_of(
+        questions, data=data, images=images, split=split, tasks=tasks, scorer=scorer, prompts=prompts, limit=limit
+    )
+    if isinstance(asked.rules, JudgeRules) != (judge is not None):
+        found = "a judge beside the benchmark's own rule" if judge is not None else "no judge"
+        fix = "leave out the judge" if judge is not None else "name the model that judges: --judge MODEL@URL, judge="
+        raise DataError(f"evaluate {asked.name}", found=found, fix=fix)
     if max_tokens is not None:
-        evaluation = replace(evaluation, max_tokens=max_tokens)
+        asked = replace(asked, max_tokens=max_tokens)
     if isinstance(model, Path | str):
         from workbench.inference.opening import open_model
 
         model = open_model(model)
-    results = run(evaluation, model, out, Asking(reuse, likelihood), description)
+    results = run(asked, model, out, Asking(reuse, likelihood), description)
     if judge is None and not slices:
         return results
     from workbench.evaluation.private import finished
 
-    return finished(results, judge, slices, rubric=rubric, data=data)
+    return finished(results, judge, slices, rubric=rubric)
+
+
+def questions_of(
+    questions: Evaluation | Sequence[Conversation] | Dataset | Path | str,
+    *,
+    data: Sequence[Path | str] | Path | str = (),
+    images: Path | str | None = None,
+    split: str = "test",
+    tasks: Sequence[str] = ("question",),
+    scorer: str = "normalised",
+    prompts: str = "llava",
+    limit: int | None = None,
+) -> Evaluation:
+    """What `evaluate` asks, before any model is there. Raises as it does."""
+    if scorer not in (*SCORERS, JudgeRules.name):
+        raise DataError("evaluate", found=f"scorer {scorer!r}", expected=f"one of {', '.join(SCORERS)}, judge")
+    if isinstance(questions, Evaluation):
+        found = questions
+    elif isinstance(questions, str) and questions in BENCHMARKS:
+        from workbench.evaluation.questions import read_benchmark
+
+        found = read_benchmark(questions, data, images, prompts=prompts)
+    elif isinstance(questions, str) and questions in JUDGED:
+        from workbench.evaluation.judged import read_judged
+
+        found = read_judged(questions, data, images)
+    elif isinstance(questions, Dataset | Path | str):
+        found = held_out(questions, split, tasks, scorer)
+    else:
+        found = Evaluation("conversations", questions, rules(scorer), _longest(scorer))
+    return found if limit is None else replace(found, conversations=found.conversations[:limit])
 
 
 def _longest(scorer: str) -> int:
     """Tokens of an answer at most: one that is judged may be long."""
-    return 256 if scorer == "judge" else 24
+    return 256 if scorer == JudgeRules.name else 24
 
 
 def held_out(dataset: Dataset | Path | str, split: str, tasks: Sequence[str], scorer: str) -> Evaluation:
