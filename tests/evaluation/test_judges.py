@@ -311,3 +311,25 @@ def test_answers_to_other_questions_and_unknown_benchmarks_are_refused(judge: An
         score_judged("mmvet", *vet({"v1_9": "x"}), judge[1])
     with pytest.raises(DataError, match="llavabench, mmvet"):
         score_judged("pope", *vet({"v1_9": "x"}), judge[1])
+
+
+# --- a model here, then the judge -------------------------------------------------------------------------------------
+
+
+def test_a_judged_benchmark_is_asked_of_a_model_here_and_kept(judge: Any, vet: Any, tmp_path: Path) -> None:
+    server, url = judge
+    server.reply = lambda prompt: "1.0" if "What 1?" in prompt else "0.0"
+    files = vet({})[1]
+    for number in range(3):
+        PILImage.new("RGB", (16, 16), "red").save(tmp_path / f"v1_{number}.png")
+    model = ScriptedModel(lambda asked: f"about {asked.messages[-1].text}")
+    made = evaluate(model, "mmvet", data=files, images=tmp_path, judge=url, out=tmp_path / "results")
+    assert [one.messages[-1].text for one in model.asked] == ["What 0?", "What 1?", "What 2?"], "no suffix"
+    assert made.scores["score"] == pytest.approx(100 / 3, abs=1e-3) and made.scores["parts"]["rec"]["n"] == 2
+    kept = Results.open(tmp_path / "results")
+    assert dict(kept.rows.select("id", "earned").rows()) == {"v1_0": 0.0, "v1_1": 1.0, "v1_2": 0.0}
+    assert kept.settings["judge"] == {"name": url} and len(server.requests) == 3
+    evaluate(model, "mmvet", data=files, images=tmp_path, judge=url, out=tmp_path / "results")
+    assert len(server.requests) == 3 and len(model.asked) == 3
+    with pytest.raises(DataError, match="no judge"):
+        evaluate(model, "mmvet", data=files, images=tmp_path)

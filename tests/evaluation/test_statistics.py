@@ -41,7 +41,7 @@ def test_the_same_seed_gives_the_same_interval() -> None:
 
 
 def test_the_order_of_the_questions_does_not_matter() -> None:
-    earned, groups = [0.0, 1.0, 0.3, 0.9, 1.0], ["c", "a", "b", "a", "c"]
+    earned, groups = [0.0, 1.0, 0.25, 0.75, 1.0], ["c", "a", "b", "a", "c"]
     assert interval(earned, groups=groups) == interval(earned[::-1], groups=groups[::-1])
 
 

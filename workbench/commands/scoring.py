@@ -130,8 +130,8 @@ def add_verbs(verb: AddVerb) -> None:
         metavar="TASK",
         help="conversations of a dataset (default: question)",
     )
-    told = "how a dataset's answers are compared: exact, normalised, choice, numeric, relaxed, iou, judge (default: %(default)s)"
-    add("--scorer", default="normalised", help=told)
+    told = "how a dataset's answers are compared: exact, normalised, choice, numeric, relaxed, iou or judge"
+    add("--scorer", default="normalised", help=f"{told} (default: %(default)s)")
     add_judge(add)
     add("--rubric", metavar="FILE", help="a Jinja file of your own for the judge, with {{ answer }} in it")
     told = "scores by these too: type, task, split, tag[:NAME], class[:NAME], measure:NAME"

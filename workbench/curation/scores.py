@@ -92,8 +92,9 @@ def _view(to: Dataset | str | Path | SampleCollection | None, results: Any) -> S
         if to is None:
             fix = "name the dataset or its folder"
             raise DataError("results", found="no word of their dataset", expected="a folder of results", fix=fix)
+    found = Dataset.open(to) if isinstance(to, (str, Path)) else to  # a wrong name is told before a database starts
     open_fiftyone()
-    return view_of(to if isinstance(to, Dataset) else Dataset.open(to)) if isinstance(to, (Dataset, str, Path)) else to
+    return view_of(found) if isinstance(found, Dataset) else found
 
 
 def told_dataset(results: Any) -> str | None:
