@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from workbench.chat_model import GREEDY
 from workbench.evaluation.asking import sent
 from workbench.evaluation.questions import read_benchmark
 from workbench.evaluation.task import Evaluation
@@ -62,11 +63,11 @@ def _last_states(made: Engine, evaluation: Evaluation, asked: object) -> tuple[t
     llava = made.llava
     shown = sent(evaluation, asked)  # type: ignore[arg-type]
     rendered = llava.renderer.render(shown.add("assistant", asked.reference))  # type: ignore[attr-defined]
-    [features] = [seen.features for seen in made._look(rendered.images).values()]
-    ids, labels = llava.renderer.expand(rendered, [len(features)], llava.image_token_id)
+    [(_, row)] = made._prepare([(0, rendered)], GREEDY)
+    ids, labels = llava.renderer.expand(rendered, [llava.image_tokens], llava.image_token_id)
     tokens = torch.tensor(ids)
     embedded = llava.model.get_input_embeddings()(tokens.masked_fill(tokens == llava.image_token_id, 0))
-    embedded[tokens == llava.image_token_id] = features
+    embedded[tokens == llava.image_token_id] = row.features
     states = llava.model.get_decoder()(inputs_embeds=embedded[None]).last_hidden_state[0, :-1]
     following = torch.tensor(labels[1:])
     return states[following >= 0], following[following >= 0]

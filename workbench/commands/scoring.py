@@ -23,8 +23,9 @@ def _evaluate(given: argparse.Namespace) -> None:
     results = asked_of(
         given.model, given.dataset, given.split, given.tasks, scorer, given.limit,
         load=given.load, device=given.device, data=given.data, images=given.images, prompts=given.prompts,
-        max_tokens=given.max_tokens, reuse=not given.no_reuse, likelihood=given.likelihood,
-        out=None if rows_only else out, judge=given.judge, rubric=given.rubric, slices=given.slices or (),
+        frames=given.frames, max_tokens=given.max_tokens, reuse=not given.no_reuse,
+        likelihood=given.likelihood, out=None if rows_only else out,
+        judge=given.judge, rubric=given.rubric, slices=given.slices or (),
     )  # fmt: skip
     if out is not None and rows_only:
         results.save(out)
@@ -56,7 +57,7 @@ def asked_of(
     from workbench.evaluation.task import evaluate, questions_of
     from workbench.inference.opening import open_model
 
-    given = {key: more.pop(key) for key in ("data", "images", "prompts") if more.get(key) is not None}
+    given = {key: more.pop(key) for key in ("data", "images", "prompts", "frames") if more.get(key) is not None}
     asked = questions_of(dataset, split=split, tasks=tasks, scorer=scorer, limit=limit, **given)
     return evaluate(open_model(model, load=load, device=device), asked, **more)
 
@@ -122,6 +123,7 @@ def add_verbs(verb: AddVerb) -> None:
     )
     told = "llava: worded as LLaVA's evaluation does; question: the question and its options alone"
     add("--prompts", default="llava", choices=("llava", "question"), help=told)
+    add("--frames", type=positive, default=1, metavar="N", help="of a benchmark's videos (default: the middle one)")
     add("--split", default="test", choices=("train", "val", "test"), help="of a dataset (default: %(default)s)")
     add(
         "--tasks",

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.conversation import Conversation, Image, Message, new_id
+from workbench.conversation import Conversation, Message, new_id
 from workbench.errors import DataError
 from workbench.evaluation import fields, score_files
 from workbench.evaluation.benchmarks import BENCHMARKS, Benchmark
@@ -34,7 +34,12 @@ _SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language scienc
 
 
 def read_benchmark(
-    name: str, data: Sequence[Path | str] | Path | str, images: Path | str | None = None, *, prompts: str = "llava"
+    name: str,
+    data: Sequence[Path | str] | Path | str,
+    images: Path | str | None = None,
+    *,
+    prompts: str = "llava",
+    frames: int = 1,
 ) -> Evaluation:
     """A benchmark as an evaluation, from its published files and the folder of its pictures.
 
@@ -53,13 +58,13 @@ def read_benchmark(
         raise DataError(str(missing[0]), found="no such file", expected="a file or a folder", fix=fix)
     if images is None:
         images = paths[0] if paths[0].is_dir() else paths[0].parent
-    pictures = Pictures(images)
+    pictures = Pictures(images, frames=frames)
     read = score_files.read(paths, pictures.keep)
     rows = _explained(_complete(read.rows, chosen), chosen)
     chinese = name == "mmbench" and any(_CHINESE.search(path.name) for path in paths)
     asked = _conversations(chosen, rows, read.about, pictures, prompts, chinese)
     _check_pictures(asked, pictures, images)
-    settings = {"benchmark": name, "prompts": prompts, "files": _hashes(paths)}
+    settings = {"benchmark": name, "prompts": prompts, "frames": frames, "files": _hashes(paths)}
     around = {key: value for key, value in read.about.items() if isinstance(value, dict)}
     return Evaluation(name, asked, rules(name), LONGEST, pictures.resolve, settings, pictures.roots, around)
 
@@ -112,15 +117,11 @@ def _conversations(
             "candidates": candidates(chosen.name, options),
         }
         turns = (
-            Message("user", (*_pictures(row, pictures), text)),
+            Message("user", (*pictures.of(row), text)),
             Message("assistant", (_reference(chosen, item, options),)),
         )
         asked.append(Conversation(id, turns, task=chosen.name, metadata=metadata))
     return asked
-
-
-def _pictures(row: Row, pictures: Pictures) -> list[Image]:
-    return pictures.of(row)
 
 
 def _ids(rows: Sequence[Row]) -> list[str]:
@@ -170,7 +171,7 @@ def _reference(chosen: Benchmark, item: Item, options: Mapping[str, str]) -> str
 def _check_pictures(asked: Sequence[Conversation], pictures: Pictures, images: Path | str) -> None:
     """Raise where not a single picture is there; a few that are missing are rows that say so."""
     named = [image for one in asked for image in one.images]
-    if named and not any(pictures.resolve(image).is_file() for image in named):
+    if named and not any(Path(str(pictures.resolve(image)).partition("#")[0]).is_file() for image in named):
         raise DataError(
             str(images),
             found=f"no picture {named[0].path}",

@@ -114,15 +114,16 @@ class Results:
 
     def picture(self, row: Mapping[str, Any]) -> PilImage:
         """The first picture of a row. Raises `DataError` where its root is not known, `ImageError` where it is gone."""
+        from workbench.conversation import Image
         from workbench.data.folder import resolve_inside
-        from workbench.data.images import load_image
+        from workbench.inference.attachments import open_file
 
         roots = self.settings.get("roots", {})
         if not row["image"] or row["root"] not in roots:
             raise DataError(
                 f"row {row['id']}", found="no picture that can be found", expected=f"a root of {list(roots)}"
             )
-        return load_image(resolve_inside(Path(roots[row["root"]]), row["image"]))
+        return open_file(Image(str(resolve_inside(Path(roots[row["root"]]), row["image"]))))
 
     def summary(self) -> dict[str, Any]:
         """What `--json` prints: accuracy from 0 to 1, per type, the number of questions, and the kept scores."""

@@ -77,6 +77,7 @@ def evaluate(
     tasks: Sequence[str] = ("question",),
     scorer: str = "normalised",
     prompts: str = "llava",
+    frames: int = 1,
     limit: int | None = None,
     max_tokens: int | None = None,
     out: Path | str | None = None,
@@ -92,6 +93,7 @@ def evaluate(
     model: a `ChatModel`, or what `open_model` opens. questions: conversations (the model opens their pictures its own
     way), a dataset folder (its held-out `split`, of these `tasks`), or a benchmark's name with its published files in
     `data` and pictures below `images`.
+    prompts: `llava`, worded as LLaVA's evaluation does, or `question`. frames: of a benchmark's videos.
     scorer: how answers to a person's own questions are compared; a benchmark has its own rule.
     out: a folder that keeps everything and goes on where it was stopped. reuse: share what an image costs among its
     questions and stop a question at its first wrong rotation; False is one row after the other. likelihood: take the
@@ -104,7 +106,15 @@ def evaluate(
     """
     scorer = "judge" if judge is not None else scorer
     asked = questions_of(
-        questions, data=data, images=images, split=split, tasks=tasks, scorer=scorer, prompts=prompts, limit=limit
+        questions,
+        data=data,
+        images=images,
+        split=split,
+        tasks=tasks,
+        scorer=scorer,
+        prompts=prompts,
+        frames=frames,
+        limit=limit,
     )
     if isinstance(asked.rules, JudgeRules) != (judge is not None):
         found = "a judge beside the benchmark's own rule" if judge is not None else "no judge"
@@ -133,6 +143,7 @@ def questions_of(
     tasks: Sequence[str] = ("question",),
     scorer: str = "normalised",
     prompts: str = "llava",
+    frames: int = 1,
     limit: int | None = None,
 ) -> Evaluation:
     """What `evaluate` asks, before any model is there. Raises as it does."""
@@ -143,7 +154,7 @@ def questions_of(
     elif isinstance(questions, str) and questions in BENCHMARKS:
         from workbench.evaluation.questions import read_benchmark
 
-        found = read_benchmark(questions, data, images, prompts=prompts)
+        found = read_benchmark(questions, data, images, prompts=prompts, frames=frames)
     elif isinstance(questions, str) and questions in JUDGED:
         from workbench.evaluation.judged import read_judged
 

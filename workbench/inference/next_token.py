@@ -141,7 +141,8 @@ class Branches:
         slots = ids == self.llava.image_token_id
         embedded = self.llava.model.get_input_embeddings()(ids.masked_fill(slots, 0))
         skipped = sum(token == self.llava.image_token_id for token in row.ids[:start])
-        embedded[slots] = row.features[skipped : skipped + int(slots.sum())].to(embedded)
+        if row.features is not None:
+            embedded[slots] = row.features[skipped : skipped + int(slots.sum())].to(embedded)
         return embedded
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
