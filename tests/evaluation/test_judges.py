@@ -331,5 +331,9 @@ def test_a_judged_benchmark_is_asked_of_a_model_here_and_kept(judge: Any, vet: A
     assert kept.settings["judge"] == {"name": url} and len(server.requests) == 3
     evaluate(model, "mmvet", data=files, images=tmp_path, judge=url, out=tmp_path / "results")
     assert len(server.requests) == 3 and len(model.asked) == 3
+    some = evaluate(model, "mmvet", data=files, images=tmp_path, judge=url, out=tmp_path / "some", limit=2)
+    assert some.scores["n"] == 2 and some.scores["score"] == 50.0 and some.report().is_file()
+    with pytest.raises(DataError, match="no place for its replies"):
+        evaluate(model, "mmvet", data=files, images=tmp_path, judge=url)
     with pytest.raises(DataError, match="no judge"):
         evaluate(model, "mmvet", data=files, images=tmp_path)

@@ -6,8 +6,7 @@ Does not know: their prompts and rules (`llava_bench.py`, `mm_vet.py`), or how a
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +45,8 @@ class JudgedBenchmark:
     source: str
     questions: Callable[[Sequence[Path]], list[Row]]
     """The published files -> rows with question_id, image, question and category."""
-    score: Callable[[Sequence[Path], Mapping[str, str], Asking], Tally]
+    score: Callable[[Sequence[Path], Mapping[str, str], Asking, Container[str] | None], Tally]
+    """Published files, answers by id, how the judge is asked, and which questions count (None: all)."""
     suffix: str = ""
     """Nothing is put after the question."""
 
@@ -95,7 +95,7 @@ def score_judged(
     answers = answers_of(file)
     kept = Path(store) if store else (file if file.is_dir() else file.parent) / REPLIES
     asking = _asking(judge, kept, budget=budget, prices=prices)
-    found = JUDGED[benchmark].score(_paths(references), answers, asking)
+    found = JUDGED[benchmark].score(_paths(references), answers, asking, None)
     measure, notes = JUDGED[benchmark].measure, list(found.notes)
     return Score(benchmark, found.score, found.n, found.parts, found.unparsed, measure, notes=notes)
 
@@ -141,12 +141,13 @@ def _conversation(row: Row, pictures: Pictures) -> Conversation:
 
 
 def judged_results(results: Results, judge: Judge) -> Results:
-    """The same answers with what the judge says they earn, kept in their folder where they have one."""
+    """The same answers with what the judge says they earn, in their folder too. A failed row is an empty answer."""
+    if results.path is None:
+        raise DataError("judge", found="results that are not kept", expected="a folder for the judge's replies")
     benchmark, data = str(results.settings["name"]), results.settings["questions"]["data"]
     answers = {question_id({"id": name}): answer or "" for name, answer in results.rows.select("id", "answer").rows()}
-    with tempfile.TemporaryDirectory() as nowhere:
-        asking = _asking(judge, (results.path or Path(nowhere)) / REPLIES)
-        found = JUDGED[benchmark].score(_paths(data), answers, asking)
+    asked = set(answers)  # with a limit not all of them
+    found = JUDGED[benchmark].score(_paths(data), answers, _asking(judge, results.path / REPLIES), asked)
     earned = {question_id(item.about): value for item, value in found.marked}
     scored = {"name": benchmark, "score": round(found.score, 4), "measure": JUDGED[benchmark].measure, "n": found.n}
     parts = {name: {key: round(value, 4) for key, value in part.items()} for name, part in found.parts.items()}

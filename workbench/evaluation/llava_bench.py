@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from workbench.chat_model import SamplingOptions
@@ -47,9 +47,10 @@ def questions(paths: Sequence[Path]) -> list[Row]:
     return [{**row, "question": row["text"], "reference": given.get(question_id(row))} for row in rows]
 
 
-def score(paths: Sequence[Path], answers: Mapping[str, str], asking: Asking) -> Tally:
+def score(paths: Sequence[Path], answers: Mapping[str, str], asking: Asking, only: Container[str] | None) -> Tally:
     """The answers' mean as percent of the references', in all and by category, as `summarize_gpt_review.py` has it."""
-    rows, notes = questions(paths), []  # type: tuple[list[Row], list[str]]
+    rows = [row for row in questions(paths) if only is None or question_id(row) in only]
+    notes: list[str] = []
     check_answered(rows, answers, notes)
     replies = asking(_asked(paths, rows, answers), _OPTIONS)
     pairs: dict[str, dict[str, Pair]] = {order: {} for order in ORDERS}

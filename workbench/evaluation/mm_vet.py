@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from workbench.chat_model import SamplingOptions
@@ -37,9 +37,10 @@ def questions(paths: Sequence[Path]) -> list[Row]:
     ]
 
 
-def score(paths: Sequence[Path], answers: Mapping[str, str], asking: Asking) -> Tally:
+def score(paths: Sequence[Path], answers: Mapping[str, str], asking: Asking, only: Container[str] | None) -> Tally:
     """The mean correctness in percent, in all, by capability and by each mix of capabilities."""
-    rows, notes = questions(paths), []  # type: tuple[list[Row], list[str]]
+    rows = [row for row in questions(paths) if only is None or question_id(row) in only]
+    notes: list[str] = []
     check_answered(rows, answers, notes)
     prompt = published_prompt(published(paths, "mm-vet_evaluator.py", f"the evaluator with its prompt, of {_NAME}"))
     found: dict[str, float] = {}

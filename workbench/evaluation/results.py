@@ -125,6 +125,12 @@ class Results:
             )
         return open_file(Image(str(resolve_inside(Path(roots[row["root"]]), row["image"]))))
 
+    def report(self, out: Path | str | None = None, **options: Any) -> Path:
+        """Write the page about these results, by default `report.html` in their folder; `options` as of `wb.report`."""
+        from workbench.evaluation.report import report
+
+        return report(self, out, **options)
+
     def summary(self) -> dict[str, Any]:
         """What `--json` prints: accuracy from 0 to 1, per type, the number of questions, and the kept scores."""
         fields = {"model": self.model, "scorer": self.scorer, "questions": len(self.rows)}

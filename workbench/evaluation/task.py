@@ -120,6 +120,8 @@ def evaluate(
         found = "a judge beside the benchmark's own rule" if judge is not None else "no judge"
         fix = "leave out the judge" if judge is not None else "name the model that judges: --judge MODEL@URL, judge="
         raise DataError(f"evaluate {asked.name}", found=found, fix=fix)
+    if judge is not None and out is None and asked.dataset is None:
+        raise DataError("evaluate", found="a judge, and no place for its replies", fix="give out=FOLDER, or --out")
     if max_tokens is not None:
         asked = replace(asked, max_tokens=max_tokens)
     if isinstance(model, Path | str):
