@@ -62,6 +62,7 @@ def test_before_and_after_are_told(tmp_path: Path, capsys: pytest.CaptureFixture
         (["report", "tuned", "--coverage"], "found no dataset"),
         (["open", "nowhere", "--results", "tuned"], "nowhere"),
         (["score", "mmvet", "tuned"], "found no judge"),
+        (["evaluate", "nowhere", "tuned", "--scorer", "judge"], "found no judge"),
     ],
 )
 def test_mistakes_are_one_line(

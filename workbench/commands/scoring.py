@@ -20,6 +20,9 @@ def _evaluate(given: argparse.Namespace) -> None:
     if out is not None and rows_only and out.is_dir():  # told before the questions are asked, not after
         raise WorkbenchError(given.out, found="a folder", expected="a file to write, or a name without .jsonl")
     scorer = "judge" if given.judge and given.scorer == "normalised" else given.scorer
+    if scorer == "judge" and not given.judge:  # before a model is loaded
+        fix = "--judge MODEL@URL, local:MODEL or a YAML file"
+        raise WorkbenchError("--scorer judge", found="no judge", expected="the model that judges", fix=fix)
     results = asked_of(
         given.model, given.dataset, given.split, given.tasks, scorer, given.limit,
         load=given.load, device=given.device, data=given.data, images=given.images, prompts=given.prompts,
