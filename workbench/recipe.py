@@ -224,7 +224,8 @@ class TrainSpec(Section):
     about a third more time. auto: only if the run would not fit otherwise, and then of every second layer if that is
     enough."""
     fit: bool = False
-    """Choose `pack_tokens` and `checkpointing` so that the run fits and is quick; `batch_size` stays as it is."""
+    """Choose `pack_tokens`, `checkpointing` and `feature_cache` so that the run fits and is quick; `batch_size`
+    stays as it is."""
     memory_gb: Positive | None = None
     """Memory the run may fill, in GB; what is free on the device when absent. For planning a run of another machine."""
     compile: bool = False

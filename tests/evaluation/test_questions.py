@@ -188,8 +188,8 @@ def test_vqa_puts_questions_and_annotations_together(tmp_path: Path) -> None:
          "VizWiz_val_1.jpg",
          f"Can you see?\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n{SHORT}", "no"),
         ("docvqa",
-         {"data": [{"questionId": 3, "question": "Date?", "image": "documents/x.png", "answers": ["1/2"]}]},
-         "documents/x.png", f"Date?\n{SHORT}", "1/2"),
+         {"data": [{"questionId": 3, "question": "Date?", "image": "d/x.png", "answers": ["1/2"]}]},
+         "d/x.png", f"Date?\n{SHORT}", "1/2"),
         ("chartqa", [{"imgname": "77.png", "query": "How many?", "label": "12"}], "77.png", f"How many?\n{SHORT}", "12"),
         ("refcoco",
          [{"image": "r.jpg", "sentences": [{"sent": "left dog"}], "bbox": [0, 0, 32, 24], "width": 64, "height": 48}],
@@ -237,5 +237,7 @@ def test_what_is_missing_is_one_line(tmp_path: Path) -> None:
     row = {"question_id": 1, "image": "a.jpg", "text": "Is there a dog?", "label": "yes"}
     with pytest.raises(DataError, match="no picture a.jpg.*--images"):
         made(tmp_path, "pope", [row])
+    with pytest.raises(DataError, match="row 1: found the reference 'yes'; expected the letter of an option"):
+        made(tmp_path, "seedbench", [row])
     with pytest.raises(DataError, match="no reference in the fields"):
         made(tmp_path, "pope", [{"question_id": 1, "image": "a.jpg", "text": "Is there a dog?"}])

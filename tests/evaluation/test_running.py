@@ -146,9 +146,9 @@ def test_another_model_or_file_does_not_go_on(
     published: dict[str, Path], evaluations: dict[str, Evaluation], tmp_path: Path
 ) -> None:
     wb.evaluate(ScriptedModel(lambda asked: "Yes"), evaluations["pope"], out=tmp_path / "out")
-    with pytest.raises(DataError, match="another model .*scripted.*other"):
+    with pytest.raises(DataError, match="another setting .model.name: .scripted. there, .other. now"):
         wb.evaluate(ScriptedModel(lambda asked: "Yes", name="other"), evaluations["pope"], out=tmp_path / "out")
-    with pytest.raises(DataError, match="another questions"):
+    with pytest.raises(DataError, match="another setting .questions.count: 36 there, 3 now"):
         wb.evaluate(ScriptedModel(lambda asked: "Yes"), evaluations["pope"], limit=3, out=tmp_path / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not touch")

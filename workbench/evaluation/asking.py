@@ -189,7 +189,7 @@ class EngineAsker(_Asker):
         rows = {form.id: row for ready in group for form, row in zip(ready.line.forms, ready.rows, strict=True)}
         lines = [ready.line for ready in group]
         try:
-            branches = Branches(self.engine.llava, group[0].rows[0])
+            branches = Branches(self.engine.llava, list(rows.values()))
             return self.waves(lines, lambda asked: self._ask(branches, asked, [rows[one.id] for one in asked]))
         except Exception as error:  # memory, most likely: each alone
             if len(rows) == 1:

@@ -19,7 +19,7 @@ from workbench.evaluation.benchmarks import BENCHMARKS, Benchmark
 from workbench.evaluation.matching import Item
 from workbench.evaluation.options import letter, options_of
 from workbench.evaluation.pictures import Pictures
-from workbench.evaluation.prompting import CHOICE, PROMPTS, candidates, expressions, prompt
+from workbench.evaluation.prompting import CHOICE, PROMPTS, YES_NO, candidates, expressions, prompt
 from workbench.evaluation.reading import rules
 from workbench.evaluation.rules_choice import group_of
 from workbench.evaluation.rules_free import reference_box
@@ -156,13 +156,22 @@ def _type(name: str, row: Row, around: Mapping[str, Any]) -> str | None:
 
 
 def _reference(chosen: Benchmark, item: Item, options: Mapping[str, str]) -> str:
-    """What is right, as a person reads it; the rules take it from the row."""
-    if chosen.name in CHOICE and (options or str(item.about.get("question_type")) != "open"):
-        return letter(item, options) or str(item.reference)
+    """What is right, as a person reads it; the rules take it from the row. Raises `DataError` for what cannot be."""
     if chosen.name == "refcoco":
         return "[" + ", ".join(f"{edge:.2f}" for edge in reference_box(item)) + "]"
     known = Counter(texts(item.reference)).most_common(1)
-    return known[0][0] if known and known[0][0].strip() else str(item.reference)
+    told = known[0][0].strip() if known else ""
+    expected = "an answer"
+    if chosen.name in CHOICE and str(item.about.get("question_type")) != "open" and (options or chosen.name != "mmmu"):
+        told, expected = letter(item, options) or "", "the letter of an option"
+    elif chosen.name in YES_NO:
+        told, expected = told if told.lower().rstrip(".") in ("yes", "no") else "", "yes or no"
+    if not told:
+        where = f"{chosen.name}, row {item.identity}"
+        raise DataError(
+            where, found=f"the reference {item.reference!r}", expected=expected, fix=f"it needs {chosen.files}"
+        )
+    return told
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

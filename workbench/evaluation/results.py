@@ -218,19 +218,19 @@ class ResultFolder:
             if before.get(name) != plain.get(name):
                 raise DataError(
                     str(self.path),
-                    found=f"answers to another {name} ({changed(before.get(name), plain.get(name))})",
+                    found=f"answers under another setting ({changed(before.get(name), plain.get(name), name)})",
                     expected="the same questions to the same model, asked alike",
                     fix="give --out another folder",
                 )
 
 
-def changed(before: Any, now: Any, name: str = "") -> str:
+def changed(before: Any, now: Any, name: str) -> str:
     """Where two settings differ first, in a few words."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in dict.fromkeys((*before, *now)):
             if before.get(key) != now.get(key):
-                return changed(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
-    return f"{name}: ".lstrip(": ") + f"{_short(before)} there, {_short(now)} now"
+                return changed(before.get(key), now.get(key), f"{name}.{key}")
+    return f"{name}: {_short(before)} there, {_short(now)} now"
 
 
 def _short(value: Any) -> str:

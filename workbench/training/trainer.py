@@ -125,7 +125,7 @@ class Loop:
         with processes.main_first():
             lengths, val = (self._measure(each, name) for each in (examples, self.val_examples))
         groups = prepare(self.llava, spec, say=self._say)
-        every, tight, said = settle_memory(recipe, self.llava, lengths, source.train.keys.height)
+        every, tight, said = settle_memory(recipe, self.llava, lengths, source.train.keys.height, processes.world)
         checkpoint_layers(self.llava, every)
         if spec.compile:
             compile_layers(self.llava)
