@@ -48,6 +48,10 @@ _HOMES = {
     "load": "model.llava",
     "export": "model.export:export_hf",
     "Engine": "inference.engine",
+    "demo": "serving.demo_run",
+    "export_demo": "serving.export_demo",
+    "export_vllm": "serving.export_vllm",
+    "conformance": "serving.conformance",
     "open_model": "inference.opening",
     "chat": "inference.chat",
     "describe": "curation.describe",
@@ -127,6 +131,10 @@ if TYPE_CHECKING:
     from workbench.recipe import Recipe
     from workbench.remote import RemoteModel
     from workbench.run import Run, clean, compare
+    from workbench.serving.conformance import conformance
+    from workbench.serving.demo_run import demo
+    from workbench.serving.export_demo import export_demo
+    from workbench.serving.export_vllm import export_vllm
     from workbench.training.plan import plan
 
 

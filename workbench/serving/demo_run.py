@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.chat_model import ChatModel, SamplingOptions
-from workbench.conversation import Conversation, Image, from_chat, new_id
-from workbench.data.images import load_image
+from workbench.conversation import Conversation, Image, from_chat
+from workbench.data.images import load_image, read_file
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
@@ -31,15 +31,17 @@ FEEDBACK = "demo-feedback"
 
 
 class PageModel:
-    """A `ChatModel` as the page wants it: pictures by path, failures in plain words."""
+    """A `ChatModel`, or what opens under a name, as the page wants it: pictures by path, failures in plain words."""
 
-    def __init__(self, name: str, *, load: str | None = None, device: str = "auto") -> None:
+    concurrent = 8
+
+    def __init__(self, model: str | Path | ChatModel, *, load: str | None = None, device: str = "auto") -> None:
         from workbench.inference.opening import open_model
 
-        self.model: ChatModel = open_model(name, load=load, device=device, open_image=self._open)
-        self.name = self.model.name
-        self.image_modes = self._modes()
-        self.concurrent = 8
+        named = isinstance(model, (str, Path))
+        self.model = open_model(model, load=load, device=device, open_image=self._open) if named else model
+        self.name: str = self.model.name
+        self.image_modes = self._modes() if named else ()
 
     def answer(self, messages: list[dict[str, Any]], settings: Settings) -> Generator[str, None, str | None]:
         """See `demo.turns.Model`."""
@@ -63,10 +65,11 @@ class PageModel:
             {**one, "content": [part if part["type"] == "text" else {**part, "root": root} for part in one["content"]]}
             for one in messages
         ]
-        return from_chat(shown, id=new_id())
+        return from_chat(shown, id="this conversation")
 
     def _open(self, image: Image) -> Picture:
-        picture = load_image(image.path)
+        path = Path(image.path)
+        picture = load_image(read_file(path), where=path.name)  # where it lies here is nothing to the person who asks
         if image.root in self.image_modes[1:]:  # made square here, the model's own mode finds nothing left to do
             return _mode(self.model, image.root).square(picture)
         return picture
@@ -96,9 +99,9 @@ def _options(settings: Settings) -> SamplingOptions:
 
 
 def demo(
-    model: str | Path,
+    model: str | Path | ChatModel,
     *,
-    compare: str | Path | None = None,
+    compare: str | Path | ChatModel | None = None,
     port: int | None = None,
     load: str | None = None,
     device: str = "auto",
@@ -108,15 +111,14 @@ def demo(
 ) -> gradio.Blocks:
     """Talk with a model in a browser, on this machine only, until Ctrl-C.
 
-    model, compare: a run folder, a checkpoint, a LLaVA folder, a Hub name or MODEL@URL; with `compare` both answer side
-    by side. examples: at most this many pictures of the run's validation set, with their questions. feedback: a folder
+    model, compare: a run folder, a checkpoint, a LLaVA folder, a Hub name, MODEL@URL, or a model; with `compare` both
+    answer side by side. examples: at most this many pictures of the run's validation set, with their questions. feedback: a folder
     for votes and flags (`feedback.jsonl`, LLaVA's JSON lines). With `block=False` it returns at once: `.close()` ends
     it. Raises `WorkbenchError` where the port is taken, and what loading a model raises.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     chosen = _free_port() if port is None else _check_port(port)
-    names = [str(name) for name in (model, compare) if name is not None]
-    models = [PageModel(name, load=load, device=device) for name in names]
+    models = [PageModel(one, load=load, device=device) for one in (model, compare) if one is not None]
     from workbench.serving.demo.feedback import Feedback
     from workbench.serving.demo.page import build, launch
     from workbench.serving.examples import validation_examples
@@ -125,7 +127,7 @@ def demo(
     title = " and ".join(dict.fromkeys(one.name for one in models))
     page = build(
         models, title=title, about="Answers come from a model on this machine and may be wrong.", feedback=kept,
-        examples=validation_examples(names[0], examples),
+        examples=validation_examples(model, examples) if isinstance(model, (str, Path)) else [],
     )  # fmt: skip
     url = launch(page, host="127.0.0.1", port=chosen, block=False)
     print(f"demo of {title} at {url} (Ctrl-C ends it); votes and flags go to {kept.path}", flush=True)

@@ -17,7 +17,7 @@ from typing import Any
 import gradio as gr
 
 from .feedback import Feedback
-from .turns import FAILED, History, Model, Settings, Writing, file_message, messages_of, text_message
+from .turns import FAILED, History, Model, Settings, Writing, messages_of, pictures_behind, question
 
 FLAGS = ("Wrong", "Made up", "Offensive", "Cut or broken")
 """What an answer can be flagged as, beside the thumbs."""
@@ -118,23 +118,24 @@ class _Page:
         text = (asked["text"] or "").strip()
         if not text:
             raise gr.Error("Write a question about the picture.", title="Nothing was asked", print_exception=False)
-        return self._start(histories, [*map(file_message, asked["files"]), text_message("user", text)])
+        return self._start(histories, question(text, asked["files"]))
 
     def _example(self, example: gr.SelectData) -> list[Any]:
-        files = [file_message(file["path"]) for file in example.value["files"]]
-        return self._start([[] for _ in self.models], [*files, text_message("user", example.value["text"])])
+        paths = [file["path"] for file in example.value["files"]]
+        return self._start([[] for _ in self.models], question(example.value["text"], paths))
 
     def _again(self, retry: gr.RetryData, *histories: History) -> list[Any]:
         return self._start([history[: int(retry.index) + 1] for history in histories], [])
 
     def _edit(self, edit: gr.EditData, *histories: History) -> list[Any]:
-        changed = text_message("user", str(edit.value).strip())
-        return self._start([history[: int(edit.index)] for history in histories], [changed])
+        index, text = int(edit.index), str(edit.value).strip()
+        changed = question(text, pictures_behind(histories[0], index))
+        return self._start([history[:index] for history in histories], changed)
 
-    def _start(self, histories: Sequence[History], question: History) -> list[Any]:
+    def _start(self, histories: Sequence[History], asked: History) -> list[Any]:
         """The question stands in every conversation, the box is empty and offers to stop."""
         waiting = gr.update(value={"text": "", "files": []}, submit_btn=False, stop_btn=True)
-        return [waiting, "", *([*history, *question] for history in histories)]
+        return [waiting, "", *([*history, *asked] for history in histories)]
 
     def _stop(self, request: gr.Request) -> None:
         if request.session_hash in self._stops:
