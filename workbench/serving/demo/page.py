@@ -17,7 +17,7 @@ from typing import Any
 import gradio as gr
 
 from .feedback import Feedback
-from .turns import FAILED, History, Model, Settings, Writing, messages_of, pictures_behind, question
+from .turns import FAILED, History, Model, Settings, Writing, messages_of, question
 
 FLAGS = ("Wrong", "Made up", "Offensive", "Cut or broken")
 """What an answer can be flagged as, beside the thumbs."""
@@ -80,6 +80,7 @@ class _Page:
         return gr.Chatbot(
             label=model.name, height=520, editable="user", feedback_options=("Like", "Dislike", *FLAGS),
             examples=cards, buttons=["copy", "copy_all"], render_markdown=False, layout="bubble",
+            group_consecutive_messages=False,  # a question in one bubble with its picture cannot be edited (Gradio 6)
             placeholder="Ask about a picture" + (", or take one of these" if cards else ""),
         )  # fmt: skip
 
@@ -117,7 +118,7 @@ class _Page:
     def _ask(self, asked: dict[str, Any], *histories: History) -> list[Any]:
         text = (asked["text"] or "").strip()
         if not text:
-            raise gr.Error("Write a question about the picture.", title="Nothing was asked", print_exception=False)
+            return [gr.update(), "Write a question about the picture.", *histories]
         return self._start(histories, question(text, asked["files"]))
 
     def _example(self, example: gr.SelectData) -> list[Any]:
@@ -128,9 +129,8 @@ class _Page:
         return self._start([history[: int(retry.index) + 1] for history in histories], [])
 
     def _edit(self, edit: gr.EditData, *histories: History) -> list[Any]:
-        index, text = int(edit.index), str(edit.value).strip()
-        changed = question(text, pictures_behind(histories[0], index))
-        return self._start([history[:index] for history in histories], changed)
+        changed = question(str(edit.value).strip(), [])  # its pictures stand before it and stay
+        return self._start([history[: int(edit.index)] for history in histories], changed)
 
     def _start(self, histories: Sequence[History], asked: History) -> list[Any]:
         """The question stands in every conversation, the box is empty and offers to stop."""
@@ -144,6 +144,9 @@ class _Page:
     def _answer(self, request: gr.Request, *values: Any) -> Iterator[list[Any]]:
         """Every model answers its own conversation, a piece of each in turn, until all have ended or a person stops."""
         count = len(self.models)
+        if not values[0] or values[0][-1]["role"] != "user":  # nothing was asked
+            yield [gr.skip()] * (count + 1)
+            return
         settings, stop = _settings(values[count:]), threading.Event()
         self._stops[request.session_hash] = stop
         writing = [Writing(model, history, settings) for model, history in zip(self.models, values, strict=False)]

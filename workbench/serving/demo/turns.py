@@ -18,8 +18,7 @@ from typing import Any, Protocol
 FAILED = "not answered"
 """The metadata id of a message that says why there is no answer."""
 History = list[dict[str, Any]]
-"""Messages as Gradio's chatbot has them; a picture is a message of its own behind its question, because Gradio 6 cannot
-edit a text behind a picture. The style sheet shows it above."""
+"""Messages as Gradio's chatbot has them; a picture is a message of its own before its question."""
 
 
 class NotAnswered(Exception):
@@ -66,24 +65,13 @@ def text_message(role: str, text: str, **metadata: str) -> dict[str, Any]:
 
 def question(text: str, pictures: Sequence[str]) -> History:
     """A person's turn."""
-    return [text_message("user", text), *map(_file_message, pictures)]
+    return [*map(_file_message, pictures), text_message("user", text)]
 
 
 def _file_message(path: str) -> dict[str, Any]:
     kind = mimetypes.guess_type(path)[0] or "image/png"  # without a kind the page shows a file, not the picture
     file = {"path": path, "mime_type": kind, "meta": {"_type": "gradio.FileData"}}
     return {"role": "user", "content": [{"type": "file", "file": file}]}
-
-
-def pictures_behind(history: History, index: int) -> list[str]:
-    """The paths of the pictures of the question at `index`."""
-    paths = []
-    for message in history[index + 1 :]:
-        files = [part["file"]["path"] for part in message["content"] if part["type"] == "file"]
-        if message["role"] != "user" or not files:
-            break
-        paths += files
-    return paths
 
 
 def messages_of(history: History) -> list[dict[str, Any]]:
@@ -96,7 +84,6 @@ def messages_of(history: History) -> list[dict[str, Any]]:
         parts = [_part(part) for part in message["content"]]
         if messages and messages[-1]["role"] == message["role"]:
             parts = messages.pop()["content"] + parts
-        parts.sort(key=lambda part: part["type"] == "text")  # pictures first
         messages.append({"role": message["role"], "content": parts})
     return messages
 
