@@ -50,6 +50,8 @@ _HOMES = {
     "Engine": "inference.engine",
     "open_model": "inference.opening",
     "chat": "inference.chat",
+    "serve": "serving.run",
+    "Server": "serving.run",
     "describe": "curation.describe",
     "curate": "curation.filters",
     "CurateRecipe": "curation.curate_recipe",
@@ -127,6 +129,7 @@ if TYPE_CHECKING:
     from workbench.recipe import Recipe
     from workbench.remote import RemoteModel
     from workbench.run import Run, clean, compare
+    from workbench.serving.run import Server, serve
     from workbench.training.plan import plan
 
 

@@ -1,0 +1,108 @@
+"""Pictures and videos that came with a request: from a data URI to bytes that a model can open, as long as it is asked.
+
+Knows: data URIs, which formats are taken, and the pixel budget, checked before anything is decoded.
+Does not know: networks (`remote_images`), datasets, or this disk: no path of a request is ever opened.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import re
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from workbench.conversation import Image
+from workbench.data.images import load_image
+from workbench.errors import ImageError
+from workbench.serving.errors import ApiError
+from workbench.serving.limits import Limits
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+ROOT = "request"
+"""The root of images that a request brought; a dataset's root of that name would never reach a server."""
+FORMATS = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "GIF": b"GIF8", "WEBP": b"RIFF"}
+"""What is taken, and how each begins. Fewer than a dataset may hold: every decoder is a risk with a stranger's bytes."""
+_DATA = re.compile(r"data:(?P<kind>[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[\w.+-]+)*(?P<base64>;base64)?,", re.IGNORECASE)
+
+
+class Pictures:
+    """The bytes of all requests that are being answered, by a name that is given here and means nothing elsewhere."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._held: dict[str, tuple[bytes, str]] = {}
+
+    def keep(self, request: str, number: int, data: bytes, where: str) -> Image:
+        """A reference to picture `number` of a request; `where` is how errors call it."""
+        image = Image(f"{request}/{number}", ROOT)
+        self._held[image.path] = data, where
+        return image
+
+    def drop(self, images: list[Image]) -> None:
+        for image in images:
+            self._held.pop(image.path, None)
+
+    def open(self, image: Image) -> Picture:
+        """The picture, upright, RGB. Raises `ImageError` under the name of its place in the request."""
+        if image.path not in self._held:
+            raise ImageError("an image", found="a request that has ended", fix="send it again")
+        data, where = self._held[image.path]
+        return load_image(data, where=where, limits=self.limits.image)
+
+    def or_else(self, other: Callable[[Image], Picture]) -> Callable[[Image], Picture]:
+        """`open` for what requests bring, `other` for the rest: a model that is served stays usable beside it."""
+        return lambda image: self.open(image) if image.root == ROOT else other(image)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+
+def decoded(uri: str, where: str, limit: int, kind: str = "image") -> bytes:
+    """The bytes in a data URI. Raises `ApiError` 400 for what is none, not base64, of another kind, or too large."""
+    found = _DATA.match(uri[:200])
+    if not found:
+        raise refused(where, f"is no data URI of base64; send data:{kind}/...;base64,...")
+    if not found["base64"]:
+        raise refused(where, "is a data URI without ;base64")
+    declared = (found["kind"] or "").lower()
+    if not declared.startswith(f"{kind}/") or kind == "image" and declared.startswith("image/svg"):
+        raise refused(where, f"is declared as {declared or 'nothing'}, not as {kind}/...")
+    if (len(uri) - found.end()) * 3 // 4 > limit + 3:
+        raise refused(where, f"is larger than {limit:,} bytes", "image_too_large")
+    try:
+        return base64.b64decode(uri[found.end() :], validate=True)
+    except (binascii.Error, ValueError):
+        raise refused(where, "is not valid base64") from None
+
+
+def checked_pixels(data: bytes, where: str, limits: Limits) -> int:
+    """Pixels that a picture's header announces; nothing is decoded. Raises `ApiError` 400 for an unusable header."""
+    from PIL import Image as PILImage
+
+    if len(data) > limits.image.bytes:
+        raise refused(where, f"is larger than {limits.image.bytes:,} bytes", "image_too_large")
+    kind = next((name for name, begin in FORMATS.items() if data.startswith(begin)), None)
+    if kind is None or kind == "WEBP" and data[8:12] != b"WEBP":
+        raise refused(where, f"is not an image; {', '.join(FORMATS)} are taken")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with PILImage.open(io.BytesIO(data), formats=(kind,)) as opened:
+                width, height = opened.size
+    except PILImage.DecompressionBombError:
+        raise refused(where, f"has more than {limits.image.pixels:,} pixels", "image_too_large") from None
+    except Exception:  # a parser meeting broken bytes raises anything
+        raise refused(where, f"is a damaged or truncated {kind} (its header cannot be read)") from None
+    if width * height > limits.image.pixels:
+        found = f"is {width} x {height} pixels; at most {limits.image.pixels:,} in all are taken"
+        raise refused(where, found, "image_too_large")
+    return width * height
+
+
+def refused(where: str, found: str, code: str = "invalid_image") -> ApiError:
+    return ApiError(400, f"{where} {found}.", code=code, param=where)
