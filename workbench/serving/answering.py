@@ -18,6 +18,7 @@ from functools import partial
 
 from workbench.chat_model import Answer, ChatModel, SamplingOptions, TokenLogprob, Usage
 from workbench.conversation import Conversation
+from workbench.errors import WorkbenchError
 from workbench.serving.asking import Asked
 from workbench.serving.desk import Desk
 from workbench.serving.errors import ApiError
@@ -43,15 +44,19 @@ class Written:
 
 
 class Pulse:
-    """When any answer last moved, seen from outside the model; and what was written in all."""
+    """When any answer last moved, as seen from outside the model."""
 
     def __init__(self) -> None:
         self.moved = time.monotonic()
-        self.pieces = 0
+        self.proved = float("-inf")
+        """When it last moved without having failed since."""
 
     def beat(self) -> None:
-        self.moved = time.monotonic()
-        self.pieces += 1
+        self.moved = self.proved = time.monotonic()
+
+    def doubt(self) -> None:
+        """The model failed in a way that no request should make it fail."""
+        self.proved = float("-inf")
 
 
 Item = Piece | Written | BaseException
@@ -94,6 +99,8 @@ class Writing:
             last = self._write()
         except BaseException as problem:  # raised again on the loop, to whoever waits for this answer
             last = problem
+            if not isinstance(problem, WorkbenchError):
+                self._pulse.doubt()
         whole = isinstance(last, Written) and last.finish_reason != "cancelled"
         seconds = time.monotonic() - begun if whole else None
         with suppress(RuntimeError):  # the loop is closed: the server has gone, and nobody waits

@@ -137,7 +137,8 @@ def _schema(form: Any, limits: Limits) -> str | None:
         return _ANY_OBJECT
     where = "response_format.json_schema.schema"
     try:
-        text = json.dumps(form.json_schema.json_schema, allow_nan=False)
+        text = json.dumps(form.json_schema.json_schema, allow_nan=False, ensure_ascii=False)
+        text.encode()
         if len(text) > limits.schema_characters or _depth(form.json_schema.json_schema) > limits.schema_depth:
             raise RecursionError
     except RecursionError:
@@ -162,7 +163,8 @@ def validation_error(faults: list[dict[str, Any]]) -> ApiError:
     context = first.get("ctx") or {}
     path = ".".join(filter(None, (_path(first["loc"]), context.get("param", ""))))
     code = {"missing": "missing_required_parameter", "unsupported": "unsupported_parameter"}.get(first["type"])
-    message = f"{path or 'The body'}: {first['msg'][0].lower()}{first['msg'][1:]}."
+    told = first["msg"] if "param" in context else f"is not valid: {first['msg'][0].lower()}{first['msg'][1:]}"
+    message = f"{path or 'The body'} {told}."
     return ApiError(400, message, code=code or "invalid_value", param=path or None)
 
 

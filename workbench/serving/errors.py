@@ -57,7 +57,8 @@ def as_api_error(error: BaseException, request_id: str) -> ApiError:
         return ApiError(400, f"{message} {fix}", code="context_length_exceeded", param="messages")
     if isinstance(error, (ImageError, RenderError, ConversationError)):
         code = "invalid_image" if isinstance(error, ImageError) else "invalid_messages"
-        return ApiError(400, scrubbed(str(error)).replace(f"{request_id}, ", ""), code=code, param="messages")
+        told = scrubbed(str(error)).replace(f"{request_id}, ", "").replace(f"{request_id}: ", "").rstrip(".")
+        return ApiError(400, f"{told}.", code=code, param="messages")
     if any(_no_memory(each) for each in _chain(error)):
         message = "There was no memory left for this request. Send fewer or smaller images, or try again later."
         return ApiError(503, message, code="out_of_memory", retry_after=5)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import itertools
 import uuid
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -68,6 +69,10 @@ class Guard:
             body.release()
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        # The server library bounds headers that come in parts, not those that come at once.
+        if sum(map(len, itertools.chain(*scope["headers"]))) + len(scope["raw_path"]) > self.limits.header_bytes:
+            told = f"The headers are larger than {self.limits.header_bytes:,} bytes."
+            raise ApiError(431, told, code="invalid_http")
         self._check_key(scope["path"], headers)
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if scope["method"] == "POST" and kind != b"application/json":

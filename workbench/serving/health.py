@@ -27,8 +27,6 @@ class Health:
     def __init__(self, room: Room, seconds: float) -> None:
         self._room, self._seconds = room, seconds
         self._asking: asyncio.Task[str] | None = None
-        self._asked = float("-inf")
-        self._proved = "ok"
 
     async def status(self) -> str:
         if self._room.desk.closed:
@@ -37,11 +35,11 @@ class Health:
             return "stuck" if self.silent() > self._seconds else "ok"
         if isinstance(self._room.model, RemoteModel):
             return "ok"  # every question there may cost money
-        if time.monotonic() - max(self._asked, self._room.pulse.moved) > _FRESH or self._proved != "ok":
-            if self._asking is None or self._asking.done():
-                self._asking = asyncio.create_task(self._ask())
-            self._proved = await asyncio.shield(self._asking)
-        return self._proved
+        if time.monotonic() - self._room.pulse.proved < _FRESH:
+            return "ok"
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+        return await asyncio.shield(self._asking)
 
     def silent(self) -> float:
         """Seconds since the model last moved while it had work."""
@@ -65,9 +63,10 @@ class Health:
         except TimeoutError:
             writing.cancel()
             return "stuck"
-        self._asked = time.monotonic()
-        # A model that refuses this question (one that needs an image, say) is well enough to refuse it.
-        return "failing" if isinstance(end, BaseException) and not isinstance(end, WorkbenchError) else "ok"
+        if isinstance(end, BaseException) and not isinstance(end, WorkbenchError):
+            return "failing"
+        room.pulse.beat()  # a model that refuses the question (one that needs an image, say) is well enough to do so
+        return "ok"
 
 
 def model_state(model: Any) -> Any:

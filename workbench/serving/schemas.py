@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 _UNSUPPORTED = (
@@ -20,13 +20,25 @@ _NOTHING = (None, 0, False, "", "none", "auto", [], {})
 """Values under which an unsupported field asks for nothing."""
 
 
+def _encodable(text: str) -> str:
+    """JSON can write half of a surrogate pair, which is no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError("text", "half of a surrogate pair is no character") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
 class TextPart(_Part):
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class ImageUrl(_Part):
@@ -56,17 +68,17 @@ Part = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]
 
 class SystemMessage(_Part):
     role: Literal["system", "developer"]
-    content: str | list[TextPart]
+    content: Text | list[TextPart]
 
 
 class UserMessage(_Part):
     role: Literal["user"]
-    content: str | list[Part]
+    content: Text | list[Part]
 
 
 class AssistantMessage(_Part):
     role: Literal["assistant"]
-    content: str | list[TextPart]
+    content: Text | list[TextPart]
 
     @model_validator(mode="before")
     @classmethod
@@ -106,7 +118,7 @@ class ChatRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    model: str
+    model: Text
     messages: list[Message] = Field(min_length=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -118,7 +130,7 @@ class ChatRequest(BaseModel):
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1, le=128)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = None
+    stop: Text | list[Text] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")] | None = None
