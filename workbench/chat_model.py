@@ -110,8 +110,14 @@ class Answer:
     `cancel` may be called from another thread; at most one more token is computed. Reading is for one thread.
     """
 
-    def __init__(self, write: Callable[[threading.Event], Pieces]) -> None:
+    def __init__(
+        self,
+        write: Callable[[threading.Event], Pieces],
+        logprobs: Callable[[], Sequence[TokenLogprob]] = tuple,
+    ) -> None:
+        """write: begins it, given what `cancel` sets. logprobs: those of the pieces that were read so far."""
         self._cancelled = threading.Event()
+        self._logprobs = logprobs
         self._writer = write(self._cancelled)
         self._pieces: list[str] = []
         self._ending: Ending | None = None
@@ -151,6 +157,11 @@ class Answer:
     @property
     def ids(self) -> tuple[int, ...]:
         return self._end.ids
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprob, ...]:
+        """Those of the tokens so far while the answer is read, all once it has ended; reads nothing itself."""
+        return tuple(self._logprobs()) if self._ending is None else self._ending.logprobs
 
     @property
     def _end(self) -> Ending:

@@ -54,6 +54,10 @@ class ModelError(WorkbenchError):
     """Model parts that do not fit together, are missing, or are not what was promised."""
 
 
+class BusyError(WorkbenchError):
+    """More is asked than can be answered now; asked again later it may be."""
+
+
 class CheckpointError(ModelError):
     """A checkpoint that is incomplete, changed, or does not reproduce what was saved."""
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.inference.prefix_cache import FeatureCache, pixel_hash, prefix_key, tower_state
+from workbench.inference.prefix_cache import FeatureCache, pixel_hash, prefix_key, weights_state
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 12)), max_size=40), st.integers(0, 100))
@@ -51,16 +51,16 @@ def test_the_same_tokens_with_another_image_are_another_prefix() -> None:
 
 def test_a_tower_is_another_one_after_a_step_a_load_or_a_replacement() -> None:
     tower = torch.nn.Linear(2, 2)
-    states = [tower_state(tower)]
-    assert tower_state(tower) == states[0]
+    states = [weights_state(tower)]
+    assert weights_state(tower) == states[0]
     with torch.no_grad():
         torch._foreach_add_(list(tower.parameters()), 0.1)  # what torch's optimisers do
-    states.append(tower_state(tower))
+    states.append(weights_state(tower))
     tower.weight.data.mul_(1.001)  # torch does not count this, nor what fused optimisers do
-    states.append(tower_state(tower))
+    states.append(weights_state(tower))
     tower.load_state_dict({key: value.clone() for key, value in tower.state_dict().items()})
-    states.append(tower_state(tower))
+    states.append(weights_state(tower))
     tower.weight.data = tower.weight.data.clone()
-    states.append(tower_state(tower))
-    states.append(tower_state(torch.nn.Linear(2, 2)))
+    states.append(weights_state(tower))
+    states.append(weights_state(torch.nn.Linear(2, 2)))
     assert len(set(states)) == 6

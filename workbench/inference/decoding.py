@@ -1,22 +1,22 @@
-"""The decode loop: rows of prompts in, one token per row and step out, on transformers' own cache.
+"""The decode loop's two passes over one model: prompts in, and one more token of every row.
 
-Knows: embeddings with image features in their slots, a prefix that several rows share, padding with masks and
-positions, dropping rows that have ended, and that answers are computed in evaluation mode whatever mode a model is in.
-Does not know: conversations, image files, templates, or who is waiting.
+Knows: rows and their slots, embeddings with image features in their places, masks and positions, a prefix that several
+rows share, and that answers are computed in evaluation mode whatever mode a model is in.
+Does not know: conversations, image files, templates, who is waiting, or which token is chosen.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from transformers import DynamicCache
 
-from workbench.chat_model import Ending, SamplingOptions, Usage
-from workbench.inference.sampling import choose
+from workbench.chat_model import GREEDY, Ending, SamplingOptions, TokenLogprob, Usage
+from workbench.inference.slots import Slots
 from workbench.inference.text import TextStream
 from workbench.model.llava import Llava
 
@@ -29,7 +29,7 @@ class Row:
 
     ids: Sequence[int]
     """The prompt's tokens, image slots expanded."""
-    features: torch.Tensor
+    features: torch.Tensor | None
     """What goes into the slots, in order: (slots, width of the language model)."""
     prefix: int
     """How many leading tokens other rows may share; fewer than `ids`."""
@@ -39,11 +39,32 @@ class Row:
     """Tokens to write at most."""
     end_ids: Collection[int]
     text: TextStream
+    options: SamplingOptions = GREEDY
     generator: torch.Generator | None = None
+    grammar: Any = None
+    """What may be written next (`grammar.Grammar`); None: anything."""
     written: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
     pieces: list[str] = field(default_factory=list)
     """Text nobody has taken yet."""
+    computed: int = 0
+    """Tokens whose keys and values lie in the row's slot."""
+    cached: int = 0
+    """Those of them that were not computed for this row."""
+    keeps_logits: bool = False
+    logits: torch.Tensor | None = None
+    """With `keeps_logits`: those after the prompt, (vocabulary,)."""
+    fault: Exception | None = None
+    """Why this row, and no other, cannot go on."""
+
+    def guarded(self, function: Callable[..., Any], *given: Any) -> Any:
+        """What `function` gives; where it fails, None, and that is this row's fault."""
+        try:
+            return function(*given)
+        except Exception as problem:  # a neighbour in the batch goes on whatever it is
+            self.fault = problem
+            return None
 
     def take(self, token: int) -> None:
         """Add the token that was chosen, and end the row if it says so."""
@@ -51,7 +72,7 @@ class Row:
         if token in self.end_ids:
             return self.finish("stop")
         self.pieces.append(self.text.push(token))
-        if self.text.stopped:
+        if self.text.stopped or (self.grammar is not None and self.grammar.complete):
             self.finish("stop")
         elif len(self.written) >= self.limit:
             self.finish("length")
@@ -69,33 +90,12 @@ class Row:
 
     @property
     def ending(self) -> Ending:
-        return Ending(self.finish_reason or "stop", Usage(len(self.ids), len(self.written)), tuple(self.written))
-
-
-def write(llava: Llava, rows: Sequence[Row], options: SamplingOptions) -> Iterator[None]:
-    """Write the answers of `rows`, all with the same `prefix` length; yields after every token of the rows still open.
-
-    Between two steps a caller may end a row with `finish`; no further token is computed for it.
-    """
-    decoding = Decoding(llava)
-    live = list(rows)
-    logits = decoding.prefill(live)
-    while True:
-        tokens = choose(logits, options, [row.generator for row in live]).tolist()
-        for row, token in zip(live, tokens, strict=True):
-            row.take(token)
-        yield
-        going = [index for index, row in enumerate(live) if row.finish_reason is None]
-        if not going:
-            return
-        if len(going) < len(live):
-            live = [live[index] for index in going]
-            decoding.keep(going)
-        logits = decoding.step([row.written[-1] for row in live])
+        usage = Usage(len(self.ids), len(self.written), self.cached)
+        return Ending(self.finish_reason or "stop", usage, tuple(self.written), tuple(self.logprobs))
 
 
 class Decoding:
-    """The state of one loop: the cache, which of its columns each row may see, and each row's next position."""
+    """Rows in slots. The first `ready` of `rows` have their prompt behind them, the others are on the way."""
 
     def __init__(self, llava: Llava) -> None:
         self.llava = llava
@@ -103,77 +103,159 @@ class Decoding:
         self.language = llava.model.get_decoder()
         self.embedding = llava.model.get_input_embeddings()
         self.head = llava.model.get_output_embeddings()
-        self.cache = DynamicCache(config=llava.model.config)
+        self.rows: list[Row] = []
+        self.ready = 0
+        text = llava.model.config.get_text_config()
+        self.slots = Slots(text.num_hidden_layers)
         # transformers renamed it; the older name is a warning at every step, and an error from 5.40 on
         renamed = "cache" in inspect.signature(self.language.forward).parameters
-        self.holding = {"cache" if renamed else "past_key_values": self.cache}
-        self.mask: torch.Tensor | None = None  # (rows, columns) bool; None: every row sees every column
-        self.positions = torch.empty(0, dtype=torch.long)  # (rows,)
+        self.holding = {"cache" if renamed else "past_key_values": self.slots}
+        self.windows = _windows(text)
 
-    @torch.no_grad()
+    # --- rows come and go ---------------------------------------------------------------------------------------
+
+    def add(self, row: Row, blocks: Sequence[torch.Tensor] = ()) -> None:
+        """Give a row the next slot. `blocks`: keys and values of its first tokens, as `Slots.block` gives them."""
+        self.slots.reserve(len(self.rows) + 1, len(row.ids) + 1)
+        self.slots.load(len(self.rows), blocks)
+        row.computed = row.cached = sum(block.shape[3] for block in blocks)
+        self.rows.append(row)
+
+    def remove(self, index: int) -> None:
+        """Take a row out. The last ready row moves into its slot, and the last of all into that one's."""
+        if index < self.ready:
+            self.ready -= 1
+            index = self._fill(index, self.ready)
+        self._fill(index, len(self.rows) - 1)
+        self.rows.pop()
+
+    def _fill(self, index: int, source: int) -> int:
+        """Move a row into a place that is free; the place that is free then."""
+        row = self.rows[index] = self.rows[source]
+        self.slots.move(source, index, row.computed)
+        return source
+
+    # --- passes -------------------------------------------------------------------------------------------------
+
     def prefill(self, rows: Sequence[Row]) -> torch.Tensor:
         """The logits after each prompt: (rows, vocabulary). A prefix that rows share is computed once."""
-        unique: dict[Hashable, int] = {}
-        index = [unique.setdefault(row.prefix_key, len(unique)) for row in rows]
-        shared = rows[0].prefix if len(unique) < len(rows) else 0
-        if shared:
-            firsts = [rows[index.index(number)] for number in range(len(unique))]
-            self._forward(self._embed(firsts, 0, shared), torch.arange(shared, device=self.device)[None])
-            self.cache.batch_select_indices(torch.tensor(index, device=self.device))
-        lengths = torch.tensor([len(row.ids) for row in rows], device=self.device)
-        embedded = self._embed(rows, shared, int(lengths.max()))  # (rows, columns - shared, width), padded on the right
-        columns = torch.arange(int(lengths.max()), device=self.device)
-        if bool((lengths < lengths.max()).any()):
-            self.mask = columns < lengths[:, None]
-        self.positions = lengths
-        hidden = self._forward(embedded, columns[None, shared:])
-        last = hidden[torch.arange(len(rows), device=self.device), lengths - shared - 1]
+        firsts: dict[Hashable, Row] = {}
+        for row in rows:
+            firsts.setdefault(row.prefix_key, row)
+        leading = [row for row in firsts.values() if row.prefix] if len(firsts) < len(rows) else []
+        others = [row for row in rows if all(row is not one for one in leading)]
+        self.slots.reserve(len(rows), max(len(row.ids) for row in rows) + 1)
+        for row in leading:
+            self.add(row)
+        self.advance([row.prefix for row in leading])
+        for row in others:
+            self.add(row)
+            if leading and row.prefix:
+                index = next(place for place, one in enumerate(self.rows) if one is firsts[row.prefix_key])
+                self.slots.move(index, len(self.rows) - 1, row.prefix)
+                row.computed = row.cached = row.prefix
+        logits = self.advance([len(row.ids) for row in self.rows])
+        places = {id(row): place for place, row in enumerate(self.rows)}
+        self.ready = len(self.rows)
+        return logits[[places[id(row)] for row in rows]]
+
+    @torch.no_grad()
+    def advance(self, ends: Sequence[int]) -> torch.Tensor:
+        """Compute the rows on the way up to these tokens of their prompts.
+
+        Gives the logits after the last of each: (rows on the way, vocabulary).
+        """
+        rows = self.rows[self.ready :]
+        if not rows:
+            return torch.empty(0)
+        starts = [row.computed for row in rows]
+        counts = [end - start for end, start in zip(ends, starts, strict=True)]
+        hidden = self._forward(self._embed(rows, starts, counts), self.ready, starts)
+        last = hidden[torch.arange(len(rows)), torch.tensor(counts) - 1]
+        for row, end in zip(rows, ends, strict=True):
+            row.computed = end
         return self._logits(last)
 
     @torch.no_grad()
-    def step(self, tokens: Sequence[int]) -> torch.Tensor:
-        """The logits after one more token per row: (rows, vocabulary)."""
-        if self.mask is not None:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
-        embedded = self.embedding(torch.tensor(tokens, device=self.device)[:, None])
-        hidden = self._forward(embedded, self.positions[:, None])
-        self.positions = self.positions + 1
+    def step(self) -> torch.Tensor:
+        """The logits after the last written token of each ready row: (ready, vocabulary)."""
+        rows = self.rows[: self.ready]
+        ids = torch.tensor([row.written[-1] for row in rows], device=self.device)
+        hidden = self._forward(self.embedding(ids[:, None]), 0, [row.computed for row in rows])
+        for row in rows:
+            row.computed += 1
         return self._logits(hidden[:, -1])
 
-    def keep(self, indices: Sequence[int]) -> None:
-        """Go on with these rows only."""
-        index = torch.tensor(indices, device=self.device)
-        self.cache.batch_select_indices(index)
-        self.positions = self.positions[index]
-        self.mask = None if self.mask is None else self.mask[index]
-
-    def _forward(self, embedded: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def _forward(self, embedded: torch.Tensor, first: int, starts: Sequence[int]) -> torch.Tensor:
+        """embedded: (rows, tokens, width) of the slots from `first` on, each from its own position on."""
+        tokens = embedded.shape[1]
+        columns = max(starts) + tokens
+        self.slots.reserve(first + len(starts), columns)
+        alike = starts[0] if min(starts) == max(starts) else None
+        begin = torch.tensor(starts, device=self.device)
+        positions = begin[:, None] + torch.arange(tokens, device=self.device)
+        self.slots.aim(first, positions, columns, alike)
         with evaluating(self.llava.model), self.llava.autocast():
             return self.language(
                 inputs_embeds=embedded,
-                attention_mask=self.mask,
+                attention_mask=self._mask(positions, columns, alike),
                 position_ids=positions,
                 use_cache=True,
                 **self.holding,
             ).last_hidden_state
 
+    def _mask(self, positions: torch.Tensor, columns: int, alike: int | None) -> Any:
+        """Which columns each token sees: (rows, 1, tokens, columns), by kind of layer where a model has several."""
+        plain = alike is not None and (positions.shape[1] == 1 or alike == 0)
+        made = {}
+        for kind, window in self.windows.items():
+            if plain and (window is None or columns <= window):
+                made[kind] = None  # what torch does of itself, and faster
+                continue
+            place = torch.arange(columns, device=self.device)
+            seen = place <= positions[:, :, None]
+            if window is not None:
+                seen &= place > positions[:, :, None] - window
+            made[kind] = self._as_wanted(seen[:, None])
+        return made.get("", made)
+
+    def _as_wanted(self, seen: torch.Tensor) -> torch.Tensor:
+        """Torch's own attention takes booleans; what transformers computes step by step adds numbers."""
+        if self.language.config._attn_implementation == "sdpa":
+            return seen
+        lowest = torch.finfo(self.llava.dtype).min
+        return torch.zeros(seen.shape, dtype=self.llava.dtype, device=seen.device).masked_fill(~seen, lowest)
+
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         with self.llava.autocast():
             return self.head(hidden).float()
 
-    def _embed(self, rows: Sequence[Row], start: int, end: int) -> torch.Tensor:
-        """Positions start to end of every row, features in the slots: (rows, end - start, width)."""
-        padded = [[*row.ids[start:end], *[PADDING] * (end - max(start, len(row.ids)))] for row in rows]
-        ids = torch.tensor(padded, device=self.device)
-        slots = ids == self.llava.image_token_id
+    def _embed(self, rows: Sequence[Row], starts: Sequence[int], counts: Sequence[int]) -> torch.Tensor:
+        """So many tokens of every row from its start on, features in the slots, padded on the right."""
+        most, image = max(counts), self.llava.image_token_id
+        taken = [list(row.ids[start : start + count]) for row, start, count in zip(rows, starts, counts, strict=True)]
+        ids = torch.tensor([[*one, *[PADDING] * (most - len(one))] for one in taken], device=self.device)
+        slots = ids == image
         # An image token need not be in the vocabulary, and padding is not: any embedding will do for both.
         embedded = self.embedding(ids.masked_fill(slots | (ids == PADDING), 0))
         features = []
-        for row, count in zip(rows, slots.sum(dim=1).tolist(), strict=True):
-            skipped = sum(token == self.llava.image_token_id for token in row.ids[:start])
-            features.append(row.features[skipped : skipped + count])
-        embedded[slots] = torch.cat(features).to(embedded)
+        for row, start, one in zip(rows, starts, taken, strict=True):
+            if count := one.count(image):
+                assert row.features is not None
+                skipped = list(row.ids[:start]).count(image)
+                features.append(row.features[skipped : skipped + count])
+        if features:
+            embedded[slots] = torch.cat(features).to(embedded)
         return embedded
+
+
+def _windows(text: Any) -> dict[str, int | None]:
+    """Kind of layer -> how many tokens back it sees; one kind named "" where a model takes one mask for all."""
+    window = getattr(text, "sliding_window", None)
+    kinds = getattr(text, "layer_types", None)
+    if not kinds:
+        return {"": window}
+    return {kind: window if kind == "sliding_attention" else None for kind in dict.fromkeys(["full_attention", *kinds])}
 
 
 @contextmanager

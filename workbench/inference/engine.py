@@ -1,41 +1,39 @@
-"""A LLaVA as a `ChatModel`: answers one conversation while it is read, or many at once.
+"""A LLaVA as a `ChatModel`: answers many conversations at once, each while it is read, streamed or whole.
 
-Knows: how conversations become rows of tokens and image features, which rows to run together, and the exact reuse of
-an image's features (kept between calls) and of the prefix that questions about one image share (within a call).
-Does not know: templates (the renderer's), the decode loop (`decoding`), servers, terminals or datasets: images arrive
-through `open_image`.
+Knows: how conversations become requests of tokens and pixels, how an answer is read, cancelled and found again as the
+very tokens it was written in, and adapters on one model.
+Does not know: templates (the renderer's), how requests run together (`generator`), servers, terminals or datasets:
+images arrive through `open_image`.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from queue import SimpleQueue
 
 import torch
 from PIL.Image import Image as PilImage
 
-from workbench.chat_model import GREEDY, Answer, Pieces, SamplingOptions
+from workbench.chat_model import GREEDY, Answer, Ending, Pieces, SamplingOptions
 from workbench.conversation import Conversation, Image
 from workbench.errors import RenderError
-from workbench.inference.decoding import Row, evaluating, write
+from workbench.inference.decoding import Row
+from workbench.inference.generator import EngineState, Event, Generator, Request
+from workbench.inference.grammar import Grammars
 from workbench.inference.opening import open_file
-from workbench.inference.prefix_cache import FeatureCache, pixel_hash, prefix_key, tower_state
+from workbench.inference.prefix_cache import FeatureCache, PrefixCache, pixel_hash, prefix_key
 from workbench.inference.sampling import generator
+from workbench.inference.spoken import Spoken
 from workbench.inference.text import TextStream
+from workbench.inference.vision import Vision
 from workbench.model.llava import Llava
 from workbench.model.renderer import Rendered
 
-TOWER_BATCH = 32
-"""Images that go through the vision tower together."""
-
-
-class Seen(NamedTuple):
-    """One image as the language model gets it."""
-
-    hash: str
-    features: torch.Tensor
-    """(tokens, width of the language model)"""
+PREFIX_BYTES = 512 * 2**20
+"""Of keys and values that are kept between requests, where nothing else is said."""
 
 
 class Engine:
@@ -45,7 +43,11 @@ class Engine:
     a baseline any other picture. What it raises reaches the caller.
     features: share one between engines on the same model, for example one per `open_image`.
     rows, kv_bytes: how much runs together at most: rows of a batch, and bytes of keys and values (None: 1 GiB, or half
-    of what is free on a CUDA device).
+    of what is free on a CUDA device). prefix_bytes: keys and values kept for prompts that begin alike; 0 keeps none.
+    queue: how many requests may wait that were made with `start=True`.
+
+    All answers are written by one thread, which starts when there is work and ends when there is none: requests of
+    any threads run in one batch. Used in a `with` block, it is closed at the end.
     """
 
     def __init__(
@@ -57,33 +59,67 @@ class Engine:
         name: str = "llava",
         rows: int = 64,
         kv_bytes: int | None = None,
+        prefix_bytes: int = PREFIX_BYTES,
+        queue: int = 256,
     ) -> None:
         self.llava = llava
         self.name = name
         self.open_image = open_image
         self.features = FeatureCache() if features is None else features
         self.rows = rows
-        self.kv_bytes = kv_bytes
+        self.queue = queue
+        self._vision = Vision(llava, self.features)
+        self._generator = Generator(
+            llava, self._vision, PrefixCache(prefix_bytes), rows=rows, kv_bytes=kv_bytes, switch=lambda name: None
+        )
+        self._spoken = Spoken(llava.renderer)
         self._text = llava.model.config.get_text_config()
+        self._adapter: str | None = None
+        self._grammars = Grammars(llava.tokenizer, self._text.vocab_size, llava.renderer.end_ids)
 
-    def reply(self, conversation: Conversation, options: SamplingOptions = GREEDY) -> Answer:
-        """The answer, written while it is read. Raises `RenderError` or `ImageError` here, before any token."""
-        row = self._prepare([(0, self.llava.renderer.prompt(conversation))], options)[0][1]
+    def __enter__(self) -> Engine:
+        return self
 
-        def pieces(cancelled: threading.Event) -> Pieces:
-            if cancelled.is_set():
-                row.finish("cancelled")
-            else:
-                for _ in write(self.llava, [row], options):
-                    if text := row.new_text():
-                        yield text
-                    if cancelled.is_set():
-                        row.finish("cancelled")
-            if text := row.new_text():
-                yield text
-            return row.ending
+    def __exit__(self, *problem: object) -> None:
+        self.close()
 
-        return Answer(pieces)
+    # --- answering ----------------------------------------------------------------------------------------------
+
+    def reply(self, conversation: Conversation, options: SamplingOptions = GREEDY, *, start: bool = False) -> Answer:
+        """The answer, written while it is read. Raises `RenderError` or `ImageError` here, before any token.
+
+        start: begin now and not when it is first read; raises `BusyError` where `queue` requests wait already. An
+        answer that is let go of unread is cancelled.
+        """
+        request = self._requests([(0, self._prompt(conversation))], options)[0]
+
+        def write(cancelled: threading.Event) -> Pieces:
+            request.cancelled = cancelled
+            return self._pieces(request, conversation, started=start)
+
+        answer = Answer(write, lambda: request.row.logprobs[: request.read])
+        request.reader = weakref.ref(answer)
+        if start:
+            self._generator.submit([request], self.queue)
+        return answer
+
+    def _pieces(self, request: Request, conversation: Conversation, *, started: bool) -> Pieces:
+        if not started:
+            self._generator.submit([request])
+        text = ""
+        try:
+            while True:
+                _, told = request.events.get()
+                if isinstance(told, Ending):
+                    self._spoken.keep(conversation, text, told)
+                    return told
+                if isinstance(told, Exception):
+                    raise told
+                piece, request.read = told
+                text += piece
+                yield piece
+        finally:
+            request.cancelled.set()  # nobody reads on
 
     def reply_batch(self, conversations: Sequence[Conversation], options: SamplingOptions = GREEDY) -> list[Answer]:
         """Finished answers in the order of `conversations`, token for token those that `reply` gives in fp32.
@@ -98,52 +134,99 @@ class Engine:
         self, conversations: Sequence[Conversation], options: SamplingOptions = GREEDY
     ) -> Iterator[tuple[int, Answer]]:
         """As `reply_batch`, but gives (index, answer) as soon as answers are there, for progress; not in order."""
-        asked = [(index, self.llava.renderer.prompt(asking)) for index, asking in enumerate(conversations)]
+        asked = [(index, self._prompt(asking)) for index, asking in enumerate(conversations)]
         # Questions about one image stand together, and prompts of one length, so that they share and pad little.
         asked.sort(key=lambda item: (item[1].prefix, [image.path for image in item[1].images], len(item[1].ids)))
-        for start in range(0, len(asked), self.rows):
-            prepared = self._prepare(asked[start : start + self.rows], options)
-            for batch in self._batches(prepared):
-                for _ in write(self.llava, [row for _, row in batch], options):
-                    pass
-                for index, row in batch:
-                    yield index, Answer.finished(row.new_text(), row.ending)
+        ended: SimpleQueue[Event] = SimpleQueue()
+        running: dict[Request, int] = {}
+        waiting = deque(asked)
+        try:
+            while waiting or running:
+                if waiting and len(running) <= self.rows:
+                    some = [waiting.popleft() for _ in range(min(self.rows, len(waiting)))]
+                    made = self._requests(some, options, ended)
+                    running |= {request: index for request, (index, _) in zip(made, some, strict=True)}
+                    self._generator.submit(made)
+                    continue
+                request, told = ended.get()
+                index = running.pop(request)
+                if isinstance(told, Exception):
+                    raise told
+                yield index, Answer.finished(request.row.new_text(), request.row.ending)
+        finally:
+            for request in running:
+                request.cancelled.set()
+            while running:  # the model is left alone once this is over
+                running.pop(ended.get()[0])
 
-    def _batches(self, prepared: Sequence[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]]]:
-        """Rows with one prefix length, within the budget for keys and values; order is kept."""
-        groups: dict[Hashable, list[tuple[int, Row]]] = {}
-        for index, row in prepared:
-            # A sliding window counts columns, padding too: such models get rows of one length only.
-            alike = len(row.ids) if getattr(self._text, "sliding_window", None) else 0
-            groups.setdefault((row.prefix, alike), []).append((index, row))
-        for group in groups.values():
-            longest = max(len(row.ids) + row.limit for _, row in group)
-            size = max(1, self._kv_budget() // (longest * self._kv_bytes_per_token()))
-            for start in range(0, len(group), size):
-                yield group[start : start + size]
+    def next_logits(self, conversations: Sequence[Conversation]) -> torch.Tensor:
+        """What the model expects first of each answer: logits, (conversations, vocabulary), float32, on the CPU.
 
-    def _kv_budget(self) -> int:
-        if self.kv_bytes is not None:
-            return self.kv_bytes
-        device = self.llava.device
-        return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 1 << 30
+        Beginnings that prompts share are computed once. Raises as `reply_batch` does.
+        """
+        asked = [(index, self._prompt(asking)) for index, asking in enumerate(conversations)]
+        ended: SimpleQueue[Event] = SimpleQueue()
+        made = self._requests(asked, SamplingOptions(max_tokens=1), ended)
+        for request in made:
+            request.row.keeps_logits = True
+        self._generator.submit(made)
+        told = [ended.get()[1] for _ in made]
+        for one in told:
+            if isinstance(one, Exception):
+                raise one
+        return torch.stack([request.row.logits for request in made if request.row.logits is not None])
 
-    def _kv_bytes_per_token(self) -> int:
-        text = self._text
-        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        return 2 * text.num_hidden_layers * heads * width * self.llava.dtype.itemsize
+    # --- the engine itself --------------------------------------------------------------------------------------
 
-    # --- conversations to rows ----------------------------------------------------------------------------------
+    def state(self) -> EngineState:
+        """How it is doing at this moment; costs nothing."""
+        return self._generator.state()
+
+    def close(self) -> None:
+        """Cancel what runs, end the thread and forget what was kept; the model is left as it is. Raises nothing."""
+        self._generator.close()
+
+    # --- conversations to requests ------------------------------------------------------------------------------
+
+    def _prompt(self, conversation: Conversation) -> Rendered:
+        return self._spoken.restored(conversation, self.llava.renderer.prompt(conversation))
 
     def _prepare(self, asked: Sequence[tuple[int, Rendered]], options: SamplingOptions) -> list[tuple[int, Row]]:
-        seen = self._look(image for _, rendered in asked for image in rendered.images)
-        return [(index, self._row(index, rendered, seen, options)) for index, rendered in asked]
+        """Rows with their features, for `Decoding.prefill`."""
+        made = self._requests(asked, options)
+        pixels = {name: one for request in made for name, one in request.pixels.items()}
+        seen = self._vision.look(pixels) if pixels else {}
+        for request in made:
+            parts = [seen[name] for _, _, name in request.images]
+            request.row.features = torch.cat(parts) if parts else None
+        return [(index, request.row) for (index, _), request in zip(asked, made, strict=True)]
 
-    def _row(self, index: int, rendered: Rendered, seen: dict[Image, Seen], options: SamplingOptions) -> Row:
+    def _requests(
+        self,
+        asked: Sequence[tuple[int, Rendered]],
+        options: SamplingOptions,
+        ended: SimpleQueue[Event] | None = None,
+    ) -> list[Request]:
+        """One request per prompt; every image is opened once. `ended`: where ends are told of, and nothing else."""
+        opened: dict[Image, tuple[str, torch.Tensor]] = {}
+        for image in dict.fromkeys(image for _, rendered in asked for image in rendered.images):
+            pixels = self.llava.image_mode.pixels(self.open_image(image))
+            opened[image] = pixel_hash(pixels), pixels
+        made = [self._request(index, rendered, opened, options) for index, rendered in asked]
+        if ended is not None:
+            for request in made:
+                request.events, request.streams = ended, False
+        return made
+
+    def _request(
+        self,
+        index: int,
+        rendered: Rendered,
+        opened: dict[Image, tuple[str, torch.Tensor]],
+        options: SamplingOptions,
+    ) -> Request:
         llava = self.llava
-        images = [seen[image] for image in rendered.images]
-        ids, _ = llava.renderer.expand(rendered, [len(image.features) for image in images], llava.image_token_id)
+        ids, images = self._expanded(rendered, [opened[image][0] for image in rendered.images])
         room = self._text.max_position_embeddings - len(ids)
         if room < 1:
             raise RenderError(
@@ -152,54 +235,29 @@ class Engine:
                 expected=f"fewer than {self._text.max_position_embeddings}, what the model was built for",
                 fix="shorten the conversation or start a new one",
             )
-        in_prefix = sum(token < 0 for token in rendered.ids[: rendered.prefix])
-        prefix = rendered.prefix + sum(len(image.features) - 1 for image in images[:in_prefix])
-        prefix = min(prefix, len(ids) - 1)  # the last token is the row's own: its logits begin the answer
-        none = torch.empty(0, self._text.hidden_size, device=llava.device)
-        return Row(
+        inside = [one for one in rendered.ids[: rendered.prefix] if one < 0]
+        prefix = min(rendered.prefix + len(inside) * (llava.image_tokens - 1), len(ids) - 1)
+        row = Row(
             ids=ids,
-            features=torch.cat([none, *(image.features for image in images)]) if images else none,
-            prefix=prefix,
-            prefix_key=prefix_key(ids[:prefix], [image.hash for image in images[:in_prefix]]),
+            features=None,
+            prefix=prefix,  # the last token is the row's own: its logits begin the answer
+            prefix_key=prefix_key(ids[:prefix], [name for _, _, name in images[: len(inside)]]),
             limit=min(options.max_tokens, room),
             end_ids=llava.renderer.end_ids,
             text=TextStream(self._decode, options.stop),
+            options=options,
             generator=generator(options, index),
+            grammar=self._grammars.of(options.json_schema),
         )
+        return Request(row, images, dict(opened[image] for image in rendered.images), adapter=self._adapter)
+
+    def _expanded(self, rendered: Rendered, names: Sequence[str]) -> tuple[list[int], list[tuple[int, int, str]]]:
+        """The prompt's tokens with image slots written out, and where each image's slots are."""
+        each = self.llava.image_tokens
+        ids, _ = self.llava.renderer.expand(rendered, [each] * len(names), self.llava.image_token_id)
+        places = [place for place, id in enumerate(rendered.ids) if id < 0]
+        firsts = [place + number * (each - 1) for number, place in enumerate(places)]
+        return ids, [(first, first + each, name) for first, name in zip(firsts, names, strict=True)]
 
     def _decode(self, ids: list[int]) -> str:
         return self.llava.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-    @torch.no_grad()
-    def _look(self, images: Iterable[Image]) -> dict[Image, Seen]:
-        """Open every image once, and give its features, from the cache where its pixels were seen before."""
-        state = tower_state(self.llava.tower)
-        names: dict[Image, str] = {}
-        tower: dict[str, torch.Tensor] = {}
-        waiting: dict[str, torch.Tensor] = {}
-        for image in dict.fromkeys(images):
-            pixels = self.llava.image_mode.pixels(self.open_image(image))
-            names[image] = name = pixel_hash(pixels)
-            if name in tower or name in waiting:
-                continue
-            found = self.features.get((state, name))
-            if found is None:
-                waiting[name] = pixels
-            else:
-                tower[name] = found
-        with evaluating(self.llava.model), self.llava.autocast():
-            for batch in _slices(list(waiting), TOWER_BATCH):
-                pixels = torch.stack([waiting[name] for name in batch])
-                for name, features in zip(batch, self.llava.tower_features(pixels), strict=True):
-                    tower[name] = features.clone()
-                    self.features.put((state, name), tower[name])
-            projected: dict[str, torch.Tensor] = {}
-            for batch in _slices(list(tower), TOWER_BATCH):
-                stacked = torch.stack([tower[name] for name in batch])
-                projected.update(zip(batch, self.llava.project(stacked), strict=True))
-        return {image: Seen(name, projected[name]) for image, name in names.items()}
-
-
-def _slices(names: list[str], size: int) -> Iterator[list[str]]:
-    for start in range(0, len(names), size):
-        yield names[start : start + size]
