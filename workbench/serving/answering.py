@@ -116,10 +116,10 @@ class Writing:
         told = 0
         for text in answer:
             self._pulse.beat()
-            probabilities = getattr(answer, "logprobs", ())
+            probabilities = answer.logprobs
             self._loop.call_soon_threadsafe(self._tell, Piece(text, probabilities[told:]))
             told = len(probabilities)
-        return Written(answer.text, answer.finish_reason, answer.usage, getattr(answer, "logprobs", ()))
+        return Written(answer.text, answer.finish_reason, answer.usage, answer.logprobs)
 
 
 class Room:
@@ -130,6 +130,12 @@ class Room:
         self.pulse = Pulse()
         # Some more than slots: a thread still ends its last token when its slot is taken anew, and health asks too.
         self.executor = ThreadPoolExecutor(desk.slots + 8, thread_name_prefix="answer")
+        self.open: set[Exchange] = set()
+
+    def cut(self) -> None:
+        """End every answer where it is."""
+        for exchange in list(self.open):
+            exchange.cancel()
 
 
 class Exchange:
@@ -146,7 +152,7 @@ class Exchange:
         try:
             await room.desk.enter(going)
         except BaseException:
-            room.pictures.drop(asked.images)
+            room.pictures.drop(asked.images.values())
             raise
 
         def ended(seconds: float | None) -> None:
@@ -154,8 +160,10 @@ class Exchange:
             going -= 1
             room.desk.leave(seconds)
             if not going:
-                room.pictures.drop(asked.images)
+                room.open.discard(self)
+                room.pictures.drop(asked.images.values())
 
+        room.open.add(self)
         for index, option in enumerate(options):
             tell = partial(self._tell, index)
             held = {"executor": room.executor, "pulse": room.pulse, "tell": tell, "ended": ended}

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from workbench import __version__
 from workbench.chat_model import ChatModel
+from workbench.errors import ImageError
 from workbench.serving.answering import Exchange, Piece, Room, Written
 from workbench.serving.asking import conversation_of, options_of, validation_error
 from workbench.serving.desk import Desk
@@ -161,6 +162,8 @@ class Api:
                     index, item = await anext(items)
             except StopAsyncIteration:
                 break
+            except ImageError as problem:
+                raise taken.placed(problem) from None
             except TimeoutError:
                 told = f"The answer was not whole within {self.limits.answer_seconds:.0f} s."
                 raise ApiError(504, told, code="answer_timeout") from None

@@ -18,8 +18,9 @@ from pydantic import BaseModel
 
 from workbench.chat_model import SamplingOptions
 from workbench.conversation import Conversation, Image, check_conversation
+from workbench.errors import ImageError
 from workbench.serving import schemas
-from workbench.serving.errors import ApiError
+from workbench.serving.errors import ApiError, scrubbed
 from workbench.serving.limits import Limits
 from workbench.serving.pictures import Pictures, checked_pixels, decoded
 from workbench.serving.remote_images import RemoteImages
@@ -34,7 +35,14 @@ class Asked:
     """One request, ready to be answered. `images` are held in `Pictures` until they are dropped."""
 
     conversation: Conversation
-    images: list[Image] = field(default_factory=list)
+    images: dict[str, Image] = field(default_factory=dict)
+    """By where in the request they stand."""
+
+    def placed(self, error: ImageError) -> ApiError:
+        """An error about one of the images, under its place in the request."""
+        where = next((where for where, image in self.images.items() if image.path == error.where), "an image")
+        told = scrubbed(str(error)).replace(error.where, where)
+        return ApiError(400, f"{told}.", code="invalid_image", param=where)
 
 
 async def conversation_of(
@@ -61,14 +69,14 @@ async def conversation_of(
                     pixels += checked_pixels(data, where, pictures.limits)
                     if pixels > pictures.limits.pixels or len(asked.images) >= pictures.limits.images:
                         raise _too_much(pictures.limits, where)
-                    asked.images.append(pictures.keep(id, len(asked.images), data, where))
-                    parts.append(asked.images[-1])
+                    asked.images[where] = pictures.keep(data)
+                    parts.append(asked.images[where])
             asked.conversation = asked.conversation.add(role, *parts)
         if request.messages[-1].role != "user":
             raise ApiError(400, "The last message has to be the user's.", code="invalid_messages", param="messages")
         check_conversation(asked.conversation)
     except BaseException:
-        pictures.drop(asked.images)
+        pictures.drop(asked.images.values())
         raise
     return asked
 

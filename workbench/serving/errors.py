@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from workbench.errors import ContextError, ConversationError, ImageError, RenderError, WorkbenchError
+from workbench.errors import BusyError, ContextError, ConversationError, ImageError, RenderError, WorkbenchError
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _OBJECT = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>|\b0x[0-9a-fA-F]{6,}\b")
-_PATH = re.compile(r"(?<![\w:/])(?:~|[A-Za-z]:)?[/\\](?:[\w.@+-]+[/\\])*[\w.@+-]+")
+_PATH = re.compile(r"(?<![\w:/.])(?:~|[A-Za-z]:)?[/\\](?:[\w.@+-]+[/\\])*[\w.@+-]+")
 _ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b")
 
 
@@ -59,6 +59,11 @@ def as_api_error(error: BaseException, request_id: str) -> ApiError:
         code = "invalid_image" if isinstance(error, ImageError) else "invalid_messages"
         told = scrubbed(str(error)).replace(f"{request_id}, ", "").replace(f"{request_id}: ", "").rstrip(".")
         return ApiError(400, f"{told}.", code=code, param="messages")
+    if isinstance(error, BusyError):
+        return ApiError(429, f"{scrubbed(str(error))}.", code="rate_limit_exceeded", retry_after=5)
+    if isinstance(error, WorkbenchError) and (option := error.where.removeprefix("sampling option ")) != error.where:
+        param = "response_format" if option == "json_schema" else option
+        return ApiError(400, f"{param}: found {scrubbed(error.found)}; expected {error.expected}.", param=param)
     if any(_no_memory(each) for each in _chain(error)):
         message = "There was no memory left for this request. Send fewer or smaller images, or try again later."
         return ApiError(503, message, code="out_of_memory", retry_after=5)

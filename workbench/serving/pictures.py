@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from workbench.conversation import Image
@@ -31,28 +33,33 @@ _DATA = re.compile(r"data:(?P<kind>[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[\w.+-]+)*(?P
 
 
 class Pictures:
-    """The bytes of all requests that are being answered, by a name that is given here and means nothing elsewhere."""
+    """The bytes of all requests that are being answered, under the hash of their content: the same picture is the same
+    `Image` in every request, so that a model finds again what it knows of it."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._held: dict[str, tuple[bytes, str]] = {}
+        self._held: dict[str, bytes] = {}
+        self._users: Counter[str] = Counter()
 
-    def keep(self, request: str, number: int, data: bytes, where: str) -> Image:
-        """A reference to picture `number` of a request; `where` is how errors call it."""
-        image = Image(f"{request}/{number}", ROOT)
-        self._held[image.path] = data, where
-        return image
+    def keep(self, data: bytes) -> Image:
+        """A reference to a picture, good until it was dropped as often as it was kept."""
+        name = hashlib.sha256(data).hexdigest()
+        self._held[name] = data
+        self._users[name] += 1
+        return Image(name, ROOT, hash=name)
 
-    def drop(self, images: list[Image]) -> None:
+    def drop(self, images: Iterable[Image]) -> None:
         for image in images:
-            self._held.pop(image.path, None)
+            self._users[image.path] -= 1
+            if self._users[image.path] <= 0:
+                del self._users[image.path], self._held[image.path]
 
     def open(self, image: Image) -> Picture:
-        """The picture, upright, RGB. Raises `ImageError` under the name of its place in the request."""
-        if image.path not in self._held:
-            raise ImageError("an image", found="a request that has ended", fix="send it again")
-        data, where = self._held[image.path]
-        return load_image(data, where=where, limits=self.limits.image)
+        """The picture, upright, RGB. Raises `ImageError` under its name here."""
+        data = self._held.get(image.path)
+        if data is None:
+            raise ImageError(image.path, found="a request that has ended", fix="send it again")
+        return load_image(data, where=image.path, limits=self.limits.image)
 
     def or_else(self, other: Callable[[Image], Picture]) -> Callable[[Image], Picture]:
         """`open` for what requests bring, `other` for the rest: a model that is served stays usable beside it."""

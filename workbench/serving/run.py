@@ -27,6 +27,8 @@ from workbench.serving.remote_images import RemoteImages
 
 KEY_VARIABLE = "WORKBENCH_API_KEY"
 _BACKLOG = 512
+_CUT = 5.0
+"""Seconds in which answers that were cut have to end, before their connections are."""
 
 
 class Server:
@@ -103,7 +105,7 @@ class Server:
             proxy_headers=False,  # whoever asks does not get to say who it is
             h11_max_incomplete_event_size=limits.header_bytes,
             timeout_keep_alive=int(limits.idle_seconds),
-            timeout_graceful_shutdown=int(limits.grace_seconds),
+            timeout_graceful_shutdown=int(limits.grace_seconds + _CUT),
             backlog=_BACKLOG,
         )
 
@@ -119,7 +121,8 @@ class _Uvicorn(uvicorn.Server):
         self.ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._api.desk.close()  # who waits in line is told at once; who is answered goes on
+        self._api.desk.close()  # who waits in line is told at once; who is answered goes on, for a while
+        asyncio.get_running_loop().call_later(self._api.limits.grace_seconds, self._api.room.cut)
         await super().shutdown(sockets)
 
 
