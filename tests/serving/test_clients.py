@@ -79,7 +79,7 @@ def test_options_do_what_they_say(openai: Any, engine: Engine) -> None:
 def test_log_probabilities_are_those_of_the_tokens(openai: Any) -> None:
     choice = ask(openai, ASK, PICTURES[0], logprobs=True, top_logprobs=3).choices[0]
     content = choice.logprobs.content
-    assert "".join(bytes(one.bytes).decode() for one in content).startswith(choice.message.content)
+    assert "".join(bytes(one.bytes).decode() for one in content).strip().startswith(choice.message.content)
     for one in content:
         assert len(one.top_logprobs) == 3 and one.logprob == pytest.approx(one.top_logprobs[0].logprob)
         assert one.logprob <= 0 and one.token == one.top_logprobs[0].token
