@@ -178,8 +178,16 @@ def bodies() -> Iterator[tuple[str, bytes, int]]:
         yield f"{count} images", json.dumps({"model": "looking", **asked("q", *[uri(PNG)] * count)}).encode(), 400
     large = uri(encoded(PILImage.new("RGB", (1000, 990))))
     yield "too many pixels", json.dumps({"model": "looking", **asked("q", *[large] * 3)}).encode(), 400
-    video = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}
-    yield "video", json.dumps({"model": "looking", "messages": [{"role": "user", "content": [video]}]}).encode(), 400
+    for name, data in (
+        ("a video that is none", b"words"),
+        ("a playlist", b"#EXTM3U\n#EXTINF:1\nfile:///etc/passwd\n"),
+        ("a list of files", b"ffconcat version 1.0\nfile /etc/passwd\n"),
+        ("half a video", b"\0\0\0\x18ftypmp42" + bytes(40)),
+        ("a picture as video", PNG),
+    ):
+        video = {"type": "video_url", "video_url": {"url": uri(data, "video/mp4")}}
+        body = json.dumps({"model": "looking", "messages": [{"role": "user", "content": [video]}]})
+        yield name, body.encode(), 400
 
 
 IMAGES, URLS, BODIES = list(images()), list(urls()), list(bodies())
@@ -300,6 +308,22 @@ def test_pictures_are_turned_flattened_and_taken_by_their_content(client: Client
         (WEBP, "image/png", (40, 30)),
     ):
         assert client.text(asked("", uri(data, kind)) | {"messages": asked("q", uri(data, kind))["messages"]}) == f"[{size}] q"
+
+
+def test_a_video_becomes_frames(client: Client) -> None:
+    import av
+
+    held = io.BytesIO()
+    with av.open(held, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width, stream.height = 64, 48
+        for number in range(16):
+            frame = av.VideoFrame.from_image(PILImage.new("RGB", (64, 48), (number * 15, 0, 0)))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    part = {"type": "video_url", "video_url": {"url": uri(held.getvalue(), "video/mp4")}}
+    told = client.text({"messages": [{"role": "user", "content": [part, {"type": "text", "text": "q"}]}]})
+    assert told == f"{[(64, 48)] * 4} q", "as many as this server takes images"
 
 
 def test_connections_have_a_bound() -> None:

@@ -152,7 +152,7 @@ class Exchange:
         try:
             await room.desk.enter(going)
         except BaseException:
-            room.pictures.drop(asked.images.values())
+            room.pictures.drop(asked.held)
             raise
 
         def ended(seconds: float | None) -> None:
@@ -161,7 +161,7 @@ class Exchange:
             room.desk.leave(seconds)
             if not going:
                 room.open.discard(self)
-                room.pictures.drop(asked.images.values())
+                room.pictures.drop(asked.held)
 
         room.open.add(self)
         for index, option in enumerate(options):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
@@ -22,12 +23,13 @@ from workbench.errors import ImageError
 from workbench.serving import schemas
 from workbench.serving.errors import ApiError, scrubbed
 from workbench.serving.limits import Limits
-from workbench.serving.pictures import Pictures, checked_pixels, decoded
+from workbench.serving.pictures import Pictures, checked_pixels, decoded, video_pictures
 from workbench.serving.remote_images import RemoteImages
 
 _ANY_OBJECT = '{"type": "object"}'
 _SMALL = 2**18
 """Characters of a data URI up to which decoding takes less time than handing it to a thread."""
+_VIDEOS = ThreadPoolExecutor(1, thread_name_prefix="video")
 
 
 @dataclass
@@ -35,12 +37,16 @@ class Asked:
     """One request, ready to be answered. `images` are held in `Pictures` until they are dropped."""
 
     conversation: Conversation
-    images: dict[str, Image] = field(default_factory=dict)
-    """By where in the request they stand."""
+    images: list[tuple[str, Image]] = field(default_factory=list)
+    """Each with its place in the request; a video is several."""
+
+    @property
+    def held(self) -> list[Image]:
+        return [image for _, image in self.images]
 
     def placed(self, error: ImageError) -> ApiError:
         """An error about one of the images, under its place in the request."""
-        where = next((where for where, image in self.images.items() if image.path == error.where), "an image")
+        where = next((where for where, image in self.images if image.path == error.where), "an image")
         told = scrubbed(str(error)).replace(error.where, where)
         return ApiError(400, f"{told}.", code="invalid_image", param=where)
 
@@ -65,18 +71,18 @@ async def conversation_of(
                     if isinstance(part, str):
                         parts.append(part)
                         continue
-                    data = await _bytes(part, where, pictures.limits, remote)
-                    pixels += checked_pixels(data, where, pictures.limits)
-                    if pixels > pictures.limits.pixels or len(asked.images) >= pictures.limits.images:
-                        raise _too_much(pictures.limits, where)
-                    asked.images[where] = pictures.keep(data)
-                    parts.append(asked.images[where])
+                    for data in await _bytes(part, where, pictures.limits, remote):
+                        pixels += checked_pixels(data, where, pictures.limits)
+                        if pixels > pictures.limits.pixels or len(asked.images) >= pictures.limits.images:
+                            raise _too_much(pictures.limits, where)
+                        asked.images.append((where, pictures.keep(data)))
+                        parts.append(asked.images[-1][1])
             asked.conversation = asked.conversation.add(role, *parts)
         if request.messages[-1].role != "user":
             raise ApiError(400, "The last message has to be the user's.", code="invalid_messages", param="messages")
         check_conversation(asked.conversation)
     except BaseException:
-        pictures.drop(asked.images.values())
+        pictures.drop(asked.held)
         raise
     return asked
 
@@ -95,19 +101,31 @@ def _parts(message: schemas.Message, number: int) -> Iterable[tuple[str, str | s
         yield (where, part.text) if isinstance(part, schemas.TextPart) else (f"{where}.{part.type}.url", part)
 
 
-async def _bytes(part: Any, where: str, limits: Limits, remote: RemoteImages | None) -> bytes:
+async def _bytes(part: Any, where: str, limits: Limits, remote: RemoteImages | None) -> list[bytes]:
+    """The picture of an image part, or the frames of a video."""
     if isinstance(part, schemas.VideoPart):
-        told = f"{where}: this model takes no video; send frames of it as image_url."
-        raise ApiError(400, told, code="unsupported_video", param=where)
+        data = await asyncio.to_thread(decoded, part.video_url.url.strip(), where, limits.image.bytes, "video")
+        return await _frames(data, where, limits)
     url = part.image_url.url.strip()
     if url[:5].lower() == "data:":
         if len(url) < _SMALL:
-            return decoded(url, where, limits.image.bytes)
-        return await asyncio.to_thread(decoded, url, where, limits.image.bytes)
+            return [decoded(url, where, limits.image.bytes)]
+        return [await asyncio.to_thread(decoded, url, where, limits.image.bytes)]
     if remote is None:
         told = f"{where} is no data URI; this server takes images as data:image/...;base64,... only."
         raise ApiError(400, told, code="invalid_image_url", param=where)
-    return await remote.fetch(url, where)
+    return [await remote.fetch(url, where)]
+
+
+async def _frames(data: bytes, where: str, limits: Limits) -> list[bytes]:
+    """One video at a time: decoding cannot be stopped from outside, so that many could take the whole machine."""
+    try:
+        async with asyncio.timeout(limits.video_seconds):
+            work = asyncio.get_running_loop().run_in_executor(_VIDEOS, video_pictures, data, where, limits)
+            return await work
+    except TimeoutError:
+        told = f"{where} was not read within {limits.video_seconds:.0f} s."
+        raise ApiError(400, told, code="invalid_video", param=where) from None
 
 
 def _too_much(limits: Limits, where: str) -> ApiError:

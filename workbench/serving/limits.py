@@ -48,6 +48,8 @@ class Limits:
     image: ImageLimits = field(default_factory=lambda: ImageLimits(pixels=50_000_000, bytes=20 * 2**20))
     pixels: int = 100_000_000
     """Of all images of one request together."""
+    video_seconds: float = 20.0
+    """For finding the frames of a video."""
     schema_characters: int = 32_000
     """Of a JSON schema that an answer has to follow."""
     schema_depth: int = 32

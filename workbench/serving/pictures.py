@@ -29,6 +29,8 @@ ROOT = "request"
 """The root of images that a request brought; a dataset's root of that name would never reach a server."""
 FORMATS = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "GIF": b"GIF8", "WEBP": b"RIFF"}
 """What is taken, and how each begins. Fewer than a dataset may hold: every decoder is a risk with a stranger's bytes."""
+FRAMES = 8
+"""Of a video."""
 _DATA = re.compile(r"data:(?P<kind>[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[\w.+-]+)*(?P<base64>;base64)?,", re.IGNORECASE)
 
 
@@ -109,6 +111,33 @@ def checked_pixels(data: bytes, where: str, limits: Limits) -> int:
         found = f"is {width} x {height} pixels; at most {limits.image.pixels:,} in all are taken"
         raise refused(where, found, "image_too_large")
     return width * height
+
+
+def video_pictures(data: bytes, where: str, limits: Limits) -> list[bytes]:
+    """Frames of a video at even distances, each as PNG. Raises `ApiError` 400 for what is none or too large.
+
+    Only containers that hold their pictures themselves: a playlist would have the reader open what it names.
+    """
+    import av
+
+    from workbench.inference.attachments import video_frames
+
+    if data[4:8] != b"ftyp" and not data.startswith(b"\x1a\x45\xdf\xa3"):
+        raise refused(where, "is not a video; MP4, MOV, WebM and Matroska are taken", "invalid_video")
+    try:
+        with av.open(io.BytesIO(data)) as container:
+            sizes = [stream.width * stream.height for stream in container.streams.video]
+        if max(sizes, default=0) > limits.image.pixels:
+            raise refused(where, f"has frames of more than {limits.image.pixels:,} pixels", "invalid_video")
+        return [_png(frame) for frame in video_frames(data, min(FRAMES, limits.images))]
+    except (av.FFmpegError, ImageError, ValueError):
+        raise refused(where, "is a video that cannot be read", "invalid_video") from None
+
+
+def _png(picture: Picture) -> bytes:
+    held = io.BytesIO()
+    picture.save(held, "PNG", compress_level=1)
+    return held.getvalue()
 
 
 def refused(where: str, found: str, code: str = "invalid_image") -> ApiError:
