@@ -8,10 +8,12 @@ images arrive through `open_image`.
 
 from __future__ import annotations
 
+import copy
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from queue import SimpleQueue
 
 import torch
@@ -19,11 +21,12 @@ from PIL.Image import Image as PilImage
 
 from workbench.chat_model import GREEDY, Answer, Ending, Pieces, SamplingOptions
 from workbench.conversation import Conversation, Image
-from workbench.errors import RenderError
+from workbench.errors import ContextError, ModelError
+from workbench.inference.adapters import BASE, Adapters
+from workbench.inference.attachments import open_file
 from workbench.inference.decoding import Row
 from workbench.inference.generator import EngineState, Event, Generator, Request
 from workbench.inference.grammar import Grammars
-from workbench.inference.opening import open_file
 from workbench.inference.prefix_cache import FeatureCache, PrefixCache, pixel_hash, prefix_key
 from workbench.inference.sampling import generator
 from workbench.inference.spoken import Spoken
@@ -68,9 +71,12 @@ class Engine:
         self.features = FeatureCache() if features is None else features
         self.rows = rows
         self.queue = queue
+        self.literal_text = False
+        """Whether a control token that somebody writes in a question is read as letters, not refused (see `Renderer`)."""
         self._vision = Vision(llava, self.features)
+        self._adapters = Adapters(llava)
         self._generator = Generator(
-            llava, self._vision, PrefixCache(prefix_bytes), rows=rows, kv_bytes=kv_bytes, switch=lambda name: None
+            llava, self._vision, PrefixCache(prefix_bytes), rows=rows, kv_bytes=kv_bytes, adapters=self._adapters
         )
         self._spoken = Spoken(llava.renderer)
         self._text = llava.model.config.get_text_config()
@@ -176,6 +182,32 @@ class Engine:
                 raise one
         return torch.stack([request.row.logits for request in made if request.row.logits is not None])
 
+    # --- adapters -----------------------------------------------------------------------------------------------
+
+    def base(self) -> Engine:
+        """The model before this run trained it: the same weights without the adapter, and with the projector that it
+        began with, where that is known. Shares batch, thread and memory with this engine; an answer of one runs while
+        none of the other does. Raises `ModelError` where more than adapter and projector trained."""
+        if BASE not in self._adapters:
+            self._adapters.add_base()
+        return self._through(BASE, f"{self.name} (base)")
+
+    def adapted(self, source: str | Path, *, name: str | None = None) -> Engine:
+        """The adapter and projector of another run or checkpoint on this model, as an engine that shares all with this
+        one, as `base` does. Raises `ModelError` for one that lies on another base, `CheckpointError` for a broken one.
+        """
+        key = str(Path(source).expanduser().resolve())
+        if key not in self._adapters:
+            if not self._generator.idle:
+                raise ModelError(str(source), found="answers being written", expected="none while an adapter is added")
+            self._adapters.add(key, source)
+        return self._through(key, name or Path(source).name)
+
+    def _through(self, adapter: str, name: str) -> Engine:
+        view = copy.copy(self)
+        view._adapter, view.name, view._spoken = adapter, name, Spoken(self.llava.renderer)
+        return view
+
     # --- the engine itself --------------------------------------------------------------------------------------
 
     def state(self) -> EngineState:
@@ -189,7 +221,7 @@ class Engine:
     # --- conversations to requests ------------------------------------------------------------------------------
 
     def _prompt(self, conversation: Conversation) -> Rendered:
-        return self._spoken.restored(conversation, self.llava.renderer.prompt(conversation))
+        return self._spoken.restored(conversation, self.llava.renderer.prompt(conversation, literal=self.literal_text))
 
     def _prepare(self, asked: Sequence[tuple[int, Rendered]], options: SamplingOptions) -> list[tuple[int, Row]]:
         """Rows with their features, for `Decoding.prefill`."""
@@ -229,12 +261,8 @@ class Engine:
         ids, images = self._expanded(rendered, [opened[image][0] for image in rendered.images])
         room = self._text.max_position_embeddings - len(ids)
         if room < 1:
-            raise RenderError(
-                rendered.id,
-                found=f"a prompt of {len(ids)} tokens",
-                expected=f"fewer than {self._text.max_position_embeddings}, what the model was built for",
-                fix="shorten the conversation or start a new one",
-            )
+            limit = self._text.max_position_embeddings
+            raise ContextError(rendered.id, len(ids), limit, fix="shorten the conversation or start a new one")
         inside = [one for one in rendered.ids[: rendered.prefix] if one < 0]
         prefix = min(rendered.prefix + len(inside) * (llava.image_tokens - 1), len(ids) - 1)
         row = Row(
