@@ -133,14 +133,11 @@ if TYPE_CHECKING:
     from workbench.recipe import Recipe
     from workbench.remote import RemoteModel
     from workbench.run import Run, clean, compare
-<<<<<<< HEAD
     from workbench.serving.conformance import conformance
     from workbench.serving.demo_run import demo
     from workbench.serving.export_demo import export_demo
     from workbench.serving.export_vllm import export_vllm
-=======
     from workbench.serving.run import Server, serve
->>>>>>> server
     from workbench.training.plan import plan
 
 
