@@ -1,4 +1,4 @@
-"""A run folder as training leaves it, in a second: the shipped tiny parts, an adapter that was moved at random, scenes."""
+"""A run folder as training leaves it: the shipped tiny parts, an adapter moved at random, scenes; and a browser."""
 
 from __future__ import annotations
 
@@ -31,7 +31,13 @@ def small_run(folder: Path, *, load: str = "fp32") -> Path:
 
     dataset = make(folder / "scenes", count=12, seed=3, planted=Planted(0, 0, 0))
     generate(dataset, tasks={"conversation": 1}, questions_per_image=1)
-    changes = [f"data.dataset={dataset.path}", "data.tasks=[conversation]", f"model.load={load}", "model.projector_from=null", "model.device=cpu"]
+    changes = [
+        f"data.dataset={dataset.path}",
+        "data.tasks=[conversation]",
+        f"model.load={load}",
+        "model.projector_from=null",
+        "model.device=cpu",
+    ]
     recipe = Recipe.load("tiny-finetune-qlora", changes)
     llava = build(recipe.model, template=recipe.template, image_mode=recipe.image_mode, seed=1)
     prepare(llava, recipe.train, say=lambda text: None)

@@ -85,7 +85,9 @@ class StandIn(BaseHTTPRequestHandler):
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         text = " ".join(part["text"] for part in parts if part["type"] == "text")
         if len(text.split()) > 1000 and self.fault != "length":
-            raise Refused(f"found {len(text.split())} tokens, expected at most 1000" if self.fault != "no number" else "long")
+            raise Refused(
+                f"found {len(text.split())} tokens, expected at most 1000" if self.fault != "no number" else "long"
+            )
         seen = ""
         for part in parts:
             if part["type"] == "image_url":

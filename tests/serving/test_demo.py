@@ -1,4 +1,4 @@
-"""`workbench demo` in a real browser: it answers, stops, regenerates, edits, flags, tells failures, asks nobody outside."""
+"""`workbench demo` in a real browser: it answers, stops, edits, flags, tells failures, and asks nobody outside."""
 
 from __future__ import annotations
 
@@ -253,7 +253,13 @@ def test_every_image_mode_shows_the_model_what_that_mode_makes(run: Path, tmp_pa
 def test_a_question_without_an_answer_is_left_out_of_what_a_model_sees() -> None:
     file = {"role": "user", "content": [{"type": "file", "file": {"path": "/p/a.png"}}]}
     failed = text_message("assistant", "Not answered: ...", id=FAILED)
-    history = [text_message("user", "lost"), failed, file, text_message("user", "kept"), text_message("assistant", "yes")]
+    history = [
+        text_message("user", "lost"),
+        failed,
+        file,
+        text_message("user", "kept"),
+        text_message("assistant", "yes"),
+    ]
     assert messages_of(history) == [
         {"role": "user", "content": [{"type": "image", "path": "/p/a.png"}, {"type": "text", "text": "kept"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},

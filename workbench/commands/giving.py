@@ -1,4 +1,4 @@
-"""Giving a model away: a demo here, a folder that runs elsewhere, a hand-over to vLLM, and whether a server keeps to it."""
+"""Giving a model away: a demo here or elsewhere, a hand-over to vLLM, and whether a server keeps to its word."""
 
 from __future__ import annotations
 

@@ -28,7 +28,9 @@ def _export(given: argparse.Namespace) -> None:
 
     if Path(given.run, "card.yaml").is_file():
         fix = "--as llava, sharegpt, coco, hf-dataset, images, pdf or fiftyone"
-        raise DataError(given.run, found="a dataset", expected=f"with --as {given.form} the run folder of a model", fix=fix)
+        raise DataError(
+            given.run, found="a dataset", expected=f"with --as {given.form} the run folder of a model", fix=fix
+        )
     if given.form in giving.FORMS:
         return giving.export_run(given)
     written = export_hf(given.run, given.out, base=given.base)

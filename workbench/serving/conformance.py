@@ -1,4 +1,4 @@
-"""Our contract with clients, asked of any OpenAI-compatible server: what it keeps to, what not, what could not be asked.
+"""Our contract with clients, asked of any OpenAI-compatible server: what it keeps to, and what it does not.
 
 Knows: the checks, each one function over plain HTTP, and what a client relies on in each.
 Does not know: who serves, or how: it imports no server. Nothing is asked that could change or stop the server.
@@ -44,7 +44,12 @@ class Report:
         return all(outcome.result != "fail" for outcome in self.outcomes)
 
     def summary(self) -> dict[str, Any]:
-        return {"url": self.url, "model": self.model, "passed": self.passed, "checks": [asdict(o) for o in self.outcomes]}
+        return {
+            "url": self.url,
+            "model": self.model,
+            "passed": self.passed,
+            "checks": [asdict(o) for o in self.outcomes],
+        }
 
     def __str__(self) -> str:
         lines = [f"  {one.result:<8} {one.check:<34} {one.reason}".rstrip() for one in self.outcomes]
@@ -112,7 +117,9 @@ class Server:
     def post(self, content: Any = "Say something.", **more: Any) -> Any:
         """The response to one question; None as a value leaves the field out."""
         body = {"model": self.model, "messages": [{"role": "user", "content": content}], "max_tokens": 8, **more}
-        return self.client.post("chat/completions", json={key: value for key, value in body.items() if value is not None})
+        return self.client.post(
+            "chat/completions", json={key: value for key, value in body.items() if value is not None}
+        )
 
     def ask(self, content: Any = "Say something.", **more: Any) -> dict[str, Any]:
         """A completion that has to succeed."""
@@ -163,7 +170,10 @@ def picture(colour: tuple[int, int, int]) -> dict[str, Any]:
 
     data = io.BytesIO()
     Image.new("RGB", (96, 96), colour).save(data, "PNG")
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"}}
+    return {
+        "type": "image_url",
+        "image_url": {"url": f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"},
+    }
 
 
 def text_of(completion: dict[str, Any]) -> str:
@@ -254,7 +264,7 @@ def n_gives_n_choices(server: Server) -> None:
 
 def logprobs_are_given(server: Server) -> None:
     choice = server.optional("logprobs", logprobs=True, top_logprobs=2, temperature=0)["choices"][0]
-    tokens = (choice.get("logprobs") or {}).get("content")
+    tokens = (choice.get("logprobs") or {}).get("content") or []
     expect(bool(tokens), "logprobs.content", str(choice.get("logprobs"))[:80])
     expect(all(one["logprob"] <= 1e-6 for one in tokens), "logarithms of probabilities", str(tokens)[:80])
     expect(len(tokens[0]["top_logprobs"]) == 2, "2 top_logprobs", str(len(tokens[0]["top_logprobs"])))

@@ -112,9 +112,9 @@ def demo(
     """Talk with a model in a browser, on this machine only, until Ctrl-C.
 
     model, compare: a run folder, a checkpoint, a LLaVA folder, a Hub name, MODEL@URL, or a model; with `compare` both
-    answer side by side. examples: at most this many pictures of the run's validation set, with their questions. feedback: a folder
-    for votes and flags (`feedback.jsonl`, LLaVA's JSON lines). With `block=False` it returns at once: `.close()` ends
-    it. Raises `WorkbenchError` where the port is taken, and what loading a model raises.
+    answer side by side. examples: at most so many pictures of the run's validation set, with their questions.
+    feedback: a folder for votes and flags (`feedback.jsonl`, LLaVA's JSON lines). With `block=False` it returns at
+    once, and `.close()` ends it. Raises `WorkbenchError` where the port is taken, and what loading a model raises.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     chosen = _free_port() if port is None else _check_port(port)

@@ -1,6 +1,6 @@
 """A model folder as a demo's model, by transformers alone, and peft where there is an adapter.
 
-Knows: the folder that `workbench export --as demo` writes (`demo.json`, `model/`, `adapter/`), and Hugging Face ZeroGPU.
+Knows: the folder that `workbench export --as demo` writes (`demo.json`, `model/`, `adapter/`), and ZeroGPU of the Hub.
 Does not know: workbench, Gradio: this file is copied into exported demos.
 """
 

@@ -172,7 +172,9 @@ class _Page:
             try:
                 self.feedback.add(messages_of(history[: index + 1]), **about)
             except OSError as error:
-                return f"Your vote could not be kept: {error.strerror or error}. Whoever runs this demo has to make room."
+                return (
+                    f"Your vote could not be kept: {error.strerror or error}. Whoever runs this demo has to make room."
+                )
             return f"Kept: {said}. Thank you."
 
         return vote
