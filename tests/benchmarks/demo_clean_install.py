@@ -65,7 +65,9 @@ def main() -> None:
     conversation = Conversation("asked", ()).add("user", Image(str(picture)), QUESTION)
     wanted = open_model(given.run).reply(conversation, SamplingOptions(max_tokens=256)).text.strip()
     outside = [one for one in asked if not one.startswith((url, "data:", "blob:"))]
-    print(f"answer: {said!r}; the engine's: {'the same' if said == wanted else repr(wanted)}; outside requests: {outside}")
+    print(
+        f"answer: {said!r}; the engine's: {'the same' if said == wanted else repr(wanted)}; outside requests: {outside}"
+    )
     sys.exit(said != wanted or bool(outside))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,7 +65,7 @@ def page_of(url: str, **options: Any) -> Iterator[tuple[Any, list[str]]]:
         browser = playing.chromium.launch(executable_path=path, args=FLAGS)
         context = browser.new_context(**({"viewport": {"width": 1200, "height": 1000}} | options))
         context.set_default_timeout(60_000)
-        context.route(lambda address: "://127.0.0.1" not in address, lambda route: route.abort())
+        context.route(re.compile(r"^https?://(?!127\.0\.0\.1[:/])"), lambda route: route.abort())
         page = context.new_page()
         page.on("request", lambda request: asked.append(request.url))
         try:

@@ -103,14 +103,14 @@ def test_a_person_asks_regenerates_edits_and_flags(shown: Any, picture: Path, tm
         assert len(model.asked[-1].images) == 1
 
         page.get_by_label("Retry").last.click()
-        wait_for(lambda: len(model.asked) == 3)
+        wait_for(lambda: len(model.asked) == 3, page=page)
         wait_until_done(page, 2)
         assert model.asked[2].messages == model.asked[1].messages
 
         page.get_by_label("Edit").first.click()
         page.locator("textarea.edit-textarea").fill("what colour?")
         page.locator("#chats").get_by_label("Submit").click()
-        wait_for(lambda: len(model.asked) == 4)
+        wait_for(lambda: len(model.asked) == 4, page=page)
         wait_until_done(page, 1)
         assert [message.text for message in model.asked[3].messages] == ["what colour?"]
         assert len(model.asked[3].images) == 1, "the picture stays with an edited question"
@@ -126,8 +126,12 @@ def test_a_person_asks_regenerates_edits_and_flags(shown: Any, picture: Path, tm
     assert votes[0]["conversations"] == [
         {"from": "human", "value": "<image>\nwhat colour?"}, {"from": "gpt", "value": "You said what colour? 0 1 2"},
     ]  # fmt: skip
-    assert votes[0]["model"] == "slow" and votes[0]["settings"]["max_tokens"] == 256
-    dataset = import_llava(kept, tmp_path / "imported")
+    assert (
+        votes[0]["model"] == "slow"
+        and votes[0]["settings"]["max_tokens"] == 256
+        and votes[0]["settings"]["seed"] is None
+    )
+    dataset = import_llava(kept, kept.parent, tmp_path / "imported")
     assert dataset.conversations()[0].messages[-1].text == "You said what colour? 0 1 2"
     assert load_image(dataset.resolve(dataset.conversations()[0].images[0])).getpixel((0, 0)) == (200, 30, 30)
     outside = [one for one in asked if not one.startswith((url, "data:", "blob:"))]
@@ -296,8 +300,9 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path, capsys: Any) -> None:
         demo(SlowModel(), port=70000, block=False)
 
 
-def wait_for(true: Any, process: Any = None, seconds: float = 60) -> None:
+def wait_for(true: Any, process: Any = None, seconds: float = 60, page: Any = None) -> None:
+    """A page works on only while Playwright is called."""
     limit = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < limit and (process is None or process.poll() is None), "it took too long, or ended"
-        time.sleep(0.05)
+        page.wait_for_timeout(50) if page else time.sleep(0.05)

@@ -52,7 +52,7 @@ def by_the_engine(run: Path, picture: Path) -> str:
 def python_without_workbench(folder: Path) -> Path:
     """An environment with every package of this one but workbench."""
     venv.create(folder, with_pip=False, symlinks=os.name != "nt")
-    python = next(folder.glob("*/python*"))
+    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     found = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         capture_output=True,
@@ -183,9 +183,7 @@ def test_a_demo_that_says_something_else_is_not_written(
     def spoiled(folder: Path) -> None:
         copy(folder)
         about = json.loads((folder / "demo.json").read_text())
-        about["image_modes"]["square"]["do_pad"] = True
-        about["image_modes"]["square"]["size"] = {"height": 48, "width": 48}
-        about["image_modes"]["square"]["crop_size"] = {"height": 48, "width": 48}
+        about["image_modes"]["square"] |= {"size": {"shortest_edge": 192}, "do_center_crop": True}
         (folder / "demo.json").write_text(json.dumps(about))
 
     copy = module._copy_page

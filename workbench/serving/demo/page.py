@@ -92,7 +92,7 @@ class _Page:
             gr.Slider(0, 2, usual.temperature, step=0.05, label="Temperature", info="0: always the likeliest word"),
             gr.Slider(0.05, 1, usual.top_p, step=0.05, label="Top-p", info="share of the likely words to choose from"),
             gr.Slider(1, LONGEST, usual.max_tokens, step=1, label="Longest answer", info="tokens"),
-            gr.Number(usual.seed, precision=0, label="Seed", info="with a temperature: the same answer again"),
+            gr.Textbox("", label="Seed", info="a number: the same answer again; empty: another"),
             gr.Dropdown(modes, value=next(iter(modes), None), label="Image mode", info=trained, visible=len(modes) > 1),
         ]
 
@@ -182,5 +182,5 @@ class _Page:
 
 def _settings(values: Sequence[Any]) -> Settings:
     temperature, top_p, max_tokens, seed, image_mode = values
-    seed = None if seed is None else int(seed)
+    seed = int(seed) if str(seed).strip().isdecimal() else None
     return Settings(float(temperature), float(top_p), int(max_tokens), seed, image_mode or None)
