@@ -29,7 +29,7 @@ from workbench.serving.demo_run import PageModel, demo
 sys.path.insert(0, str(Path(__file__).parent))
 from small_run import answers, ask, page_of, small_run, wait_until_done  # noqa: E402
 
-browser_test = pytest.mark.flaky(reruns=0)
+browser_test = pytest.mark.flaky(reruns=1)
 
 
 class SlowModel(ScriptedModel):
