@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
 from workbench.commands.common import AddVerb, add_json, add_loading, add_model, positive, show
 
@@ -42,14 +44,14 @@ def export_run(given: argparse.Namespace) -> None:
     show(given, told, {"written": str(written)})
 
 
-def add_export(add: AddVerb) -> None:
+def add_export(add: Callable[..., Any]) -> None:
     """The arguments of `export` for these forms."""
     weights = "of a demo: merged into one model (default), or the adapter beside its base"
     add("--weights", default="merged", choices=("merged", "adapter"), help=weights)
     add_examples(add)
 
 
-def add_examples(add: AddVerb) -> None:
+def add_examples(add: Callable[..., Any]) -> None:
     told = "at most so many pictures of the validation set in a demo (default: %(default)s)"
     add("--examples", type=int, default=EXAMPLES, metavar="N", help=told)
 

@@ -38,10 +38,13 @@ class PageModel:
     def __init__(self, model: str | Path | ChatModel, *, load: str | None = None, device: str = "auto") -> None:
         from workbench.inference.opening import open_model
 
-        named = isinstance(model, (str, Path))
-        self.model = open_model(model, load=load, device=device, open_image=self._open) if named else model
-        self.name: str = self.model.name
-        self.image_modes = self._modes() if named else ()
+        self.image_modes: tuple[str, ...] = ()
+        if isinstance(model, (str, Path)):
+            self.model: ChatModel = open_model(model, load=load, device=device, open_image=self._open)
+            self.image_modes = self._modes()
+        else:
+            self.model = model
+        self.name = self.model.name
 
     def answer(self, messages: list[dict[str, Any]], settings: Settings) -> Generator[str, None, str | None]:
         """See `demo.turns.Model`."""

@@ -126,11 +126,11 @@ class _Page:
         return self._start([[] for _ in self.models], question(example.value["text"], paths))
 
     def _again(self, retry: gr.RetryData, *histories: History) -> list[Any]:
-        return self._start([history[: int(retry.index) + 1] for history in histories], [])
+        return self._start([history[: place(retry) + 1] for history in histories], [])
 
     def _edit(self, edit: gr.EditData, *histories: History) -> list[Any]:
         changed = question(str(edit.value).strip(), [])  # its pictures stand before it and stay
-        return self._start([history[: int(edit.index)] for history in histories], changed)
+        return self._start([history[: place(edit)] for history in histories], changed)
 
     def _start(self, histories: Sequence[History], asked: History) -> list[Any]:
         """The question stands in every conversation, the box is empty and offers to stop."""
@@ -164,11 +164,15 @@ class _Page:
 
     def _voter(self, number: int) -> Callable[..., str]:
         def vote(like: gr.LikeData, history: History, *values: Any) -> str:
-            index = int(like.index[0] if isinstance(like.index, (list, tuple)) else like.index)
+            index = place(like)
             if (history[index].get("metadata") or {}).get("id") == FAILED:
                 return "There is no answer here to vote on."
-            said = {True: "up", False: "down"}.get(like.liked, f"flag: {like.liked}")  # type: ignore[call-overload]
-            about = {"model": self.models[number].name, "vote": said, "settings": asdict(_settings(values))}
+            said = f"flag: {like.liked}" if isinstance(like.liked, str) else "up" if like.liked else "down"
+            about: dict[str, Any] = {
+                "model": self.models[number].name,
+                "vote": said,
+                "settings": asdict(_settings(values)),
+            }
             try:
                 self.feedback.add(messages_of(history[: index + 1]), **about)
             except OSError as error:
@@ -178,6 +182,11 @@ class _Page:
             return f"Kept: {said}. Thank you."
 
         return vote
+
+
+def place(event: gr.RetryData | gr.EditData | gr.LikeData) -> int:
+    """Which message of the conversation an event is about."""
+    return int(event.index[0] if isinstance(event.index, (list, tuple)) else event.index)
 
 
 def _settings(values: Sequence[Any]) -> Settings:
