@@ -3,7 +3,7 @@
     python tests/benchmarks/demo_clean_install.py runs/quickstart /tmp/clean
 
 Prints how long each step took, the size of the environment, and whether the answer is the engine's. Needs a package
-registry and Chromium; a test does the same with the packages that are there already (tests/serving/test_export_demo.py).
+registry and Chromium. A test does the same with the packages that are there already.
 """
 
 from __future__ import annotations

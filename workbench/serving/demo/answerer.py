@@ -6,21 +6,21 @@ Does not know: workbench, Gradio: this file is copied into exported demos.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import threading
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-try:
-    import spaces  # Hugging Face ZeroGPU: has to come before torch, and is there only on Spaces
-except ImportError:
-    spaces = None
+# ZeroGPU's package is there on Spaces only, and has to be imported before torch.
+spaces: Any = importlib.import_module("spaces") if importlib.util.find_spec("spaces") else None
 
-import torch
-from PIL import Image, ImageOps
-from safetensors.torch import load_file
-from transformers import (
+import torch  # noqa: E402
+from PIL import Image, ImageOps  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from transformers import (  # noqa: E402
     AutoProcessor,
     BitsAndBytesConfig,
     GenerationConfig,
@@ -29,7 +29,7 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from .turns import NotAnswered, Settings
+from .turns import NotAnswered, Settings  # noqa: E402
 
 LARGEST = 120_000_000
 """Pixels of a picture that is decoded."""
