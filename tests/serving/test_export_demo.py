@@ -214,3 +214,37 @@ def test_mistakes_are_one_line(form: str, tmp_path: Path, capsys: pytest.Capture
     assert "full: found files; expected a new or empty folder" in capsys.readouterr().err
     assert cli.main(["export", str(tmp_path / "none"), str(tmp_path / "out"), "--as", form]) == 1
     assert "error: " in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_an_adapter_for_a_llava_of_the_hub_names_it_and_brings_what_was_trained(
+    run: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Hub is a folder here: its name is what the demo loads the base by, in the 4 bits it was trained on."""
+    from workbench.model.checkpoint import save
+    from workbench.model.export import export_hf
+    from workbench.model.llava import build
+    from workbench.model.stages import prepare
+    from workbench.run import Run
+    from workbench.serving import export_demo as module
+    from workbench.serving.demo.answerer import Answerer
+
+    base, recipe = export_hf(run, tmp_path / "base", device="cpu"), Run.open(run).recipe
+    spec = recipe.model.model_copy(
+        update={"checkpoint": str(base), "vision": None, "language": None, "projector_from": None, "load": "4bit"}
+    )
+    llava = build(spec, template=recipe.template, image_mode=recipe.image_mode)
+    prepare(llava, recipe.train, say=lambda text: None)
+    for parameter in llava.model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.01
+    save(llava, tmp_path / "tuned")
+    monkeypatch.setattr(module, "_hub_base", lambda llava: str(base))
+    folder = module.export_demo(tmp_path / "tuned", tmp_path / "demo", weights="adapter", device="cpu")
+    assert not (folder / "model" / "model.safetensors").exists() and (folder / "trained.safetensors").is_file()
+    assert "bitsandbytes==" in (folder / "requirements.txt").read_text()
+    content = [{"type": "image", "path": str(picture)}, {"type": "text", "text": QUESTION}]
+    given, here = (
+        "".join(model.answer([{"role": "user", "content": content}], Settings(max_tokens=30))).strip()
+        for model in (Answerer(folder), PageModel(tmp_path / "tuned", device="cpu"))
+    )
+    assert given == here
