@@ -29,7 +29,7 @@ from workbench.run import Run, clean
 
 VERBS = (
     "quickstart", "import", "generate", "render", "train", "evaluate", "score", "benchmarks", "chat", "export", "runs",
-    "clean", "doctor",
+    "clean", "doctor", "demo", "conformance",
 )  # fmt: skip
 
 
