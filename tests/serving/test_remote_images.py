@@ -205,5 +205,3 @@ def test_two_hundred_hostile_requests_in_all() -> None:
 
 def test_the_server_is_well_after_all_of_that(strict: Client, client: Client) -> None:
     assert strict.healthy() and client.healthy()
-
-
