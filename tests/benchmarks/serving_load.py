@@ -150,13 +150,13 @@ def told(side: Served, bodies: list[bytes], args: argparse.Namespace) -> list[st
     means = [statistics.mean(times) for times in crowd.times.values() if times]
     counts = [len(times) for times in crowd.times.values()]
     print(
-        f"seconds a client waited on average: {min(means):.2f} to {max(means):.2f}; answers: {min(counts)} to {max(counts)}"
+        f"mean seconds, client by client: {min(means):.2f} to {max(means):.2f}; answers: {min(counts)} to {max(counts)}"
     )
     left = asyncio.run(given_up(side, bodies[0].replace(b'"max_tokens": %d' % args.tokens, b'"max_tokens": 400'), 200))
     _settled(side)
     after, strange = tokens_of(side, bodies[0])
     print(
-        f"{left} of 200 gave up; then one fresh request: {after:.3f} s, {strange:.0f} tokens of others; idle {idle:.3f} s"
+        f"{left} of 200 gave up; one fresh request: {after:.3f} s (idle {idle:.3f} s), {strange:.0f} tokens of others"
     )
     promises = {
         "lost or failed": set(met) <= {"answered", "left"} and len(crowd.met) == len(bodies),

@@ -134,7 +134,7 @@ def compare(sides: dict[str, Served], about: list[list[tuple[Path, str]]], args:
 def table(told: dict[str, Any]) -> str:
     sides = [name for name in told if isinstance(told[name], dict)]
     lines = [
-        f"{'':20} {'answers/s':>10} {'times':>6} {'by cpu':>8} {'times':>6} {'first token s: median':>22} {'worst':>7} {'GB':>6}"
+        f"{'':20} {'answers/s':>10} {'times':>6} {'by cpu':>8} {'times':>6} {'first token: s':>22} {'worst':>7} {'GB':>6}"
     ]
     rates = {}
     for name in sides:
