@@ -134,7 +134,7 @@ def compare(sides: dict[str, Served], about: list[list[tuple[Path, str]]], args:
 def table(told: dict[str, Any]) -> str:
     sides = [name for name in told if isinstance(told[name], dict)]
     lines = [
-        f"{'':20} {'answers/s':>10} {'times':>6} {'by cpu':>8} {'times':>6} {'first token: s':>22} {'worst':>7} {'GB':>6}"
+        f"{'':20} {'answers/s':>10} {'times':>6} {'cpu':>8} {'times':>6} {'first token: s':>20} {'worst':>7} {'GB':>6}"
     ]
     rates = {}
     for name in sides:
@@ -145,7 +145,7 @@ def table(told: dict[str, Any]) -> str:
         each, (wall, used) = told[name], rates[name]
         lines.append(
             f"{name:20} {wall:10.2f} {wall / theirs[0]:6.2f} {used:8.2f} {used / theirs[1]:6.2f} "
-            f"{statistics.median(each['first']):22.2f} {max(each['first']):7.2f} {each['memory_gb']:6.2f}"
+            f"{statistics.median(each['first']):20.2f} {max(each['first']):7.2f} {each['memory_gb']:6.2f}"
         )
     lines.append(f"equal answers: {told['equal answers']:.3f}")
     return "\n".join(lines)
