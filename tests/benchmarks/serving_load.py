@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from peers.served import Asked, Served, ask, free_port, request, served
 
+CACHE = "workbench_model_cache_bytes"
 PICTURES, WARM, FLAT = 200, 0.25, 1.05
 """Different pictures; the share of requests after which memory is looked at; how much it may grow from there."""
 
@@ -64,7 +65,7 @@ class Crowd:
         self.side, self.bodies, self.args = side, bodies, args
         self.met: dict[int, str] = {}
         self.times: dict[int, list[float]] = {client: [] for client in range(args.clients)}
-        self.memory: list[tuple[int, int]] = []
+        self.memory: list[tuple[int, int, int]] = []
 
     async def run(self) -> None:
         waiting = iter(range(len(self.bodies)))
@@ -75,9 +76,14 @@ class Crowd:
                 for number in waiting:
                     self.met[number] = await self.one(http, number, me)
                     if len(self.met) % 50 == 0:
-                        self.memory.append((len(self.met), self.side.memory()))
+                        self.memory.append(await self._held(http))
 
             await asyncio.gather(*(client(me) for me in self.times))
+
+    async def _held(self, http: httpx.AsyncClient) -> tuple[int, int, int]:
+        """Requests so far, bytes of the server's memory, and how much of it are caches, which have bounds of their own."""
+        kept = float(found(CACHE, (await http.get("/metrics")).text))
+        return len(self.met), self.side.memory(), int(kept)
 
     async def one(self, http: httpx.AsyncClient, number: int, me: int) -> str:
         if number % 5 == 4:
@@ -108,7 +114,11 @@ async def fresh(side: Served, body: bytes) -> Asked:
 
 def gauge(side: Served, name: str) -> float:
     text = httpx.get(f"{side.url}/metrics", trust_env=False).text
-    return float(re.search(rf"^{name} (\S+)$", text, re.MULTILINE)[1])  # type: ignore[index]
+    return float(found(name, text))
+
+
+def found(name: str, text: str) -> str:
+    return re.search(rf"^{name} (\S+)$", text, re.MULTILINE)[1]  # type: ignore[index]
 
 
 def tokens_of(side: Served, body: bytes) -> tuple[float, float]:
@@ -143,10 +153,11 @@ def told(side: Served, bodies: list[bytes], args: argparse.Namespace) -> list[st
     took = time.perf_counter() - began
     met = Counter(crowd.met.values())
     print(f"{len(crowd.met)} of {len(bodies)} requests by {args.clients} clients in {took:.0f} s: {dict(met)}")
-    warm = max(size for count, size in crowd.memory if count <= max(50, WARM * len(bodies)))
-    most = max(size for _, size in crowd.memory)
-    steps = ", ".join(f"{size / 2**20:.0f}" for _, size in crowd.memory[:: max(1, len(crowd.memory) // 10)])
-    print(f"memory MB: {steps}; most {most / warm:.3f} of what it was warm")
+    warm = max(size - kept for count, size, kept in crowd.memory if count <= max(50, WARM * len(bodies)))
+    most = max(size - kept for _, size, kept in crowd.memory)
+    some = crowd.memory[:: max(1, len(crowd.memory) // 10)]
+    steps = ", ".join(f"{size / 2**20:.0f} ({kept / 2**20:.0f})" for _, size, kept in some)
+    print(f"memory MB (caches of it): {steps}; without caches at most {most / warm:.3f} of what it was warm")
     means = [statistics.mean(times) for times in crowd.times.values() if times]
     counts = [len(times) for times in crowd.times.values()]
     print(
