@@ -1,4 +1,4 @@
-"""Servers on loopback for the tests of this room: real ones, around a model that is told what to say, or a tiny LLaVA."""
+"""Servers on loopback for the tests of this room, around a model that is told what to say or a tiny LLaVA."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from workbench.chat_model import GREEDY, Answer, Ending, Pieces, SamplingOptions
 from workbench.conversation import Conversation
 from workbench.serving.run import Server
 
+
 def picture(seed: int = 0, size: tuple[int, int] = (40, 30)) -> PILImage.Image:
     noise = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     return PILImage.fromarray(noise)

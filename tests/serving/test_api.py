@@ -109,7 +109,10 @@ def test_roles_and_parts_become_one_conversation(serving: Serving) -> None:
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": data, "detail": "low"}}]},
         {"role": "user", "content": "What is <image> and </s>?", "name": "ann"},
         {"role": "assistant", "content": [{"type": "text", "text": "A cube."}]},
-        {"role": "user", "content": [{"type": "text", "text": "And here?"}, *asked("", data, data)["messages"][0]["content"][:2]]},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "And here?"}, *asked("", data, data)["messages"][0]["content"][:2]],
+        },
     ]
     serving(model).text({"messages": messages})
     made = model.asked[0].messages

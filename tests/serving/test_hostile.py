@@ -64,7 +64,13 @@ def png(width: int, height: int, data: bytes = b"", kind: int = 2) -> bytes:
 
 
 def gif(width: int, height: int) -> bytes:
-    return b"GIF89a" + struct.pack("<HH", width, height) + b"\xf0\x00\x00" + bytes(6) + b",\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;"
+    return (
+        b"GIF89a"
+        + struct.pack("<HH", width, height)
+        + b"\xf0\x00\x00"
+        + bytes(6)
+        + b",\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;"
+    )
 
 
 PNG, JPEG, GIF = encoded(picture()), encoded(picture(), "JPEG"), encoded(picture(), "GIF")
@@ -162,9 +168,18 @@ def bodies() -> Iterator[tuple[str, bytes, int]]:
         ("messages as text", b'{"model":"looking","messages":"hello"}'),
         ("role of a list", b'{"model":"looking","messages":[{"role":["user"],"content":"q"}]}'),
         ("content of an object", b'{"model":"looking","messages":[{"role":"user","content":{"a":1}}]}'),
-        ("image of a number", b'{"model":"looking","messages":[{"role":"user","content":[{"type":"image_url","image_url":7}]}]}'),
-        ("a local file part", b'{"model":"looking","messages":[{"role":"user","content":[{"type":"file","path":"/etc/passwd"}]}]}'),
-        ("audio", b'{"model":"looking","messages":[{"role":"user","content":[{"type":"input_audio","input_audio":{}}]}]}'),
+        (
+            "image of a number",
+            b'{"model":"looking","messages":[{"role":"user","content":[{"type":"image_url","image_url":7}]}]}',
+        ),
+        (
+            "a local file part",
+            b'{"model":"looking","messages":[{"role":"user","content":[{"type":"file","path":"/etc/passwd"}]}]}',
+        ),
+        (
+            "audio",
+            b'{"model":"looking","messages":[{"role":"user","content":[{"type":"input_audio","input_audio":{}}]}]}',
+        ),
     ):
         yield name, body, 400
     yield "too large", b'{"model":"' + b"x" * (5 * 2**20) + b'"}', 413
@@ -256,9 +271,19 @@ def raw() -> Iterator[tuple[str, tuple[bytes | float, ...], bytes, bytes]]:
     yield "many headers", (POST + many + b"\r\n",), b"431", b"invalid_http"
     yield "headers without end", (POST, 0.1, long[:-2], 0.1, long[:-2]), b"431", b"invalid_http"
     yield "a huge path", (b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",), b"431", b"invalid_http"
-    yield "no http", (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(300) + b"\r\n\r\n",), b"400", b"invalid_http"
+    yield (
+        "no http",
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(300) + b"\r\n\r\n",),
+        b"400",
+        b"invalid_http",
+    )
     yield "no host", (b"GET /v1/models HTTP/1.1\r\n\r\n",), b"400", b"invalid_http"
-    yield "another host", (b"GET /v1/models HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n",), b"403", b"host_not"
+    yield (
+        "another host",
+        (b"GET /v1/models HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n",),
+        b"403",
+        b"host_not",
+    )
     yield "a bad length", (POST + b"Content-Length: -5\r\n\r\n",), b"400", b"invalid_http"
     yield "two lengths", (POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n",), b"400", b"invalid_http"
     yield "a bad chunk", (POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",), b"400", b""
@@ -290,7 +315,10 @@ def test_what_is_no_http_or_too_slow_is_told_so(
 
 def test_afterwards_the_server_is_as_before(client: Client) -> None:
     assert client.healthy()
-    assert client.text(asked("and now <image>?", uri(PNG), uri(JPEG, "image/jpeg"))) == "[(40, 30), (40, 30)] and now <image>?"
+    assert (
+        client.text(asked("and now <image>?", uri(PNG), uri(JPEG, "image/jpeg")))
+        == "[(40, 30), (40, 30)] and now <image>?"
+    )
     assert len(client.server.api.pictures) == 0 and client.server.api.desk.taken == 0
 
 
@@ -307,7 +335,10 @@ def test_pictures_are_turned_flattened_and_taken_by_their_content(client: Client
         (clear, "image/png", (7, 5)),
         (WEBP, "image/png", (40, 30)),
     ):
-        assert client.text(asked("", uri(data, kind)) | {"messages": asked("q", uri(data, kind))["messages"]}) == f"[{size}] q"
+        assert (
+            client.text(asked("", uri(data, kind)) | {"messages": asked("q", uri(data, kind))["messages"]})
+            == f"[{size}] q"
+        )
 
 
 def test_a_video_becomes_frames(client: Client) -> None:

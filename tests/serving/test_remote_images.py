@@ -68,11 +68,12 @@ class Web:
 
 ADDRESSES = {
     "public": "93.184.215.14", "loopback": "127.0.0.1", "loopback-high": "127.255.255.254", "any": "0.0.0.0",
-    "private-10": "10.0.0.5", "private-172": "172.16.0.1", "private-192": "192.168.1.1", "link-local": "169.254.169.254",
-    "carrier": "100.64.0.1", "multicast": "224.0.0.1", "broadcast": "255.255.255.255", "reserved": "240.0.0.1",
-    "test-net": "192.0.2.1", "benchmark": "198.18.0.1", "v6-loopback": "::1", "v6-any": "::", "v6-mapped": "::ffff:127.0.0.1",
-    "v6-mapped-private": "::ffff:10.0.0.1", "v6-local": "fc00::1", "v6-link": "fe80::1", "v6-multicast": "ff02::1",
-    "v6-6to4": "2002:7f00:1::", "v6-nat64": "64:ff9b::7f00:1", "v6-teredo": "2001:0:4136:e378:8000:63bf:80ff:fffe",
+    "private-10": "10.0.0.5", "private-172": "172.16.0.1", "private-192": "192.168.1.1",
+    "link-local": "169.254.169.254", "carrier": "100.64.0.1", "multicast": "224.0.0.1",
+    "broadcast": "255.255.255.255", "reserved": "240.0.0.1", "test-net": "192.0.2.1", "benchmark": "198.18.0.1",
+    "v6-loopback": "::1", "v6-any": "::", "v6-mapped": "::ffff:127.0.0.1", "v6-mapped-private": "::ffff:10.0.0.1",
+    "v6-local": "fc00::1", "v6-link": "fe80::1", "v6-multicast": "ff02::1", "v6-6to4": "2002:7f00:1::",
+    "v6-nat64": "64:ff9b::7f00:1", "v6-teredo": "2001:0:4136:e378:8000:63bf:80ff:fffe",
     "v6-doc": "2001:db8::1", "v6-site": "fec0::1",
 }  # fmt: skip
 """Sub-domain -> where its name leads."""
@@ -205,5 +206,3 @@ def test_two_hundred_hostile_requests_in_all() -> None:
 
 def test_the_server_is_well_after_all_of_that(strict: Client, client: Client) -> None:
     assert strict.healthy() and client.healthy()
-
-

@@ -1,4 +1,4 @@
-"""Schemathesis makes requests from the server's own schema, right ones and wrong ones, and checks every answer by it."""
+"""Schemathesis makes requests from the server's own schema, right and wrong ones, and checks every answer by it."""
 
 from __future__ import annotations
 

@@ -36,11 +36,26 @@ def add_verbs(verb: AddVerb) -> None:
         "serve llava-hf/llava-1.5-7b-hf --allow-remote-images images.example.org upload.wikimedia.org",
     ).add_argument
     add_model(add)
-    add("--host", default="127.0.0.1", help="address to listen on; any but this machine's needs a key (default: %(default)s)")
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; any but this machine's needs a key (default: %(default)s)",
+    )
     add("--port", type=int, default=8000, metavar="N", help="0 takes any free one (default: %(default)s)")
-    add("--api-key", action="append", metavar="KEY", help="needed by every request; several are fine (default: $WORKBENCH_API_KEY)")
+    add(
+        "--api-key",
+        action="append",
+        metavar="KEY",
+        help="needed by every request; several are fine (default: $WORKBENCH_API_KEY)",
+    )
     more = "fetch images from https URLs of these domains (default: images come in requests only)"
     add("--allow-remote-images", nargs="+", default=[], metavar="DOMAIN", help=more)
     add("--name", help="what clients call the model (default: the name of its folder)")
-    add("--temperature", type=float, default=0.0, metavar="T", help="for requests that name none (default: 0, the likeliest)")
+    add(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="for requests that name none (default: 0, the likeliest)",
+    )
     add_loading(add)

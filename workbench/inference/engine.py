@@ -72,7 +72,7 @@ class Engine:
         self.rows = rows
         self.queue = queue
         self.literal_text = False
-        """Whether a control token that somebody writes in a question is read as letters, not refused (see `Renderer`)."""
+        """Whether a control token that a question writes is read as letters, not refused (see `Renderer.prompt`)."""
         self._vision = Vision(llava, self.features)
         self._adapters = Adapters(llava)
         self._generator = Generator(

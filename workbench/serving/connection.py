@@ -1,7 +1,7 @@
 """One TCP connection: what HTTP servers leave open and strangers use, closed.
 
-Knows: uvicorn's protocol class, deadlines for headers and for answers that nobody reads, a bound on connections, and that
-even a request which is no HTTP gets an error object. Does not know: the application behind it.
+Knows: uvicorn's protocol class, deadlines for headers and for answers that nobody reads, a bound on connections, and
+that even a request which is no HTTP gets an error object. Does not know: the application behind it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def protocol(limits: Limits) -> type[H11Protocol]:
             """uvicorn calls it for what is no HTTP; the reason is the exception that it is handling."""
             problem = sys.exc_info()[1]
             status = getattr(problem, "error_status_hint", 400)
-            told = f"The headers are larger than {limits.header_bytes:,} bytes." if status == 431 else f"{msg} {problem}."
+            told = (
+                f"The headers are larger than {limits.header_bytes:,} bytes." if status == 431 else f"{msg} {problem}."
+            )
             self._refuse(ApiError(status if status in _REASONS else 400, told, code="invalid_http"))
 
         def _expect_headers(self) -> None:

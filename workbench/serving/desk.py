@@ -18,7 +18,7 @@ _LONGEST = 600.0
 
 
 class Desk:
-    """`slots` answers at once, `waiting` requests in line. A request may need several slots (`n`), never more than all."""
+    """`slots` answers at once, `waiting` requests in line. A request may need several slots (`n`), at most all."""
 
     def __init__(self, slots: int, waiting: int, queue_seconds: float) -> None:
         self.slots, self.most_waiting, self.queue_seconds = slots, waiting, queue_seconds

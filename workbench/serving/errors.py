@@ -1,7 +1,7 @@
 """Every failure as OpenAI's error object with the right status, and nothing in it that tells about this machine.
 
-Knows: statuses, the shape `{"error": {message, type, param, code}}`, whose fault an error of the other rooms is, and how
-paths and addresses are taken out of a text. Does not know: HTTP frameworks, models, or requests.
+Knows: statuses, the shape `{"error": {message, type, param, code}}`, whose fault an error of the other rooms is, and
+how paths and addresses are taken out of a text. Does not know: HTTP frameworks, models, or requests.
 """
 
 from __future__ import annotations

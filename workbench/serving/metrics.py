@@ -1,6 +1,7 @@
 """What Prometheus reads: requests, tokens, times, the line, and what the model tells of itself.
 
-Knows: names and units of the metrics. Does not know: HTTP or models; the desk and the model's state are read when asked.
+Knows: names and units of the metrics, and that desk and model are read when somebody asks.
+Does not know: HTTP or models.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Metrics:
 
     def __init__(self, desk: Desk, state: Callable[[], Any]) -> None:
         self._registry = registry = CollectorRegistry()
-        made = {"namespace": "workbench", "registry": registry}
+        made: Any = {"namespace": "workbench", "registry": registry}
         self.requests = Counter("requests", "Requests by route and HTTP status.", ["route", "status"], **made)
         self.gone = Counter("disconnects", "Clients that left before their answer was whole.", **made)
         self.failed = Counter("failures", "Requests that failed by the server's own fault.", **made)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ROOT = "request"
 """The root of images that a request brought; a dataset's root of that name would never reach a server."""
 FORMATS = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "GIF": b"GIF8", "WEBP": b"RIFF"}
-"""What is taken, and how each begins. Fewer than a dataset may hold: every decoder is a risk with a stranger's bytes."""
+"""What is taken, and how each begins: fewer than a dataset may hold, as decoders are a risk with strangers' bytes."""
 FRAMES = 8
 """Of a video."""
 _DATA = re.compile(r"data:(?P<kind>[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[\w.+-]+)*(?P<base64>;base64)?,", re.IGNORECASE)

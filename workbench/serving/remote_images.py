@@ -1,7 +1,7 @@
 """The only code that fetches a URL on a client's word: https, listed domains, public addresses, with limits.
 
-Knows: which addresses are public, that a name must be looked up once and the address that was checked be the one that is
-connected to, and that each redirect is a new URL. Does not know: requests, models, pictures' formats.
+Knows: which addresses are public, that a name must be looked up once and the address that was checked be the one
+connected to, that each redirect a new URL. Does not know: requests, models, pictures' formats.
 """
 
 from __future__ import annotations

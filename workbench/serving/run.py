@@ -34,7 +34,7 @@ _CUT = 5.0
 class Server:
     """A `ChatModel` behind OpenAI's chat completions, at `url` from the moment it is made until `close`.
 
-    `run` serves in this thread until a signal comes; `start` in one of its own, and `close` (or a `with` block) ends it.
+    `run` serves in this thread until a signal comes; `start` in one of its own, ended by `close` or a `with` block.
     A model that opens images by `open_image` gets those of requests too. Raises `WorkbenchError` for an address that is
     taken, or one that is not of this machine without an `api_key`.
     """
@@ -157,9 +157,7 @@ def serve(
     model: Any = _opened(run, load, device, held, name) if isinstance(run, (str, Path)) else run
     if limits is None:
         held.limits = limits_for(model)
-    server = Server(
-        model, host=host, port=port, api_key=keys, remote=remote, pictures=held, temperature=temperature
-    )
+    server = Server(model, host=host, port=port, api_key=keys, remote=remote, pictures=held, temperature=temperature)
     line = f"serving {model.name} at {server.url}"
     if background:
         server.start()
@@ -194,7 +192,9 @@ def _prepare(model: Any, pictures: Pictures) -> None:
 def _check_keys(host: str, keys: Sequence[str]) -> None:
     for key in keys:
         if len(key) < 8 or not key.isascii() or key != key.strip() or not key.isprintable():
-            raise WorkbenchError("--api-key", found="a key that is too short or odd", expected="8 or more plain letters")
+            raise WorkbenchError(
+                "--api-key", found="a key that is too short or odd", expected="8 or more plain letters"
+            )
     if keys or _is_loopback(host):
         return
     fix = "give --api-key KEY (or set WORKBENCH_API_KEY), or listen on 127.0.0.1"

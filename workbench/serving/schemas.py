@@ -1,4 +1,4 @@
-"""The shapes of requests and responses, as OpenAI's chat completions have them; the server's own schema is made of these.
+"""The shapes of requests and responses, as OpenAI's chat completions have them; the server's schema is made of these.
 
 Knows: fields, their ranges, and which of OpenAI's fields change an answer in a way no model here can: those are refused
 by name, while unknown and harmless ones are ignored. Does not know: conversations, models, or HTTP.
@@ -12,11 +12,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic_core import PydanticCustomError
 
 _UNSUPPORTED = (
-    "tools", "tool_choice", "functions", "function_call", "logit_bias", "presence_penalty", "frequency_penalty", "audio",
-    "prediction", "web_search_options", "best_of", "echo", "prompt", "suffix", "guided_json", "guided_regex",
+    "tools", "tool_choice", "functions", "function_call", "logit_bias", "presence_penalty", "frequency_penalty",
+    "audio", "prediction", "web_search_options", "best_of", "echo", "prompt", "suffix", "guided_json", "guided_regex",
     "guided_choice", "guided_grammar", "structured_outputs",
 )  # fmt: skip
-_NOTHING = (None, 0, False, "", "none", "auto", [], {})
+_NOTHING: tuple[Any, ...] = (None, 0, False, "", "none", "auto", [], {})
 """Values under which an unsupported field asks for nothing."""
 
 

@@ -67,7 +67,9 @@ class Shape:
             yield f"data: {json.dumps(failed(problem).body)}\n\n"
         else:
             if include_usage:
-                yield self._data({"choices": [], "usage": usage([wholes[index] for index in range(count)]).model_dump()})
+                yield self._data(
+                    {"choices": [], "usage": usage([wholes[index] for index in range(count)]).model_dump()}
+                )
         yield DONE
 
     def _event(
