@@ -52,6 +52,12 @@ class JsonLines:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         resources.write_atomic(self.path, text)
 
+    def sync(self) -> None:
+        """Return once what was appended is on the disk. Raises `DiskError`."""
+        if self._file is not None:
+            with resources.disk_errors(self.path):
+                os.fsync(self._file.fileno())
+
     def close(self) -> None:
         if self._file is not None:
             self._file.close()

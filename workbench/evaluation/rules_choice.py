@@ -60,7 +60,7 @@ def mmbench(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
         notes = []
     groups: dict[str, list[Marked]] = defaultdict(list)
     for item, earned in marked:
-        groups[_group(item)].append((item, earned))
+        groups[group_of(item)].append((item, earned))
     whole = [(group[0][0], min(earned for _, earned in group)) for group in groups.values()]
     parts: Parts = {}
     if len(whole) < len(marked):
@@ -73,7 +73,7 @@ def mmbench(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
     return tally(whole, parts, unparsed, tuple(notes))
 
 
-def _group(item: Item) -> str:
+def group_of(item: Item) -> str:
     identity = item.identity or ""
     return str(int(identity) % 1_000_000) if identity.isdigit() else identity
 

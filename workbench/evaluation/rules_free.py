@@ -18,26 +18,24 @@ from workbench.evaluation.tally import Marked, Parts, Tally, as_dict, by_kind, p
 
 def vqa(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
     """Soft accuracy after VQA's normalisation; parts by answer type."""
-    return _soft(items, vqa_text.vqa)
+    return free(items, soft_vqa, told("answer_type"))
+
+
+def soft_vqa(answer: str, item: Item) -> float:
+    return vqa_text.soft(answer, texts(item.reference), vqa_text.vqa)
 
 
 def textvqa(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
     """Soft accuracy after the normalisation of LLaVA's evaluator for TextVQA and VizWiz."""
-    return _soft(items, vqa_text.textvqa)
+    return free(items, soft_textvqa, told("answer_type"))
 
 
-def _soft(items: Sequence[Item], normalise: Callable[[str], str]) -> Tally:
-    def earned(answer: str, item: Item) -> float:
-        return vqa_text.soft(answer, texts(item.reference), normalise)
-
-    return free(items, earned, told("answer_type"))
+def soft_textvqa(answer: str, item: Item) -> float:
+    return vqa_text.soft(answer, texts(item.reference), vqa_text.textvqa)
 
 
 def gqa(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
     """Equal in lower case without a full stop; parts by GQA's structural and semantic types, binary and open."""
-
-    def earned(answer: str, item: Item) -> float:
-        return float(vqa_text.gqa(answer) in [known.strip().lower() for known in texts(item.reference)])
 
     def kind(name: str) -> Callable[[Item], str | None]:
         return lambda item: fields.plain(as_dict(item.about.get("types")).get(name))
@@ -46,21 +44,29 @@ def gqa(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
         structure = kind("structural")(item)
         return None if structure is None else "open" if structure == "query" else "binary"
 
-    return free(items, earned, answers, kind("structural"), kind("semantic"))
+    return free(items, same_gqa, answers, kind("structural"), kind("semantic"))
+
+
+def same_gqa(answer: str, item: Item) -> float:
+    return float(vqa_text.gqa(answer) in [known.strip().lower() for known in texts(item.reference)])
 
 
 def docvqa(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
     """Mean ANLS."""
-    return free(items, lambda answer, item: near.anls(answer, texts(item.reference)))
+    return free(items, anls)
+
+
+def anls(answer: str, item: Item) -> float:
+    return near.anls(answer, texts(item.reference))
 
 
 def chartqa(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
     """Relaxed accuracy; parts human and augmented where the file tells."""
+    return free(items, relaxed, told("type"), told("split"))
 
-    def earned(answer: str, item: Item) -> float:
-        return float(any(near.relaxed(answer, known) for known in texts(item.reference)))
 
-    return free(items, earned, told("type"), told("split"))
+def relaxed(answer: str, item: Item) -> float:
+    return float(any(near.relaxed(answer, known) for known in texts(item.reference)))
 
 
 def refcoco(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
@@ -69,18 +75,19 @@ def refcoco(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
     Boxes are xyxy in 0-1 of the padded square; a reference `bbox` in pixels (x, y, width, height, as COCO writes it)
     is brought there by the row's `width` and `height`.
     """
-    overlaps: list[Marked] = []
-    unparsed = 0
-    for item in items:
-        said, right = near.box(item.answer or ""), _reference_box(item)
-        unparsed += item.here and said is None
-        overlaps.append((item, near.overlap(said, right) if said else 0.0))
+    overlaps: list[Marked] = [(item, overlap(item.answer or "", item)) for item in items]
+    unparsed = sum(item.here and near.box(item.answer or "") is None for item in items)
     marked = [(item, float(found >= 0.5)) for item, found in overlaps]
     parts = {"mean IoU": part(overlaps)} | by_kind(marked, told("split"))
     return tally(marked, parts, unparsed)
 
 
-def _reference_box(item: Item) -> boxes.Box:
+def overlap(answer: str, item: Item) -> float:
+    said, right = near.box(answer), reference_box(item)
+    return near.overlap(said, right) if said else 0.0
+
+
+def reference_box(item: Item) -> boxes.Box:
     found = near.box(str(item.reference))  # a list is written as a box is
     if found is None:
         raise DataError(f"reference {item.identity}", found=repr(item.reference), expected="a box of four numbers")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ _POPE = re.compile(r"(random|popular|adversarial)")
 _ROW = {*ID, *ANSWERS, "answer", "text", "label", "conversations"}
 """A JSON object with one of these names is a row; POPE's own answers have no id."""
 _IMAGE_CELL = 2000
-"""A cell longer than this many characters under `image` is the picture itself, in base64, and is left out."""
+"""A cell longer than this many characters under `image` is the picture itself, in base64."""
+Keep = Callable[[bytes | str], str]
+"""Keeps a picture that lies in a row, as bytes or in base64, and gives the name by which it is found again."""
 
 
 @dataclass
@@ -38,8 +40,10 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
 
-def read(paths: Sequence[Path | str]) -> Table:
+def read(paths: Sequence[Path | str], keep: Keep | None = None) -> Table:
     """Every row of these files and folders, with field names in lower case and `_` for spaces and hyphens.
+
+    Pictures in rows are left out, or handed to `keep`; the row then holds their names under `media`.
 
     Raises DataError where a path is missing, of no known kind, or holds no row.
     """
@@ -47,27 +51,27 @@ def read(paths: Sequence[Path | str]) -> Table:
     for path in (Path(given) for given in paths):
         if not path.exists():
             raise DataError(str(path), found="no such file", expected=f"a file ending in {', '.join(_ENDINGS)}")
-        for file in _files(path):
-            rows = _read_file(file, table, loose=not path.is_dir())
-            table.rows += [_clean(row, file) for row in rows]
+        for file in files_of(path):
+            rows = _read_file(file, table, loose=not path.is_dir(), keep=keep)
+            table.rows += [_clean(row, file, keep) for row in rows]
     if not table.rows:
         raise DataError(", ".join(map(str, paths)), found="no row", expected="one row or object for each question")
     return table
 
 
-def _files(path: Path) -> list[Path]:
+def files_of(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _ENDINGS and file.is_file())
     return [file for file in files if not file.name.startswith((".", "~$")) and "readme" not in file.name.lower()]
 
 
-def _read_file(file: Path, table: Table, *, loose: bool) -> list[Row]:
+def _read_file(file: Path, table: Table, *, loose: bool, keep: Keep | None) -> list[Row]:
     kind = file.suffix.lower()
     if kind == ".xlsx":
         return _read_xlsx(file)
     if kind == ".parquet":
-        return _read_parquet(file)
+        return _read_parquet(file) if keep is None else _read_pictures(file, keep)
     text = _text(file)
     if kind in (".tsv", ".csv"):
         header = text.partition("\n")[0]
@@ -181,7 +185,27 @@ def _read_parquet(file: Path) -> list[Row]:
     return pl.scan_parquet(file).with_columns(there).drop(pictures).collect().to_dicts()
 
 
-def _clean(row: Row, file: Path) -> Row:
+def _read_pictures(file: Path, keep: Keep) -> list[Row]:
+    """Rows of a Parquet file, a few at a time: their pictures go to `keep`, in the order of their columns."""
+    import pyarrow.parquet as pq
+
+    rows: list[Row] = []
+    for batch in pq.ParquetFile(file).iter_batches(batch_size=32):
+        for row in batch.to_pylist():
+            found = {name: picture for name, value in row.items() if (picture := _bytes(value)) is not None}
+            plain = {name: value for name, value in row.items() if name not in found}
+            there = {f"has_{name}": True for name in found}
+            rows.append({**plain, **there, "media": [keep(found[name]) for name in sorted(found)]})
+    return rows
+
+
+def _bytes(value: Any) -> bytes | None:
+    """A picture as the Hub keeps it: bytes, or {"bytes": ..., "path": ...}."""
+    held = value.get("bytes") if isinstance(value, dict) else value
+    return held if isinstance(held, bytes) else None
+
+
+def _clean(row: Row, file: Path, keep: Keep | None = None) -> Row:
     """Lower-case names; a nested `doc` or metric of lmms-eval is laid open; pictures in base64 go."""
     names = {str(name or "").strip().lower().replace(" ", "_").replace("-", "_"): part for name, part in row.items()}
     clean = {name: None if part == "" and file.suffix in (".tsv", ".csv") else part for name, part in names.items()}
@@ -194,7 +218,9 @@ def _clean(row: Row, file: Path) -> Row:
         clean.setdefault("question", turns[0].get("value"))
         clean.setdefault("answer", turns[-1].get("value"))
     if len(str(clean.get("image") or "")) > _IMAGE_CELL:
-        del clean["image"]
+        cell = str(clean.pop("image"))
+        if keep is not None:
+            clean["media"] = [keep(cell)]
     named = _POPE.search(file.stem)
     if named and not clean.get("category"):
         clean["category"] = named.group()

@@ -18,6 +18,8 @@ from workbench.evaluation.matching import Item
 
 Parts = dict[str, dict[str, Any]]
 """Name to `score` in percent, `n` questions and what else the benchmark measures."""
+Marked = tuple[Item, float]
+"""A question and what it earned, from 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -31,23 +33,31 @@ class Tally:
     notes: tuple[str, ...] = ()
     measure: str = ""
     """What the score is, where that depends on the questions there are; else the benchmark says it."""
+    marked: Sequence[Marked] = ()
+    """What each question earned, where the score is the mean of that."""
 
 
 Rule = Callable[[Sequence[Item], Mapping[str, Any]], Tally]
 """Takes the questions and what their files tell around the rows, such as the names of question types."""
-Marked = tuple[Item, float]
-"""A question and what it earned, from 0 to 1."""
 
 
 def tally(marked: Sequence[Marked], parts: Parts, unparsed: int, notes: tuple[str, ...] = ()) -> Tally:
     """The mean over all questions, with its parts."""
     whole = part(marked)
-    return Tally(whole["score"], whole["n"], parts, unparsed, notes)
+    return Tally(whole["score"], whole["n"], parts, unparsed, notes, marked=whole.marked)
 
 
-def part(marked: Sequence[Marked]) -> dict[str, Any]:
+class Part(dict[str, Any]):
+    """`score` in percent and `n`; `marked` keeps the questions, for who wants an interval."""
+
+    def __init__(self, marked: Sequence[Marked], **more: Any) -> None:
+        super().__init__(score=100 * mean(earned for _, earned in marked), n=len(marked), **more)
+        self.marked = tuple(marked)
+
+
+def part(marked: Sequence[Marked]) -> Part:
     """`score` in percent and `n`."""
-    return {"score": 100 * mean(earned for _, earned in marked), "n": len(marked)}
+    return Part(marked)
 
 
 def by_kind(marked: Iterable[Marked], kind: Callable[[Item], str | None]) -> Parts:

@@ -1,109 +1,129 @@
-"""Held-out conversations with references, asked of any chat model, and the table of what came back.
+"""An evaluation: conversations with references, how their answers are read and counted, and where their pictures lie.
 
-Knows: which conversations are scored, blind baselines (another image, a grey one), accuracy per question type.
-Does not know: how the model answers; it takes any `ChatModel`.
+Knows: the one shape that a person's held-out questions and every benchmark have, and baselines (another image).
+Does not know: how a model answers (`running`), how a benchmark's files become conversations (`questions`), rules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
-from workbench.chat_model import ChatModel, SamplingOptions
+from workbench.chat_model import ChatModel
 from workbench.conversation import Conversation, Image, Message
+from workbench.data.dataset import Dataset
 from workbench.errors import DataError
+from workbench.evaluation.benchmarks import BENCHMARKS
+from workbench.evaluation.reading import Rules, rules
+from workbench.evaluation.results import Results
+from workbench.evaluation.running import Asking, run
 from workbench.evaluation.scorers import SCORERS
-from workbench.progress import progress
-from workbench.resources import write_atomic
-
-BATCH = 64
-"""Conversations handed to the model at once."""
 
 
 @dataclass(frozen=True)
-class Results:
-    """One row per question: `id`, `type`, `image`, `root`, `question`, `reference`, `answer`, `right`."""
+class Evaluation:
+    """Questions with references, asked greedily.
 
-    rows: pl.DataFrame
-    model: str
-    scorer: str
+    A conversation's `metadata` may say: `type`, the part it counts in; `item`, the question it is one form of;
+    `about`, the published row; `candidates`, the answers there are to choose from.
+    """
 
-    @property
-    def accuracy(self) -> float:
-        """Share of right answers, every question alike."""
-        return float(self.rows["right"].mean() or 0.0)  # type: ignore[arg-type]
+    name: str
+    conversations: Sequence[Conversation]
+    """Each ends with its reference."""
+    rules: Rules
+    max_tokens: int
+    """Tokens of an answer at most."""
+    resolve: Callable[[Image], Path] | None = None
+    """Where a picture lies; None where the model is to open it its own way."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What else decides the questions: files with their hashes, split, prompts."""
+    roots: Mapping[str, Path] = field(default_factory=dict)
+    """Where pictures lie, so that results can show them."""
+    around: Mapping[str, Any] = field(default_factory=dict)
+    """What a benchmark's files tell around their rows."""
 
-    @property
-    def by_type(self) -> dict[str, float]:
-        table = self.rows.group_by("type").agg(pl.col("right").mean()).sort("type")
-        return {row["type"]: round(row["right"], 4) for row in table.iter_rows(named=True)}
-
-    def summary(self) -> dict[str, Any]:
-        """What `--json` prints: accuracy from 0 to 1, per type, and the number of questions."""
-        fields = {"model": self.model, "scorer": self.scorer, "questions": len(self.rows)}
-        return fields | {"accuracy": round(self.accuracy, 4), "by_type": self.by_type}
-
-    def save(self, path: Path | str) -> Path:
-        """Every row as one JSON line."""
-        write_atomic(Path(path), self.rows.write_ndjson())
-        return Path(path)
-
-    def __str__(self) -> str:
-        lines = [f"{self.model}: {self.accuracy:.3f} of {len(self.rows):,} questions right"]
-        return "\n".join(lines + [f"  {kind:<10} {value:.3f}" for kind, value in self.by_type.items()])
+    def __post_init__(self) -> None:
+        if not self.conversations:
+            raise DataError(
+                "evaluate", found="no conversation", expected="held-out questions", fix="run generate first"
+            )
+        seen: set[str] = set()
+        for asked in self.conversations:
+            where = f"conversation {asked.id}"
+            if asked.reference is None:
+                raise DataError(where, found="no answer at its end", expected="a reference to compare with")
+            if asked.id in seen:
+                raise DataError(where, found="its id a second time", expected="one id for each question")
+            seen.add(asked.id)
 
 
 def evaluate(
-    model: ChatModel,
-    conversations: Sequence[Conversation],
+    model: ChatModel | Path | str,
+    questions: Evaluation | Sequence[Conversation] | Dataset | Path | str,
     *,
+    data: Sequence[Path | str] | Path | str = (),
+    images: Path | str | None = None,
+    split: str = "test",
+    tasks: Sequence[str] = ("question",),
     scorer: str = "normalised",
-    max_tokens: int = 24,
+    prompts: str = "llava",
+    limit: int | None = None,
+    max_tokens: int | None = None,
+    out: Path | str | None = None,
+    reuse: bool = True,
+    likelihood: bool = False,
     description: str = "asking",
 ) -> Results:
-    """Ask the last question of each conversation greedily and compare with its reference.
+    """Ask a model the questions and score its answers.
 
-    The type of a row is `metadata["type"]`, else the task. Raises DataError where there is nothing to ask, a
-    conversation has no reference, or the scorer is unknown.
+    model: a `ChatModel`, or what `open_model` opens. questions: conversations (the model opens their pictures its own
+    way), a dataset folder (its held-out `split`, of these `tasks`), or a benchmark's name with its published files in
+    `data` and pictures below `images`.
+    scorer: how answers to a person's own questions are compared; a benchmark has its own rule.
+    out: a folder that keeps everything and goes on where it was stopped. reuse: share what an image costs among its
+    questions and stop a question at its first wrong rotation; False is one row after the other. likelihood: take the
+    likeliest of the answers there are to choose from, where these are known, and write nothing.
+
+    Raises DataError where there is nothing to ask, a file is missing, a conversation has no reference, or the scorer is
+    unknown; a row that fails is a row with its error.
     """
     if scorer not in SCORERS:
         raise DataError("evaluate", found=f"scorer {scorer!r}", expected=f"one of {', '.join(SCORERS)}")
-    if not conversations:
-        raise DataError("evaluate", found="no conversation", expected="held-out questions", fix="run generate first")
-    missing = [conversation.id for conversation in conversations if conversation.reference is None]
-    if missing:
-        where = f"conversation {missing[0]}"
-        raise DataError(where, found="no answer at its end", expected="a reference to compare with")
-    options = SamplingOptions(max_tokens=max_tokens)
-    # Questions about one image stand together, so that the model computes the image once.
-    ordered = sorted(conversations, key=lambda asked: (asked.images[0].path if asked.images else "", asked.id))
-    rows = []
-    with progress(description, total=len(ordered), unit="question") as bar:
-        for start in range(0, len(ordered), BATCH):
-            part = ordered[start : start + BATCH]
-            answers = model.reply_batch([asked.prompt for asked in part], options)
-            rows += [_row(asked, answer.text, scorer) for asked, answer in zip(part, answers, strict=True)]
-            bar.advance(len(part))
-    return Results(pl.DataFrame(rows), model.name, scorer)
+    if isinstance(questions, str) and questions in BENCHMARKS:
+        from workbench.evaluation.questions import read_benchmark
+
+        evaluation = read_benchmark(questions, data, images, prompts=prompts)
+    elif isinstance(questions, Evaluation):
+        evaluation = questions
+    elif isinstance(questions, Dataset | Path | str):
+        evaluation = held_out(questions, split, tasks, scorer)
+    else:
+        evaluation = Evaluation("conversations", questions, rules(scorer), 24)
+    if limit is not None:
+        evaluation = replace(evaluation, conversations=evaluation.conversations[:limit])
+    if max_tokens is not None:
+        evaluation = replace(evaluation, max_tokens=max_tokens)
+    if isinstance(model, Path | str):
+        from workbench.inference.opening import open_model
+
+        model = open_model(model)
+    return run(evaluation, model, out, Asking(reuse, likelihood), description)
 
 
-def _row(asked: Conversation, answer: str, scorer: str) -> dict[str, Any]:
-    reference = asked.reference or ""
-    return {
-        "id": asked.id,
-        "type": str(asked.metadata.get("type") or asked.task or "question"),
-        "image": asked.images[0].path if asked.images else "",
-        "root": asked.images[0].root if asked.images else "",
-        "question": asked.prompt.messages[-1].text,
-        "reference": reference,
-        "answer": answer.strip(),
-        "right": SCORERS[scorer](answer, reference),
-    }
+def held_out(dataset: Dataset | Path | str, split: str, tasks: Sequence[str], scorer: str) -> Evaluation:
+    """The held-out conversations of a dataset as an evaluation. Raises `DataError` where there are none."""
+    data = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
+    asked = data.conversations(split, tasks=tasks)
+    if not asked:
+        found = f"no {' or '.join(tasks)} in split {split}"
+        raise DataError(str(data.path), found=found, fix="`workbench generate` writes some; --split and --tasks choose")
+    chosen = {"split": split, "tasks": list(tasks)}
+    return Evaluation(data.name, asked, rules(scorer), 24, data.resolver(), chosen, data.roots)
 
 
 def derange(conversations: Sequence[Conversation], *, seed: int) -> list[Conversation]:

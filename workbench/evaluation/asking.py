@@ -1,0 +1,299 @@
+"""Who is asked, and how: a LLaVA with its pictures' cost shared, one row at a time, or any other model in batches.
+
+Knows: parts of a size that is kept between two writes, the next form of a question only after a right one, and that a
+row that fails takes no other with it.
+Does not know: what answers mean (the evaluation's rules say whether one is right), or files.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from workbench.chat_model import ChatModel, SamplingOptions
+from workbench.conversation import Conversation, Image, Message, to_llava
+from workbench.errors import RenderError
+
+if TYPE_CHECKING:
+    from workbench.evaluation.task import Evaluation
+    from workbench.inference.decoding import Row
+    from workbench.inference.engine import Engine
+    from workbench.inference.next_token import Branches, Said
+
+BATCH = 64
+"""Questions handed to a model at once."""
+RANKED = "the likeliest first token of the candidates"
+"""The rule of rows whose answer was not written but chosen."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """The forms of one question, in their order; each is asked only while those before it are right."""
+
+    forms: tuple[Conversation, ...]
+    lost: bool = False
+    """Whether one form is known to be wrong."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What became of one question. Neither text nor error: it was not asked, for another form of it is wrong."""
+
+    asked: Conversation
+    text: str | None
+    prompt: str | None = None
+    margin: float | None = None
+    seconds: float = 0.0
+    error: str | None = None
+    rule: str | None = None
+
+
+Ask = Callable[[Sequence[Line]], Iterator[list[Given]]]
+
+
+def asker(model: ChatModel, evaluation: Evaluation, reuse: bool, likelihood: bool) -> Ask:
+    """What asks `model` the lines of `evaluation`. Raises `RenderError` where no likelihood can be read."""
+    if _is_engine(model):
+        return EngineAsker(model, evaluation, reuse, likelihood)  # type: ignore[arg-type]
+    if likelihood:
+        raise RenderError(f"model {model.name}", found="no token probabilities", expected="a LLaVA in this process")
+    return ModelAsker(model, evaluation, reuse)
+
+
+def _is_engine(model: ChatModel) -> bool:
+    import sys
+
+    engine = sys.modules.get("workbench.inference.engine")  # loaded, if the model is one
+    return engine is not None and isinstance(model, engine.Engine)
+
+
+class _Asker:
+    """What both have in common: the options, and whether an answer is right."""
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        self.evaluation = evaluation
+        self.options = SamplingOptions(max_tokens=evaluation.max_tokens)
+
+    def right(self, asked: Conversation, text: str) -> bool:
+        row = {"id": asked.id, "reference": asked.reference, "about": asked.metadata.get("about")}
+        return self.evaluation.rules.read(text.strip(), row).earned >= 1
+
+    def waves(self, lines: Sequence[Line], ask: Callable[[list[Conversation]], list[Given]]) -> list[Given]:
+        """The first forms of all lines together, then the second ones of those that are right, and so on."""
+        given: list[Given] = []
+        going = list(lines)
+        for form in range(max((len(line.forms) for line in lines), default=0)):
+            going = [line for line in going if form < len(line.forms)]
+            answers = ask([line.forms[form] for line in going]) if going else []
+            given += answers
+            right = []
+            for line, answer in zip(going, answers, strict=True):
+                if answer.error is not None or answer.text is None or self.right(answer.asked, answer.text):
+                    right.append(line)  # one that failed says nothing about the others
+                else:
+                    given += [Given(left, None) for left in line.forms[form + 1 :]]
+            going = right
+        return given
+
+
+class ModelAsker(_Asker):
+    """Any model, in batches; without `together` one row after the other."""
+
+    def __init__(self, model: ChatModel, evaluation: Evaluation, together: bool) -> None:
+        super().__init__(evaluation)
+        self.model, self.together = model, together
+
+    def __call__(self, lines: Sequence[Line]) -> Iterator[list[Given]]:
+        for part in parts(lines, BATCH if self.together else 1):
+            yield self.waves(part, self._ask)
+
+    def _ask(self, asked: list[Conversation]) -> list[Given]:
+        began = time.perf_counter()
+        try:
+            answers = self.model.reply_batch([sent(self.evaluation, one) for one in asked], self.options)
+            texts = [answer.text for answer in answers]
+        except Exception as error:  # whatever a model raises: the rows that did nothing wrong are asked again, alone
+            if len(asked) > 1:
+                return [self._ask([one])[0] for one in asked]
+            return [Given(asked[0], None, _written(asked[0]), error=told(error))]
+        spent = (time.perf_counter() - began) / len(asked)
+        return [Given(one, text, _written(one), None, spent) for one, text in zip(asked, texts, strict=True)]
+
+
+class EngineAsker(_Asker):
+    """A LLaVA in this process."""
+
+    def __init__(self, engine: Engine, evaluation: Evaluation, reuse: bool, likelihood: bool) -> None:
+        from workbench.inference.next_token import shareable
+
+        super().__init__(evaluation)
+        self.engine = _own(engine, evaluation, reuse)
+        self.reuse, self.likelihood = reuse, likelihood
+        self.share = (reuse or likelihood) and shareable(engine.llava)
+        self._prompts: dict[str, str] = {}  # of the rows that are being asked
+
+    def __call__(self, lines: Sequence[Line]) -> Iterator[list[Given]]:
+        if not self.share:
+            yield from self._batches(lines)
+            return
+        for part in parts(lines, BATCH if self.reuse else 1):
+            ready, failed = self._ready(part)
+            if failed:
+                yield failed
+            for group in _alike(ready):
+                yield self._group(group)
+
+    def _batches(self, lines: Sequence[Line]) -> Iterator[list[Given]]:
+        """The plain path, and that of models whose branches cannot share a row."""
+        plain = ModelAsker(self.engine, self.evaluation, self.reuse)
+        for given in plain(lines):
+            yield [_with_prompt(one, self._prompt(one.asked)) for one in given]
+
+    def _prompt(self, asked: Conversation) -> str | None:
+        """The text as sent, with the template's words."""
+        if asked.id in self._prompts:
+            return self._prompts[asked.id]
+        try:
+            return self.engine.llava.renderer.prompt(asked.prompt).text
+        except Exception:  # the row says what is wrong with it
+            return None
+
+    # --- shared -----------------------------------------------------------------------------------------------------
+
+    def _ready(self, lines: Sequence[Line]) -> tuple[list[Ready], list[Given]]:
+        """Lines as rows of tokens and features; one that cannot be is alone in that."""
+        asked = [form for line in lines for form in line.forms]
+        try:
+            rows = dict(zip([one.id for one in asked], self._rows(asked), strict=True))
+            return [Ready(line, tuple(rows[form.id] for form in line.forms)) for line in lines], []
+        except Exception as error:
+            if len(asked) == 1:
+                return [], [Given(asked[0], None, self._prompt(asked[0]), error=told(error))]
+            split = [Line((form,)) for form in asked] if len(lines) == 1 else lines
+            found = [self._ready([line]) for line in split]
+            return [one for ready, _ in found for one in ready], [one for _, failed in found for one in failed]
+
+    def _rows(self, asked: Sequence[Conversation]) -> list[Row]:
+        render = self.engine.llava.renderer.prompt
+        rendered = [(number, render(sent(self.evaluation, one))) for number, one in enumerate(asked)]
+        self._prompts = {one.id: text.text for one, (_, text) in zip(asked, rendered, strict=True)}
+        return [row for _, row in self.engine._prepare(rendered, self.options)]
+
+    def _group(self, group: Sequence[Ready]) -> list[Given]:
+        """Lines that begin alike, in one pass for each wave."""
+        from workbench.inference.next_token import Branches
+
+        rows = {form.id: row for ready in group for form, row in zip(ready.line.forms, ready.rows, strict=True)}
+        lines = [ready.line for ready in group]
+        try:
+            branches = Branches(self.engine.llava, group[0].rows[0])
+            return self.waves(lines, lambda asked: self._ask(branches, asked, [rows[one.id] for one in asked]))
+        except Exception as error:  # memory, most likely: each alone
+            if len(rows) == 1:
+                return [Given(lines[0].forms[0], None, self._prompt(lines[0].forms[0]), error=told(error))]
+            alone = ModelAsker(self.engine, self.evaluation, together=False)
+            return [_with_prompt(one, self._prompt(one.asked)) for given in alone(lines) for one in given]
+
+    def _ask(self, branches: Branches, asked: list[Conversation], rows: Sequence[Row]) -> list[Given]:
+        began = time.perf_counter()
+        firsts = [self._candidates(one) for one in asked]
+        ranked = [number for number, found in enumerate(firsts) if found]
+        written = [number for number, found in enumerate(firsts) if not found]
+        said: dict[int, Said] = {}
+        if ranked:
+            chosen = branches.likeliest([rows[number] for number in ranked], [firsts[number] for number in ranked])
+            said |= zip(ranked, chosen, strict=True)
+        if written:
+            answers = branches.answer([rows[number] for number in written], self.evaluation.rules.settled)
+            said |= zip(written, answers, strict=True)
+        spent = (time.perf_counter() - began) / len(asked)
+        rules = [RANKED if found else None for found in firsts]
+        return [
+            Given(one, said[number].text, self._prompt(one), said[number].margin, spent, rule=rules[number])
+            for number, one in enumerate(asked)
+        ]
+
+    def _candidates(self, asked: Conversation) -> dict[str, int]:
+        """The answers there are to choose from, each with its first token; empty where the answer is written."""
+        from workbench.inference.next_token import first_tokens
+
+        listed = asked.metadata.get("candidates") if self.likelihood else None
+        if not listed:
+            return {}
+        try:
+            return first_tokens(self.engine.llava.renderer, asked.prompt, listed)
+        except RenderError:  # two begin alike
+            return {}
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A line with its forms as rows."""
+
+    line: Line
+    rows: tuple[Row, ...]
+
+
+def _alike(ready: Iterable[Ready]) -> list[list[Ready]]:
+    """Lines by how they begin."""
+    ordered = sorted(ready, key=lambda one: hash(one.rows[0].prefix_key))
+    return [list(group) for _, group in groupby(ordered, key=lambda one: one.rows[0].prefix_key)]
+
+
+def _own(engine: Engine, evaluation: Evaluation, reuse: bool) -> Engine:
+    """The engine as this evaluation needs it: opening its pictures, and on the plain path keeping nothing."""
+    from workbench.inference.engine import Engine, open_file
+    from workbench.inference.prefix_cache import FeatureCache
+
+    opens = open_file if evaluation.resolve else engine.open_image
+    features = engine.features if reuse else FeatureCache(0)
+    return Engine(engine.llava, open_image=opens, features=features, name=engine.name)
+
+
+def sent(evaluation: Evaluation, asked: Conversation) -> Conversation:
+    """What a model is given: the conversation without its reference, pictures by their place on this disk."""
+    prompt = asked.prompt
+    if evaluation.resolve is None or not prompt.images:
+        return prompt
+    resolve = evaluation.resolve
+    turns = [
+        Message(
+            turn.role,
+            tuple(
+                replace(part, path=str(resolve(part)), root="") if isinstance(part, Image) else part
+                for part in turn.content
+            ),
+        )
+        for turn in prompt.messages
+    ]
+    return replace(prompt, messages=tuple(turns))
+
+
+def _with_prompt(given: Given, prompt: str | None) -> Given:
+    return Given(given.asked, given.text, prompt, given.margin, given.seconds, given.error, given.rule)
+
+
+def _written(asked: Conversation) -> str:
+    """The turns as they were sent, for a model whose template is not known."""
+    return "\n".join(turn["value"] for turn in to_llava(asked.prompt)["conversations"])
+
+
+def parts(lines: Sequence[Line], size: int) -> Iterator[list[Line]]:
+    """Lines together while they have at most `size` forms; pictures stay together where they fit."""
+    part: list[Line] = []
+    for line in lines:
+        if part and sum(len(one.forms) for one in part) + len(line.forms) > size:
+            yield part
+            part = []
+        part.append(line)
+    if part:
+        yield part
+
+
+def told(error: BaseException) -> str:
+    """One line of what went wrong."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 500 else text[:497] + "..."
