@@ -1,0 +1,33 @@
+// What every widget's own file is appended to. Texts are set as text, never as HTML.
+
+function make(tag, props = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [key, value] of Object.entries(props)) {
+    if (key in made && key !== "list") made[key] = value;
+    else made.setAttribute(key, value);
+  }
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+// Calls each function now and whenever its trait changes; gives what takes them off again.
+function follow(model, shows) {
+  const events = Object.entries(shows).map(([trait, show]) => [`change:${trait}`, show]);
+  for (const [event, show] of events) {
+    model.on(event, show);
+    show();
+  }
+  return () => events.forEach(([event, show]) => model.off(event, show));
+}
+
+// The reason why the last thing asked for did not happen.
+function problemLine(model) {
+  const line = make("p", { className: "wb-problem", role: "alert" });
+  const show = () => {
+    line.textContent = model.get("problem");
+    line.hidden = !line.textContent;
+  };
+  model.on("change:problem", show);
+  show();
+  return line;
+}
