@@ -15,7 +15,9 @@ def _chat(given: argparse.Namespace) -> None:
     from workbench.inference.chat import chat
 
     options = SamplingOptions(temperature=given.temperature, max_tokens=given.max_tokens, seed=given.seed)
-    chat(given.model, image=given.image, options=options, load=given.load, device=given.device)
+    compare = given.compare == "" or given.compare or False  # alone it is the base
+    more = {"image": given.image, "compare": compare, "load": given.load, "device": given.device}
+    chat(given.model, options=options, **more)
 
 
 def _export(given: argparse.Namespace) -> None:
@@ -64,10 +66,14 @@ def add_verbs(verb: AddVerb) -> None:
         "Talk with a model in the terminal; piped questions give answers and nothing else.",
         "chat runs/quickstart --image photo.jpg",
         "chat runs/quickstart --image photo.jpg < questions.txt",
+        "chat runs/quickstart --image photo.jpg --compare",
         "chat llava-hf/llava-1.5-7b-hf --load 4bit",
     ).add_argument
     add_model(add)
-    add("--image", metavar="FILE", help="show this picture with the first question")
+    told = "shown with the first question: a picture, a PDF file, a video; may come several times"
+    add("--image", metavar="FILE", action="append", help=told)
+    told = "ask this model the same; without MODEL the base that a run trained on, which shares its weights"
+    add("--compare", metavar="MODEL", nargs="?", const="", help=told)
     add("--temperature", type=float, default=0.0, metavar="T", help="0 is always the likeliest word (default: 0)")
     add("--max-tokens", type=positive, default=512, metavar="N", help="longest answer (default: %(default)s)")
     add("--seed", type=int, help="with a temperature: the same seed gives the same answer")

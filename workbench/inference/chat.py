@@ -1,4 +1,4 @@
-"""One conversation with one `ChatModel`, in a terminal or through a pipe.
+"""One conversation with one `ChatModel`, or with two beside each other, in a terminal or through a pipe.
 
 Knows: the lines a person types (questions and /commands), the growing conversation, and that no mistake ends the chat.
 Does not know: how answers are made. Answers go to standard output; notes, errors and prompts to standard error, so
@@ -7,54 +7,72 @@ that piped questions give answers and nothing else.
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
 
 from workbench.chat_model import Answer, ChatModel, SamplingOptions
-from workbench.conversation import Conversation, Image, new_id, to_llava
-from workbench.data.images import load_image
+from workbench.conversation import Conversation, Image, Part, new_id, to_llava
 from workbench.errors import WorkbenchError
+from workbench.inference.attachments import attached, open_file
+from workbench.inference.opening import open_beside, open_model
 from workbench.resources import write_atomic
 
 HELP = """\
 Type a question. Commands:
-  /image PATH      show the model an image with the next question
+  /image PATH      show an image, the pages of a PDF file or frames of a video with the next question
   /clear           forget the conversation and its images
   /regen           answer the last question again
-  /set KEY=VALUE   temperature, top_p, top_k, max_tokens, seed, stop; without KEY: show them
-  /save FILE       write the conversation as LLaVA JSON
+  /set KEY VALUE   temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, seed, stop; alone: show them
+  /save FILE       write the conversation as LLaVA JSON, which `workbench import` reads
   /help            this
   /quit            leave (or Ctrl-D); Ctrl-C ends an answer"""
 
 LONG = SamplingOptions(max_tokens=512)
 
 
+@dataclass
+class Side:
+    """One model, and the conversation with it."""
+
+    model: ChatModel
+    conversation: Conversation = field(default_factory=lambda: Conversation(new_id(), ()))
+
+
 class Chat:
-    """A conversation that grows line by line. `say` gets pieces of answers, `note` whole lines of everything else."""
+    """A conversation that grows line by line. `say` gets pieces of answers, `note` whole lines of everything else.
+
+    beside: a second model that is asked the same; its answers stand below, and it remembers its own.
+    """
 
     def __init__(
         self,
         model: ChatModel,
         *,
+        beside: ChatModel | None = None,
         options: SamplingOptions = LONG,
         say: Callable[[str], None],
         note: Callable[[str], None],
     ) -> None:
-        self.model = model
+        self.sides = [Side(one) for one in (model, beside) if one is not None]
         self.options = options
-        self.conversation = Conversation(new_id(), ())
         self.waiting: list[Image] = []
         """Images that go with the next question."""
         self._say = say
         self._note = note
+
+    @property
+    def conversation(self) -> Conversation:
+        return self.sides[0].conversation
 
     def line(self, text: str) -> bool:
         """Do what one line says; False when it says to leave. A `WorkbenchError` becomes one line."""
@@ -81,69 +99,110 @@ class Chat:
 
     def ask(self, question: str) -> None:
         """Ask, say the answer while it is written, and keep both; a question that fails is not kept, its image is."""
-        self._answer(self.conversation.add("user", *self.waiting, question))
+        said: tuple[Part, ...] = (*self.waiting, question)
+        self._answer([side.conversation.add("user", *said) for side in self.sides])
         self.waiting = []
 
     def regenerate(self) -> None:
         if not self.conversation.messages:
             raise WorkbenchError("/regen", found="no question yet", expected="an answer to write again")
-        self._answer(self.conversation.prompt)
+        self._answer([side.conversation.prompt for side in self.sides if side.conversation.messages])
 
     def image(self, path: str) -> None:
         if not path:
             raise WorkbenchError("/image", found="no path", expected="/image PATH")
-        place = Path(path.strip("'\"")).expanduser().resolve()
-        picture = load_image(place)
-        self.waiting.append(Image(str(place), width=picture.width, height=picture.height))
-        self._note(f"{place.name}, {picture.width}x{picture.height}: ask about it")
+        found = attached(path.strip("'\""))
+        self.waiting += found
+        first = found[0]
+        name = Path(path.strip("'\"")).name
+        told = f"{first.width}x{first.height}" if first.width else f"{len(found)} {_called(first)}"
+        self._note(f"{name}, {told}: ask about it")
 
     def clear(self) -> None:
-        self.conversation = Conversation(new_id(), ())
+        for side in self.sides:
+            side.conversation = Conversation(new_id(), ())
         self.waiting = []
 
     def set(self, text: str) -> None:
         if text:
             self.options = changed(self.options, text)
-        self._note(" ".join(f"{field.name}={getattr(self.options, field.name)!r}" for field in fields(self.options)))
+        self._note(" ".join(f"{name}={getattr(self.options, name)!r}" for name in KINDS))
 
     def save(self, path: str) -> None:
         if not path or not self.conversation.messages:
             raise WorkbenchError("/save", found="nothing to save" if path else "no file", expected="/save FILE")
         place = Path(path).expanduser()
-        write_atomic(place, json.dumps([to_llava(self.conversation)], indent=2, ensure_ascii=False) + "\n")
+        told = [to_llava(with_files(side.conversation, place)) for side in self.sides if side.conversation.messages]
+        write_atomic(place, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
         self._note(f"saved {place}")
 
-    def _answer(self, asked: Conversation) -> None:
-        answer = self.model.reply(asked, self.options)
-        with cancelled_by_interrupt(answer):
-            for piece in answer:
-                self._say(piece)
-        self._say("\n")
-        if answer.finish_reason != "stop":
-            self._note(
-                f"({'cut: max_tokens, or the context is full' if answer.finish_reason == 'length' else 'cancelled'})"
-            )
-        if answer.text.strip():
-            self.conversation = asked.add("assistant", answer.text)
-        else:
-            raise WorkbenchError(self.model.name, found="an empty answer, so the question is not kept", fix="ask again")
+    def _answer(self, asked: Sequence[Conversation]) -> None:
+        """Have every side answer, one below the other; what a side has no answer to, it does not keep."""
+        silent = []
+        for side, conversation in zip(self.sides, asked, strict=True):
+            if len(self.sides) > 1:
+                self._say(f"{side.model.name}: ")
+            answer = side.model.reply(conversation, self.options)
+            with cancelled_by_interrupt(answer):
+                for piece in answer:
+                    self._say(piece)
+            self._say("\n")
+            if answer.finish_reason in _CUT:
+                self._note(_CUT[answer.finish_reason])
+            if answer.text.strip():
+                side.conversation = conversation.add("assistant", answer.text)
+            else:
+                silent.append(side.model.name)
+        if silent:
+            raise WorkbenchError(silent[0], found="an empty answer, so the question is not kept", fix="ask again")
+
+
+def _called(image: Image) -> str:
+    return "pages" if "#page=" in image.path else "frames"
+
+
+def with_files(conversation: Conversation, place: Path) -> Conversation:
+    """The conversation with every page and frame in it written as a file of its own, beside `place`."""
+    folder = place.with_name(f"{place.stem}-pictures")
+    known: dict[Image, Image] = {}
+    for image in conversation.images:
+        if not Path(image.path).is_file() and image not in known:
+            file = folder / f"{len(known) + 1:04}.png"
+            written = io.BytesIO()
+            open_file(image).save(written, "PNG")
+            write_atomic(file, written.getvalue())
+            known[image] = Image(str(file.resolve()))
+    messages = [
+        replace(one, content=tuple(known.get(part, part) if isinstance(part, Image) else part for part in one.content))
+        for one in conversation.messages
+    ]
+    return replace(conversation, messages=tuple(messages))
+
+
+KINDS: dict[str, Callable[[str], object]] = {
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "min_p": float,
+    "repetition_penalty": float,
+    "max_tokens": int,
+    "seed": lambda given: None if given in ("", "none", "None") else int(given),
+    "stop": lambda given: (given,) if given else (),
+}
+"""What `/set` sets, and how it is read."""
+_CUT = {"length": "(cut: max_tokens, or the context is full)", "cancelled": "(cancelled)"}
 
 
 def changed(options: SamplingOptions, text: str) -> SamplingOptions:
-    """`options` with one `key=value`; raises `WorkbenchError` for an unknown key or a value of the wrong type."""
-    key, sign, value = (part.strip() for part in text.partition("="))
-    kinds: dict[str, Callable[[str], object]] = {
-        "temperature": float,
-        "top_p": float,
-        "top_k": int,
-        "max_tokens": int,
-        "seed": lambda given: None if given in ("", "none", "None") else int(given),
-        "stop": lambda given: (given,) if given else (),
-    }
-    if key not in kinds or not sign:
-        raise WorkbenchError("/set", found=repr(text), expected=f"KEY=VALUE with one of {', '.join(kinds)}")
+    """`options` with one `key=value` or `key value`.
+
+    Raises `WorkbenchError` for an unknown key or a value of the wrong type.
+    """
+    key, sign, value = re.fullmatch(r"\s*(\w*)\s*(=|\s|$)\s*(.*?)\s*", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    if key not in KINDS or not sign:
+        raise WorkbenchError("/set", found=repr(text), expected=f"KEY=VALUE with one of {', '.join(KINDS)}")
     try:
-        return replace(options, **{key: kinds[key](value)})  # type: ignore[arg-type]
+        return replace(options, **{key: KINDS[key](value)})  # type: ignore[arg-type]
     except ValueError:
         raise WorkbenchError(f"/set {key}", found=repr(value), expected="a number") from None
 
@@ -151,35 +210,37 @@ def changed(options: SamplingOptions, text: str) -> SamplingOptions:
 def chat(
     run: str | Path | ChatModel,
     *,
-    image: str | Path | None = None,
+    image: str | Path | Sequence[str | Path] | None = None,
+    compare: str | Path | bool | ChatModel = False,
     options: SamplingOptions = LONG,
     load: str | None = None,
     device: str = "auto",
 ) -> None:
-    """Chat on standard input and output until it ends. run: a run folder, a checkpoint, a Hub name, or a model.
+    """Chat on standard input and output until it ends. run: whatever `workbench.open_model` opens, or a model.
 
-    `load` is the number format of the weights that are loaded, `device` where: as in `workbench.load`. Raises what
-    loading the model or the first image raises; later mistakes are one line on standard error.
+    image: shown with the first question; several, PDF files and videos too. compare: another model that is asked the
+    same, True for the base that a run trained on. `load` is the number format of the weights that are loaded, `device`
+    where: as in `workbench.load`. Raises what loading a model or the first images raises; later mistakes are one line
+    on standard error.
     """
     out, notes = Console(highlight=False), Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     say = lambda piece: out.out(piece, end="", highlight=False)  # noqa: E731
-    model = _loaded(run, load, device) if isinstance(run, (str, Path)) else run
-    session = Chat(model, options=options, say=say, note=lambda line: notes.print(line, style="dim"))
-    if image is not None:
-        session.image(str(image))
+    model = open_model(run, load=load, device=device) if isinstance(run, (str, Path)) else run
+    beside = None
+    if compare is True or isinstance(compare, (str, Path)):
+        beside = open_beside(model, None if compare is True else compare, load=load, device=device)
+    elif compare is not False:
+        beside = compare
+    session = Chat(model, beside=beside, options=options, say=say, note=lambda line: notes.print(line, style="dim"))
+    for one in [image] if isinstance(image, (str, Path)) else image or []:
+        session.image(str(one))
     typed = sys.stdin.isatty()
     if typed:
-        notes.print(f"{model.name}. /help for commands, Ctrl-D to leave.", style="dim")
+        names = " beside ".join(side.model.name for side in session.sides)
+        notes.print(f"{names}. /help for commands, Ctrl-D to leave.", style="dim")
     for line in _typed() if typed else sys.stdin:
         if not session.line(line):
             break
-
-
-def _loaded(run: str | Path, load: str | None, device: str) -> ChatModel:
-    from workbench.inference.engine import Engine  # torch and transformers: only where a model is really loaded
-    from workbench.model import llava
-
-    return Engine(llava.load(run, load=load, device=device), name=Path(run).name)
 
 
 def _typed() -> Iterator[str]:

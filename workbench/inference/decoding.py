@@ -207,7 +207,7 @@ class Decoding:
     def _mask(self, positions: torch.Tensor, columns: int, alike: int | None) -> Any:
         """Which columns each token sees: (rows, 1, tokens, columns), by kind of layer where a model has several."""
         plain = alike is not None and (positions.shape[1] == 1 or alike == 0)
-        made = {}
+        made: dict[str, torch.Tensor | None] = {}
         for kind, window in self.windows.items():
             if plain and (window is None or columns <= window):
                 made[kind] = None  # what torch does of itself, and faster

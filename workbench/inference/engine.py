@@ -8,10 +8,12 @@ images arrive through `open_image`.
 
 from __future__ import annotations
 
+import copy
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from queue import SimpleQueue
 
 import torch
@@ -19,11 +21,12 @@ from PIL.Image import Image as PilImage
 
 from workbench.chat_model import GREEDY, Answer, Ending, Pieces, SamplingOptions
 from workbench.conversation import Conversation, Image
-from workbench.errors import RenderError
+from workbench.errors import ModelError, RenderError
+from workbench.inference.adapters import BASE, Adapters
+from workbench.inference.attachments import open_file
 from workbench.inference.decoding import Row
 from workbench.inference.generator import EngineState, Event, Generator, Request
 from workbench.inference.grammar import Grammars
-from workbench.inference.opening import open_file
 from workbench.inference.prefix_cache import FeatureCache, PrefixCache, pixel_hash, prefix_key
 from workbench.inference.sampling import generator
 from workbench.inference.spoken import Spoken
@@ -69,8 +72,9 @@ class Engine:
         self.rows = rows
         self.queue = queue
         self._vision = Vision(llava, self.features)
+        self._adapters = Adapters(llava)
         self._generator = Generator(
-            llava, self._vision, PrefixCache(prefix_bytes), rows=rows, kv_bytes=kv_bytes, switch=lambda name: None
+            llava, self._vision, PrefixCache(prefix_bytes), rows=rows, kv_bytes=kv_bytes, adapters=self._adapters
         )
         self._spoken = Spoken(llava.renderer)
         self._text = llava.model.config.get_text_config()
@@ -175,6 +179,32 @@ class Engine:
             if isinstance(one, Exception):
                 raise one
         return torch.stack([request.row.logits for request in made if request.row.logits is not None])
+
+    # --- adapters -----------------------------------------------------------------------------------------------
+
+    def base(self) -> Engine:
+        """The model before this run trained it: the same weights without the adapter, and with the projector that it
+        began with, where that is known. Shares batch, thread and memory with this engine; an answer of one runs while
+        none of the other does. Raises `ModelError` where more than adapter and projector trained."""
+        if BASE not in self._adapters:
+            self._adapters.add_base()
+        return self._through(BASE, f"{self.name} (base)")
+
+    def adapted(self, source: str | Path, *, name: str | None = None) -> Engine:
+        """The adapter and projector of another run or checkpoint on this model, as an engine that shares all with this
+        one, as `base` does. Raises `ModelError` for one that lies on another base, `CheckpointError` for a broken one.
+        """
+        key = str(Path(source).expanduser().resolve())
+        if key not in self._adapters:
+            if not self._generator.idle:
+                raise ModelError(str(source), found="answers being written", expected="none while an adapter is added")
+            self._adapters.add(key, source)
+        return self._through(key, name or Path(source).name)
+
+    def _through(self, adapter: str, name: str) -> Engine:
+        view = copy.copy(self)
+        view._adapter, view.name, view._spoken = adapter, name, Spoken(self.llava.renderer)
+        return view
 
     # --- the engine itself --------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ import torch
 
 from workbench.chat_model import Ending
 from workbench.errors import BusyError, ModelError, WorkbenchError
+from workbench.inference.adapters import Adapters
 from workbench.inference.decoding import Decoding, Row
 from workbench.inference.prefix_cache import BLOCK, PrefixCache, block_keys, weights_state
 from workbench.inference.sampling import next_tokens
@@ -96,7 +97,7 @@ class EngineState:
 
 
 class Generator:
-    """The thread, its queue and its batch. `switch`: puts an adapter in place; None is the model as it came."""
+    """The thread, its queue and its batch, of which all rows have one adapter."""
 
     def __init__(
         self,
@@ -106,9 +107,9 @@ class Generator:
         *,
         rows: int,
         kv_bytes: int | None,
-        switch: Callable[[str | None], None],
+        adapters: Adapters,
     ) -> None:
-        self.llava, self.vision, self.prefixes, self.rows, self.switch = llava, vision, prefixes, rows, switch
+        self.llava, self.vision, self.prefixes, self.rows, self.adapters = llava, vision, prefixes, rows, adapters
         self._kv_bytes, self._token_bytes = kv_bytes, _bytes_per_token(llava)
         self._chunk = _chunk(llava)
         self._changed = threading.Condition()
@@ -157,6 +158,12 @@ class Generator:
                 cache_misses=self.prefixes.misses,
                 failed=self._failed,
             )
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits and nothing runs."""
+        with self._changed:
+            return not self._busy
 
     def close(self) -> None:
         """Cancel all that waits and runs, end the thread, and forget what was kept. Nothing can be asked any more."""
@@ -238,7 +245,7 @@ class Generator:
     def _begin(self, request: Request) -> None:
         """Before a batch: the adapter that is asked for, and nothing kept that the weights have outgrown."""
         if request.adapter != self._adapter:
-            self.switch(request.adapter)
+            self.adapters.use(request.adapter)
             self._adapter = request.adapter
         now = weights_state(self.llava.model)
         if self._weights.setdefault(self._adapter, now) != now:
@@ -296,7 +303,8 @@ class Generator:
             for _, last, name in request.images
             if last > len(blocks) * BLOCK
         }
-        seen = self.vision.look(pixels) if pixels else {}
+        through = self._adapter if self.adapters.seen_through else None
+        seen = self.vision.look(pixels, through) if pixels else {}
         self._make_room(group)
         for request, blocks in zip(group, begun, strict=True):
             empty = next(iter(seen.values()))[:0] if seen else None

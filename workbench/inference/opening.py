@@ -9,23 +9,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.chat_model import ChatModel
 from workbench.conversation import Image
-from workbench.data.images import load_image
 from workbench.errors import ModelError
+from workbench.inference.attachments import open_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 _REMOTE = re.compile(r"(?P<model>[^@]+)@(?P<url>https?://.+)")
-
-
-def open_file(image: Image) -> Picture:
-    """The image at `image.path`, taken as a path on this disk. Raises `ImageError`."""
-    return load_image(image.path)
 
 
 def open_model(
@@ -40,9 +36,9 @@ def open_model(
 
     name: a run folder (its best checkpoint), a checkpoint, a LLaVA folder, another vision-language model's folder, a
     name on the Hub, or `MODEL@URL` of an OpenAI-compatible endpoint (key from `$OPENAI_API_KEY`).
-    load: the number format of the weights (fp32, bf16, fp16, 8bit, 4bit); as saved by default. adapter: a folder with
-    a peft adapter of a model that is not a LLaVA of ours. Raises `ModelError` or `CheckpointError` for what is not
-    there or cannot answer.
+    load: the number format of the weights (fp32, bf16, fp16, 8bit, 4bit); as saved by default. adapter: another run
+    on the same base whose adapter and projector are put on; for a model that is no LLaVA, a folder with a peft adapter
+    of it. Raises `ModelError` or `CheckpointError` for what is not there or cannot answer.
     """
     remote = _REMOTE.fullmatch(str(name))
     if remote is not None:
@@ -57,12 +53,37 @@ def open_model(
         from workbench.inference.vlm import VisionLanguageModel
 
         return VisionLanguageModel(folder, load=load, device=device, open_image=open_image, adapter=adapter, name=shown)
-    if adapter is not None:
-        fix = "name the run folder that holds it"
-        raise ModelError(str(adapter), found="an adapter for a LLaVA", expected="none: a run has its own", fix=fix)
     from workbench.inference.engine import Engine
 
-    return Engine(checkpoint.load_any(name, load=load, dtype="auto", device=device), open_image=open_image, name=shown)
+    engine = Engine(
+        checkpoint.load_any(name, load=load, dtype="auto", device=device), open_image=open_image, name=shown
+    )
+    return engine if adapter is None else engine.adapted(adapter)
+
+
+def open_beside(
+    model: ChatModel,
+    other: str | Path | None = None,
+    *,
+    load: str | None = None,
+    device: str = "auto",
+    open_image: Callable[[Image], Picture] = open_file,
+) -> ChatModel:
+    """What to compare `model` with: `other`, which shares the weights of `model` where both lie on one base.
+
+    Without `other`, the model before its run trained it. Raises `ModelError` where that is not known, and as
+    `open_model` does.
+    """
+    from workbench.inference.engine import Engine
+
+    if isinstance(model, Engine):
+        if other is None:
+            return model.base()
+        with suppress(ModelError):  # on another base: then it is a model of its own
+            return model.adapted(other)
+    if other is None:
+        raise ModelError(model.name, found="a model that no run of ours trained", fix="name one to compare it with")
+    return open_model(other, load=load, device=device, open_image=open_image)
 
 
 def _remote(

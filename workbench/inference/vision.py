@@ -25,9 +25,12 @@ class Vision:
         self.llava, self.features = llava, features
 
     @torch.no_grad()
-    def look(self, pixels: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Hash -> (3, H, W) pixels becomes hash -> (tokens, width of the language model)."""
-        state = weights_state(self.llava.tower)
+    def look(self, pixels: Mapping[str, torch.Tensor], through: str | None = None) -> dict[str, torch.Tensor]:
+        """Hash -> (3, H, W) pixels becomes hash -> (tokens, width of the language model).
+
+        through: the adapter on the tower, where there are several.
+        """
+        state = weights_state(self.llava.tower), through
         tower: dict[str, torch.Tensor] = {}
         for name in pixels:
             found = self.features.get((state, name))

@@ -8,6 +8,7 @@ Does not know: learning rates, folders' layout, what is exported.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -83,16 +84,20 @@ def attach(llava: Llava, lora: LoraSpec, *, language: bool = True, vision: bool 
     _check_places(llava, set(targets))
 
 
-def attach_config(llava: Llava, config: LoraConfig, *, seed: int = 0) -> None:
-    """Inject the adapters a peft configuration describes, in float32, without moving any other random state."""
+def attach_config(llava: Llava, config: LoraConfig, *, seed: int = 0, name: str = ADAPTER) -> None:
+    """Inject the adapters a peft configuration describes, in float32, without moving any other random state.
+
+    name: beside others that are there.
+    """
     model = llava.model
     if not _matches(llava, str(config.target_modules)):
         raise ModelError("the adapter", found="no module in this model that it fits", expected="the base it came from")
     devices = [llava.device] if llava.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
         torch.manual_seed(seed)
-        inject_adapter_in_model(config, model, adapter_name=ADAPTER)
-    for tensor in adapter_parameters(model).values():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are meant
+        inject_adapter_in_model(config, model, adapter_name=name)
+    for tensor in adapter_parameters(model, name).values():
         tensor.data = tensor.data.float()
     model.requires_grad_(False).eval()
 
@@ -108,9 +113,9 @@ def adapted(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, LoraLayer
             yield name, module
 
 
-def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+def adapter_parameters(model: nn.Module, adapter: str = ADAPTER) -> dict[str, nn.Parameter]:
     """The adapter's parameters under the names peft gives them in a file, so that vanilla peft loads the file."""
-    mark = f".{ADAPTER}."
+    mark = f".{adapter}."
     return {
         FILE_PREFIX + name.replace(mark, "."): parameter
         for name, parameter in model.named_parameters()

@@ -19,6 +19,7 @@ from workbench.chat_model import SamplingOptions
 from workbench.conversation import Conversation, Image
 from workbench.data.images import load_image
 from workbench.inference.engine import Engine
+from workbench.inference.prefix_cache import FeatureCache
 from workbench.json_lines import JsonLines
 from workbench.model.llava import Llava
 
@@ -43,14 +44,15 @@ class Answers:
     ) -> None:
         self.folder, self.keeps, self._resolve = folder, keeps, resolve
         self.chosen = choose(conversations, COUNT)
-        self._engine = Engine(llava, open_image=self._open)
+        self._llava, self._features = llava, FeatureCache()
         self._lines = JsonLines(folder / "answers.jsonl")
 
     def ask(self, step: int) -> None:
         """Answer greedily and keep it as what the model says after `step`."""
         began = time.perf_counter()
         asked = [first_question(conversation) for conversation in self.chosen]
-        given = self._engine.reply_batch([one.prompt for one in asked], SamplingOptions(max_tokens=LONGEST))
+        with Engine(self._llava, open_image=self._open, features=self._features) as engine:
+            given = engine.reply_batch([one.prompt for one in asked], SamplingOptions(max_tokens=LONGEST))
         texts = [answer.text.strip() for answer in given]
         if not self.keeps:
             return
