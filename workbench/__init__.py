@@ -50,6 +50,7 @@ _HOMES = {
     "Engine": "inference.engine",
     "open_model": "inference.opening",
     "chat": "inference.chat",
+    "tokens": "widgets.tokens",
     "describe": "curation.describe",
     "curate": "curation.filters",
     "CurateRecipe": "curation.curate_recipe",
@@ -128,6 +129,7 @@ if TYPE_CHECKING:
     from workbench.remote import RemoteModel
     from workbench.run import Run, clean, compare
     from workbench.training.plan import plan
+    from workbench.widgets.tokens import tokens
 
 
 def __getattr__(name: str) -> Any:
