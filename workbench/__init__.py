@@ -49,7 +49,7 @@ _HOMES = {
     "export": "model.export:export_hf",
     "Engine": "inference.engine",
     "open_model": "inference.opening",
-    "chat": "inference.chat",
+    "chat": "widgets.chat",
     "tokens": "widgets.tokens",
     "describe": "curation.describe",
     "curate": "curation.filters",
@@ -107,7 +107,6 @@ if TYPE_CHECKING:
     from workbench.evaluation.benchmarks import listing as benchmarks
     from workbench.evaluation.score import score
     from workbench.evaluation.task import evaluate
-    from workbench.inference.chat import chat
     from workbench.inference.engine import Engine
     from workbench.inference.opening import open_model
     from workbench.instruct.checks import add_check
@@ -129,6 +128,7 @@ if TYPE_CHECKING:
     from workbench.remote import RemoteModel
     from workbench.run import Run, clean, compare
     from workbench.training.plan import plan
+    from workbench.widgets.chat import chat
     from workbench.widgets.tokens import tokens
 
 

@@ -64,9 +64,7 @@ def lay_out(llava: Llava, rendered: Rendered, open_image: Callable[[Image], Pict
 
 
 @torch.no_grad()
-def likelihoods(
-    llava: Llava, rendered: Rendered, open_image: Callable[[Image], Picture]
-) -> list[Likelihood | None]:
+def likelihoods(llava: Llava, rendered: Rendered, open_image: Callable[[Image], Picture]) -> list[Likelihood | None]:
     """One for each id of `rendered`; None for images and for the first id, which nothing predicts.
 
     Raises `ImageError` for a picture that cannot be opened.

@@ -17,10 +17,14 @@ from workbench.errors import WorkbenchError
 HERE = Path(__file__).parent
 
 
-def front(name: str) -> tuple[str, str]:
-    """(JavaScript, CSS) of a widget: what all share, then its own files."""
-    read = lambda file: (HERE / file).read_text(encoding="utf-8")  # noqa: E731
-    return read("common.js") + read(f"{name}.js"), read("common.css") + read(f"{name}.css")
+def front(*names: str) -> tuple[str, str]:
+    """(JavaScript, CSS) of a widget: what all share, then the files of these names."""
+
+    def joined(kind: str) -> str:
+        files = [HERE / f"{name}.{kind}" for name in ("common", *names)]
+        return "\n".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
+
+    return joined("js"), joined("css")
 
 
 class View(anywidget.AnyWidget):

@@ -10,6 +10,19 @@ function make(tag, props = {}, ...children) {
   return made;
 }
 
+// The element a widget lives in; JupyterLab leaves the keys pressed inside to it.
+function rootOf(el, name) {
+  const root = make("div", { className: `wb ${name}`, "data-lm-suppress-shortcuts": "true" });
+  el.append(root);
+  return root;
+}
+
+function button(text, act, props = {}) {
+  const made = make("button", { type: "button", ...props }, text);
+  made.addEventListener("click", act);
+  return made;
+}
+
 // Calls each function now and whenever its trait changes; gives what takes them off again.
 function follow(model, shows) {
   const events = Object.entries(shows).map(([trait, show]) => [`change:${trait}`, show]);

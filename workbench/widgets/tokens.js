@@ -42,13 +42,14 @@ function chip(token, number) {
 }
 
 function render({ model, el }) {
-  const root = make("div", { className: "wb wb-tokens" });
+  const root = rootOf(el, "wb-tokens");
   const head = make("div", { className: "wb-tokens-head" });
   const strip = make("div", { className: "wb-strip", role: "group", "aria-label": "tokens" });
   const told = make("div", { className: "wb-facts", role: "status" });
-  const choice = make("button", { type: "button", "aria-pressed": "false" }, "Colour by loss");
+  const choice = button("Colour by loss", () => {
+    choice.setAttribute("aria-pressed", String(strip.classList.toggle("wb-by-loss")));
+  }, { "aria-pressed": "false" });
   root.append(head, strip, told);
-  el.append(root);
   let current = 0;
 
   function tell(number) {
@@ -72,7 +73,6 @@ function render({ model, el }) {
     const steps = { ArrowRight: current + 1, ArrowLeft: current - 1, Home: 0, End: strip.children.length - 1 };
     if (!(event.key in steps)) return;
     event.preventDefault();
-    event.stopPropagation();
     walk(steps[event.key]);
   });
   const number = (event) => event.target.closest?.(".wb-token")?.dataset.number;
@@ -83,10 +83,6 @@ function render({ model, el }) {
     tell(current);
   });
   strip.addEventListener("pointerleave", () => tell(strip.contains(document.activeElement) ? current : -1));
-  choice.addEventListener("click", () => {
-    const on = strip.classList.toggle("wb-by-loss");
-    choice.setAttribute("aria-pressed", String(on));
-  });
 
   function showTokens() {
     const tokens = model.get("tokens");
