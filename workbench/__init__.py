@@ -51,6 +51,7 @@ _HOMES = {
     "open_model": "inference.opening",
     "chat": "widgets.chat",
     "tokens": "widgets.tokens",
+    "gallery": "widgets.gallery",
     "describe": "curation.describe",
     "curate": "curation.filters",
     "CurateRecipe": "curation.curate_recipe",
@@ -129,6 +130,7 @@ if TYPE_CHECKING:
     from workbench.run import Run, clean, compare
     from workbench.training.plan import plan
     from workbench.widgets.chat import chat
+    from workbench.widgets.gallery import gallery
     from workbench.widgets.tokens import tokens
 
 
