@@ -52,6 +52,8 @@ _HOMES = {
     "chat": "widgets.chat",
     "tokens": "widgets.tokens",
     "gallery": "widgets.gallery",
+    "heatmap": "widgets.heatmap",
+    "compare_answers": "widgets.votes",
     "describe": "curation.describe",
     "curate": "curation.filters",
     "CurateRecipe": "curation.curate_recipe",
@@ -131,7 +133,9 @@ if TYPE_CHECKING:
     from workbench.training.plan import plan
     from workbench.widgets.chat import chat
     from workbench.widgets.gallery import gallery
+    from workbench.widgets.heatmap import heatmap
     from workbench.widgets.tokens import tokens
+    from workbench.widgets.votes import compare_answers
 
 
 def __getattr__(name: str) -> Any:

@@ -93,7 +93,9 @@ def open_images(dataset: Dataset, images: Sequence[Image]) -> fo.Session:
     rows = dataset.images.select("id", "root", "path").iter_rows()
     names = [name for name, root, path in rows if (root, path) in wanted]
     if not names:
-        raise DataError(images[0].path if images else "images", found="no such image", expected=f"one of {dataset.path}")
+        raise DataError(
+            images[0].path if images else "images", found="no such image", expected=f"one of {dataset.path}"
+        )
     open_fiftyone()
     from fiftyone import ViewField
 

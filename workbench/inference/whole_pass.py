@@ -47,8 +47,8 @@ class Likelihood:
     expected_logprob: float
 
 
-def lay_out(llava: Llava, rendered: Rendered, open_image: Callable[[Image], Picture]) -> Layout:
-    """Raises `ImageError` for a picture that cannot be opened."""
+def lay_out(llava: Llava, rendered: Rendered, open_image: Callable[[Image], Picture] | None) -> Layout:
+    """The row of a rendering; without `open_image` no features. Raises `ImageError` for a picture that is not there."""
     count = llava.image_tokens
     ids, _ = llava.renderer.expand(rendered, [count] * len(rendered.images), llava.image_token_id)
     places, place = [], 0
@@ -56,7 +56,7 @@ def lay_out(llava: Llava, rendered: Rendered, open_image: Callable[[Image], Pict
         places.append(place)
         place += count if id < 0 else 1
     features = None
-    if rendered.images:
+    if rendered.images and open_image is not None:
         pixels = torch.stack([llava.image_mode.pixels(open_image(image)) for image in rendered.images])
         with torch.no_grad(), evaluating(llava.model), llava.autocast():
             features = llava.project(llava.tower_features(pixels))

@@ -133,9 +133,8 @@ def _judged(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         turns = [["user", row["question"] or row["prompt"] or ""], ["assistant", row["answer"] or row["error"] or ""]]
         if not row["right"] and row["reference"]:
             turns.append(["expected", row["reference"]])
-        yield {
-            "id": row["id"], "task": row["type"] or "", "split": "", "tags": tags, "score": row["earned"], "turns": turns,
-        }  # fmt: skip
+        told = {"id": row["id"], "task": row["type"] or "", "split": "", "score": row["earned"]}
+        yield {**told, "tags": tags, "turns": turns}
 
 
 def _dataset_of(roots: dict[str, Path]) -> Dataset | None:
