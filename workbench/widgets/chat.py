@@ -44,14 +44,14 @@ class ChatView(View):
     ACTIONS = (
         "ask", "edit", "regenerate", "stop", "attach", "upload", "detach", "set", "clear", "restore", "save",
     )  # fmt: skip
-    names = traitlets.List().tag(sync=True)
+    names: traitlets.List[Any] = traitlets.List().tag(sync=True)
     """Of the models, as they stand side by side."""
-    exchanges = traitlets.List().tag(sync=True)
+    exchanges: traitlets.List[Any] = traitlets.List().tag(sync=True)
     """{question, pictures: [{name, picture}], replies: [`Reply.shown`]}; changes in place, see above."""
-    waiting = traitlets.List().tag(sync=True)
+    waiting: traitlets.List[Any] = traitlets.List().tag(sync=True)
     """Pictures that go with the next question."""
     options = traitlets.Dict().tag(sync=True)
-    earlier = traitlets.List().tag(sync=True)
+    earlier: traitlets.List[Any] = traitlets.List().tag(sync=True)
     """First questions of the chats before this one."""
     dataset = traitlets.Unicode().tag(sync=True)
     """Where good exchanges are put."""

@@ -34,7 +34,7 @@ class GalleryView(View):
     _esm, _css = front("gallery")
     ACTIONS = ("pictures", "open")
     title = traitlets.Unicode().tag(sync=True)
-    items = traitlets.List().tag(sync=True)
+    items: traitlets.List[Any] = traitlets.List().tag(sync=True)
     opens = traitlets.Bool().tag(sync=True)
     """Whether FiftyOne can show the images: they are a dataset's."""
     app = traitlets.Unicode().tag(sync=True)

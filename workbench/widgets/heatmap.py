@@ -44,11 +44,11 @@ class HeatmapView(View):
 
     _esm, _css = front("heatmap")
     ACTIONS = ("look",)
-    tokens = traitlets.List().tag(sync=True)
+    tokens: traitlets.List[Any] = traitlets.List().tag(sync=True)
     """The texts of the answer's tokens."""
-    pictures = traitlets.List().tag(sync=True)
+    pictures: traitlets.List[Any] = traitlets.List().tag(sync=True)
     """What the tower sees of each image."""
-    methods = traitlets.List(list(METHODS)).tag(sync=True)
+    methods: traitlets.List[Any] = traitlets.List(list(METHODS)).tag(sync=True)
     question = traitlets.Unicode().tag(sync=True)
     shown = traitlets.Dict().tag(sync=True)
     busy = traitlets.Bool().tag(sync=True)

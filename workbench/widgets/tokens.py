@@ -42,7 +42,7 @@ class TokensView(View):
     """
 
     _esm, _css = front("tokens")
-    tokens = traitlets.List().tag(sync=True)
+    tokens: traitlets.List[Any] = traitlets.List().tag(sync=True)
     about = traitlets.Dict().tag(sync=True)
     """title, template, count (tokens with image slots written out), trained, loss (mean of the trained, or None)."""
 

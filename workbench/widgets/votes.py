@@ -42,8 +42,8 @@ class AnswersView(View):
 
     _esm, _css = front("votes")
     ACTIONS = ("vote",)
-    names = traitlets.List().tag(sync=True)
-    rows = traitlets.List().tag(sync=True)
+    names: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    rows: traitlets.List[Any] = traitlets.List().tag(sync=True)
     blind = traitlets.Bool().tag(sync=True)
     """Whether names are hidden until a question has a vote."""
 
