@@ -173,9 +173,9 @@ def _look(page: Any, heatmap: Any) -> None:
     heatmap.locator(".wb-heat").wait_for()
     before = heatmap.locator(".wb-heat").get_attribute("src")
     heatmap.locator(".wb-word").nth(1).click()
-    heatmap.locator(".wb-word[aria-pressed=true]").nth(0).wait_for()
     heatmap.locator("select").select_option("occlusion")
     heatmap.locator("input[type=checkbox]:disabled").wait_for()
+    heatmap.locator(".wb-word[aria-pressed=true] >> text=large").wait_for()
     assert heatmap.locator(".wb-heat").get_attribute("src") != before
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import PIL.Image
@@ -34,11 +35,14 @@ def test_a_heat_map_is_shown_changed_and_saved(llava: Llava, asked: Conversation
     assert "".join(view.tokens).strip().startswith("red and blue")
     assert view.shown["method"] == "relevance" and view.map.shape == (1, 8, 8)
     first = view.shown["overlays"]
-    view._look(2, "occlusion", True)
+    view._wanted = (2, "occlusion", True)
+    view._look()
     assert view.problem == "" and view.shown["token"] == 2 and view.shown["overlays"] != first
     assert not view.shown["relative"], "occlusion compares with the untouched image"
-    view._look(99, "attention", True)
-    assert "token 99" in view.problem and not view.busy
+    view._asked(view, {"do": "look", "token": 99, "method": "attention"}, [])
+    while not view.problem or view.busy:
+        threading.Event().wait(0.02)
+    assert "token 99" in view.problem
     assert PIL.Image.open(view.save(tmp_path / "map.png")).size == (SIDE, SIDE)
     data, _ = view._repr_mimebundle_()
     assert "&lt;b&gt;" in data["text/html"] and "data:image/jpeg" in data["text/html"]

@@ -10,9 +10,13 @@ function make(tag, props = {}, ...children) {
   return made;
 }
 
-// The element a widget lives in; JupyterLab leaves the keys pressed inside to it.
+// The element a widget lives in. Keys pressed inside stay there: JupyterLab would move the cell, and of a key that
+// begins one of its shortcuts of two ("0 0") it sends a second one a second later.
 function rootOf(el, name) {
   const root = make("div", { className: `wb ${name}`, "data-lm-suppress-shortcuts": "true" });
+  root.addEventListener("keydown", (event) => {
+    if (!event.ctrlKey && !event.metaKey) event.stopPropagation();
+  });
   el.append(root);
   return root;
 }

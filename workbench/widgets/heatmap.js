@@ -5,7 +5,11 @@ function render({ model, el }) {
   const method = make("select", { "aria-label": "method" }, ...model.get("methods").map((name) => make("option", {}, name)));
   const relative = make("input", { type: "checkbox", checked: true }), told = make("span", { className: "wb-soft", role: "status" });
   const strength = make("input", { type: "range", min: 0, max: 1, step: 0.05, value: 0.75, "aria-label": "strength" });
-  const ask = (token) => model.send({ do: "look", token, method: method.value, relative: relative.checked });
+  let current = model.get("shown").token;
+  const ask = (token) => {
+    current = token;
+    model.send({ do: "look", token, method: method.value, relative: relative.checked });
+  };
   const words = tokens.map((text, number) => button(text.replace(/\n/g, "↵") || "·", () => ask(number), { className: "wb-word" }));
   const strip = make("div", { className: "wb-words", role: "group", "aria-label": "tokens of the answer" }, ...words);
   const layers = model.get("pictures").map((picture) => {
@@ -18,7 +22,7 @@ function render({ model, el }) {
       make("label", {}, make("small", {}, "strength "), strength), told),
     problemLine(model),
   );
-  const again = () => ask(model.get("shown").token);
+  const again = () => ask(current);
   method.addEventListener("change", again);
   relative.addEventListener("change", again);
   strength.addEventListener("input", () => root.style.setProperty("--wb-strength", strength.value));
@@ -34,8 +38,7 @@ function render({ model, el }) {
     const shown = model.get("shown");
     words.forEach((word, number) => word.setAttribute("aria-pressed", String(number === shown.token)));
     layers.forEach(([, heat], number) => (heat.src = shown.overlays[number]));
-    method.value = shown.method;
-    relative.disabled = shown.method === "occlusion";
+    relative.disabled = method.value === "occlusion";
     told.textContent = model.get("busy") ? "looking ..." : `strongest patch: ${(100 * shown.peak).toFixed(0)} % of it all`;
     root.classList.toggle("wb-looking", model.get("busy"));
   }

@@ -54,7 +54,8 @@ class HeatmapView(View):
     busy = traitlets.Bool().tag(sync=True)
 
     def __init__(self, engine: Engine | Llava, conversation: Conversation, open_image: Any) -> None:
-        self._engine, self._lock = engine, threading.Lock()
+        self._engine, self._lock, self._turn = engine, threading.Lock(), threading.Lock()
+        self._wanted: tuple[int, str, bool] | None = None
         with self._model() as llava:
             self.relevance = Relevance(llava, conversation, open_image)
             said = pieces(llava.renderer, self.relevance.rendered)
@@ -105,16 +106,22 @@ class HeatmapView(View):
 
     def act(self, action: str, given: dict[str, Any]) -> None:
         asked = int(given.get("token", 0)), str(given.get("method", "relevance"))
-        threading.Thread(target=self._look, args=(*asked, bool(given.get("relative", True))), daemon=True).start()
+        self._wanted = (*asked, bool(given.get("relative", True)))
+        threading.Thread(target=self._look, name="heatmap", daemon=True).start()
 
-    def _look(self, token: int, method: str, relative: bool) -> None:
-        self.busy = True
-        try:
-            self.look(token, method, relative=relative)
-        except WorkbenchError as error:
-            self.problem = str(error)
-        finally:
-            self.busy = False
+    def _look(self) -> None:
+        """Show what was asked for last; what was asked before it and has not begun is left out."""
+        with self._turn:
+            wanted, self._wanted = self._wanted, None
+            if wanted is None:
+                return
+            self.busy = True
+            try:
+                self.look(*wanted[:2], relative=wanted[2])
+            except WorkbenchError as error:
+                self.problem = str(error)
+            finally:
+                self.busy = False
 
     def _model(self) -> AbstractContextManager[Llava]:
         return self._engine.alone() if isinstance(self._engine, Engine) else nullcontext(self._engine)
