@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from workbench import resources
 from workbench.errors import RecipeError
-from workbench.recipe_yaml import apply_overrides, explain, read_yaml, to_yaml
+from workbench.recipe_yaml import apply_overrides, explain, read_json, read_yaml, to_yaml
 
 Trains = Literal["frozen", "lora", "full"]
 Positive = Annotated[float, Field(gt=0)]
@@ -219,12 +219,16 @@ class TrainSpec(Section):
     shard: bool = False
     """Several processes each hold a part of the weights, gradients and optimiser state (FSDP2) instead of all of them:
     for models that do not fit on one device. The same losses; more is sent between the processes."""
+    deepspeed: dict[str, Any] | None = None
+    """A DeepSpeed config, or the name of a JSON file with one: ZeRO of stage 1, 2 or 3. What this recipe says too
+    (batch size, optimiser, clipping, number format) stays out of it, is `auto`, or is equal. Excludes `shard`."""
     checkpointing: Literal["auto", "off", "on"] = "auto"
     """Drop the activations of each layer and compute them again on the way back: the same numbers in less memory, for
     about a third more time. auto: only if the run would not fit otherwise, and then of every second layer if that is
     enough."""
     fit: bool = False
-    """Choose `pack_tokens` and `checkpointing` so that the run fits and is quick; `batch_size` stays as it is."""
+    """Choose `pack_tokens`, `checkpointing` and `feature_cache` so that the run fits and is quick; `batch_size`
+    stays as it is."""
     memory_gb: Positive | None = None
     """Memory the run may fill, in GB; what is free on the device when absent. For planning a run of another machine."""
     compile: bool = False
@@ -242,6 +246,12 @@ class TrainSpec(Section):
         """YAML reads a bare `on` or `off` as true or false."""
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
+    @field_validator("deepspeed", mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        """The content of the file, so that the recipe in a run folder is complete."""
+        return read_json(value) if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _possible(self) -> TrainSpec:
         trained = [part for part in ("language", "vision", "projector") if getattr(self, part) != "frozen"]
@@ -252,6 +262,8 @@ class TrainSpec(Section):
             raise RecipeError("train", found=found, expected="the projector alone to train", fix=fix)
         if not trained:
             raise RecipeError("train", found="every part frozen", expected="language, vision or projector to train")
+        if self.deepspeed is not None and self.shard:
+            raise RecipeError("train", found="deepspeed and shard: true", expected="one way to cut the model")
         if self.early_stop is not None and self.eval_every is None:
             found, fix = f"early_stop: {self.early_stop} without eval_every", "set train.eval_every, in steps"
             raise RecipeError("train.early_stop", found=found, expected="a validation every so many steps", fix=fix)

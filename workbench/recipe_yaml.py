@@ -1,4 +1,4 @@
-"""YAML as people write it, dotted overrides, and one clear line for each mistake in a recipe.
+"""YAML and JSON as people write them, dotted overrides, and one clear line for each mistake in a recipe.
 
 Knows: how a file, an override or a pydantic error becomes a mapping or a `RecipeError`.
 Does not know: which fields a recipe has; they are read off the model it is given.
@@ -7,6 +7,7 @@ Does not know: which fields a recipe has; they are read off the model it is give
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -57,6 +58,20 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise RecipeError(
             path.name, found=f"{type(data).__name__} at the top", expected="keys such as model: and train:"
         )
+    return data
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The mapping in a JSON file. Raises `RecipeError` naming file and line."""
+    path = Path(path).expanduser()
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise RecipeError(f"{path.name}, line {error.lineno}", found=f"broken JSON: {error.msg}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(path.name, found=str(error), expected="a readable JSON file") from None
+    if not isinstance(data, dict):
+        raise RecipeError(path.name, found=f"{type(data).__name__} at the top", expected="an object")
     return data
 
 

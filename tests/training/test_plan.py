@@ -79,6 +79,36 @@ def test_the_advice_makes_it_fit_and_fit_keeps_the_batch(make_dataset: Made, mak
     assert not hopeless.fits and "GB free" in hopeless.advice
 
 
+def test_fit_keeps_features_on_the_disk_only_where_all_have_room(make_dataset: Made, make_recipe: Made) -> None:
+    recipe = make_recipe(make_dataset())
+    forecast = plan(recipe, fit=True)
+    size = forecast.kept
+    assert size == 5 * 9 * 32 * 4 and forecast.recipe.train.feature_cache == "auto"
+    assert "MB of the disk (train.feature_cache: auto)" in str(forecast)
+    enough, short = (recipe.with_overrides(f"train.feature_cache_gb={size * share / 2**30}") for share in (1.01, 0.99))
+    assert plan(enough, fit=True).recipe.train.feature_cache == "auto"
+    assert plan(short).recipe.train.feature_cache == "auto"  # nobody asked for a choice
+    fitted = plan(short, fit=True)
+    assert fitted.recipe.train.feature_cache == "off" and fitted.kept == 0 and "of the disk" not in str(fitted)
+
+
+def test_processes_share_weights_only_in_shards(make_dataset: Made, make_recipe: Made) -> None:
+    recipe = make_recipe(make_dataset(), "train.language=full", "train.checkpointing=off")
+    one, whole = plan(recipe), plan(recipe, processes=4)
+    assert "of each of 4 processes" in str(whole) and whole.seconds < one.seconds
+    assert whole.memory.items["language model"] == one.memory.items["language model"]
+    assert whole.pieces <= one.pieces and whole.counts == one.counts
+    shared = recipe.with_overrides("train.shard=true")
+    few, many = plan(shared, processes=4).memory.items, plan(shared, processes=10**9).memory.items
+    assert (
+        few["optimiser"] == one.memory.items["optimiser"] // 4
+        and few["vision tower"] == one.memory.items["vision tower"]
+    )
+    cut = one.memory.items["language model"] - one.parameters["language model"] * 4  # buffers stay whole
+    assert few["language model"] - many["language model"] == (one.memory.items["language model"] - cut) // 4
+    assert many["optimiser"] == 0 < many["gradients"]
+
+
 def test_training_obeys_its_plan(
     tmp_path: Path, make_dataset: Made, make_recipe: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:

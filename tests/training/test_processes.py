@@ -79,7 +79,6 @@ def test_buckets_add_up_every_gradient_once(tmp_path: Path, start: Made) -> None
     [
         ({"WORLD_SIZE": "2"}, "model.device=cuda:1", "model.device: found cuda:1 for several processes"),
         ({"WORLD_SIZE": "2"}, "model.device=mps", "several processes on mps; expected cuda or cpu"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "train.seed=0", "found DeepSpeed; expected FSDP2"),
         ({"ACCELERATE_USE_FSDP": "true"}, "train.seed=0", "fsdp_version: 1; expected FSDP2"),
         (
             {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"},

@@ -24,7 +24,7 @@ def _plan(given: argparse.Namespace) -> int:
     recipe = Recipe.load(given.recipe, [*(given.set or ()), *named])
     from workbench.training.plan import plan
 
-    forecast = plan(recipe, fit=given.fit)
+    forecast = plan(recipe, fit=given.fit, processes=given.processes)
     forecast = forecast.dry_run() if given.dry_run else forecast
     show(given, forecast, forecast.summary())
     return 0 if forecast.trains else 1
@@ -142,7 +142,8 @@ def add_verbs(verb: AddVerb) -> None:
     add("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
     add("dataset", nargs="?", metavar="DATASET", help="dataset folder (default: the recipe's)")
     add_set(add, "train.memory_gb=80")
-    add("--fit", action="store_true", help="choose train.pack_tokens and train.checkpointing so that it fits")
+    add("--fit", action="store_true", help="choose packs, checkpointing and feature cache so that it fits")
+    add("--processes", type=positive, default=1, metavar="N", help="memory and time of each of so many")
     add("--dry-run", action="store_true", help="run the worst pack in a process of its own and measure its memory")
     add_json(add)
 

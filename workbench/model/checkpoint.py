@@ -89,8 +89,8 @@ def save(
             "files": file_table(temporary),
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        if affordable(llava):
-            probed = held.probed if held else None
+        probed = held.probed if held else None
+        if affordable(llava) if held is None else probed is not None:
             again = prove(llava, lambda: load_checkpoint(temporary, device=str(llava.device)), probed)
             for file, tensors in (held.files if held else {}).items():
                 compare_named(tensors, trained_files(again)[file])

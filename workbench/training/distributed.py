@@ -2,7 +2,7 @@
 
 Knows: the processes that `accelerate launch`, `torchrun` or `workbench train --processes` started, sums over all of
 them, and reasons not to start together. With one process everything here is a few lines that do nothing.
-Does not know: the loop, how a model is cut into shards (sharding.py), what becomes of the others when one fails
+Does not know: the loop, how a model is cut (sharding.py, zero.py), what becomes of the others when one fails
 (peers.py).
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs, patch_environment
 
 from workbench.errors import TrainingError
 
@@ -33,15 +33,13 @@ class Processes:
 
     def __init__(self, device: str) -> None:
         """`device` as in the recipe. Raises `TrainingError` for processes that cannot work together on it."""
-        if _told("ACCELERATE_USE_DEEPSPEED"):
-            fix = "use FSDP2 (`--use_fsdp --fsdp_version 2`, or train.shard: true), which cuts a model as ZeRO 3 does"
-            raise _refused("DeepSpeed", "FSDP2 or plain data parallelism", fix)
         started = int(os.environ.get("WORLD_SIZE", "1"))
         if started > 1:
             _check_devices(device)
         cpu = device == "cpu" or started > 1 and not torch.cuda.is_available()
         handlers = [InitProcessGroupKwargs(timeout=TIMEOUT)]
-        self.accelerator = Accelerator(cpu=cpu, kwargs_handlers=handlers)
+        with patch_environment(accelerate_use_deepspeed="false"):  # else models would be cut while they load
+            self.accelerator = Accelerator(cpu=cpu, kwargs_handlers=handlers)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         if self.world < started:
             found = f"{started} processes, of which accelerate sees {self.world}"
@@ -130,6 +128,17 @@ def asks_for_shards() -> bool:
     if _told("FSDP_OFFLOAD_PARAMS"):
         raise _refused("fsdp_offload_params: true", "weights on the devices", "set it to false, or use more devices")
     return True
+
+
+def asks_for_zero() -> dict[str, Any] | None:
+    """The DeepSpeed config that `accelerate launch --use_deepspeed` names, or makes of its own flags."""
+    if not _told("ACCELERATE_USE_DEEPSPEED"):
+        return None
+    try:
+        return dict(DeepSpeedPlugin().deepspeed_config)
+    except ValueError as error:
+        found = str(error).splitlines()[0]
+        raise _refused(found, "a DeepSpeed config", "name a JSON file by --deepspeed_config_file") from error
 
 
 def check_precision(computed: str) -> None:

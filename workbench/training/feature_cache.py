@@ -35,6 +35,13 @@ RESERVE = 2 << 30
 T = TypeVar("T")
 
 
+def room_on_disk(budget: int) -> int:
+    """Bytes that features may take in the state folder: the budget, or what the disk leaves beside those kept now."""
+    state = state_folder()
+    free = shutil.disk_usage(state).free - RESERVE + size_of(state / FOLDER)
+    return max(0, min(budget, free))
+
+
 class FeatureCache:
     """The features of one tower and its settings. Threads may read at once; one thread writes."""
 

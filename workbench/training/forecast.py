@@ -45,12 +45,16 @@ class Forecast:
     free: int
     """Bytes of memory there are."""
     device: str
+    processes: int
+    """So many share the run; memory is that of each."""
     worst: Pack
     """The pack with which the fullest moment comes."""
     pieces: int
-    """Packs of the step that has most of them."""
+    """Packs that one process has in the step that has most of them."""
     held: int
     """Bytes of image features (pixels where the tower trains) that stay in memory."""
+    kept: int
+    """Bytes of image features on the disk; 0 where none are kept."""
     seconds: float
     """At least: every computation of the run at the speed of a plain matrix product on this machine."""
     strip: Strip
@@ -79,8 +83,15 @@ class Forecast:
         """The numbers, for a program."""
         told: dict[str, Any] = {"counts": asdict(self.counts), "parameters": self.parameters, "too_long": self.too_long}
         told |= {"untrained": self.untrained, "memory": {"peak": self.memory.peak, **asdict(self.memory)}}
-        told |= {"free": self.free, "device": self.device, "fits": self.fits, "advice": self.advice}
+        told |= {
+            "processes": self.processes,
+            "free": self.free,
+            "device": self.device,
+            "fits": self.fits,
+            "advice": self.advice,
+        }
         told |= {"seconds_at_least": self.seconds, "checkpointed_every": self.checkpointed}
+        told |= {"features_on_disk": self.kept, "feature_cache": self.recipe.train.feature_cache}
         told |= {"pack_tokens": self.recipe.train.pack_tokens, "padding_tokens": 0}
         return told | ({"measured": asdict(self.measured)} if self.measured else {})
 
@@ -97,11 +108,17 @@ class Forecast:
     def _memory(self) -> str:
         largest = self.recipe.train.pack_tokens
         tokens = sum(tree.tokens for tree in self.worst)
-        lines = [f"memory, foreseen for the worst pack ({tokens:,} tokens; train.pack_tokens: {largest:,}; no padding)"]
+        each = f" of each of {self.processes} processes" if self.processes > 1 else ""
+        lines = [
+            f"memory{each}, foreseen for the worst pack ({tokens:,} tokens; train.pack_tokens: {largest:,}; no padding)"
+        ]
         lines += [f"  {name:<16} {size / 1e6:>12,.1f} MB" for name, size in self.memory.items.items() if size]
         room = f"of {self.free / 1e6:,.0f} MB on {self.device}"
         lines.append(f"  {'in all':<16} {self.memory.peak / 1e6:>12,.1f} MB {room}")
         lines.append(f"  activations are computed again {LAYERS[self.checkpointed]} (train.checkpointing)")
+        if self.kept:
+            cache = f"train.feature_cache: {self.recipe.train.feature_cache}"
+            lines.append(f"  features of images take up to {self.kept / 1e6:,.1f} MB of the disk ({cache})")
         lines.append(f"time: at least {human_time(self.seconds)}, at the speed of a plain matrix product here")
         if self.measured:
             lines.append(told(self.measured, self.memory))

@@ -66,3 +66,13 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, floa
 def clip(params: Sequence[torch.nn.Parameter], limit: float | None) -> float:
     """Scale the gradients so that their norm is at most `limit` (None: leave them); returns the norm before."""
     return torch.nn.utils.clip_grad_norm_(params, math.inf if limit is None else limit).item()
+
+
+def clipped_step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, limit: float | None) -> float:
+    """One step with clipped gradients; returns their norm before. Where that is no number, no step is made."""
+    scaler.unscale_(optimizer)
+    norm = clip([parameter for group in optimizer.param_groups for parameter in group["params"]], limit)
+    if math.isfinite(norm) or scaler.is_enabled():
+        scaler.step(optimizer)
+        scaler.update()
+    return norm

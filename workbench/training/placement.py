@@ -1,7 +1,7 @@
-"""How a model lies in the processes of a run: whole in each, or in shards; the loop's few words for either.
+"""How a model lies in the processes of a run: whole in each, in shards, or by ZeRO; the loop's few words for each.
 
-Knows: what a step, a save and a resumption need that differs between the two.
-Does not know: how shards are made (sharding.py), the loop, checkpoints' folders.
+Knows: what a step, a save and a resumption need that differs between them.
+Does not know: how a model is cut (sharding.py, zero.py), the loop, checkpoints' folders.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from workbench.model.checkpoint import Held
 from workbench.model.llava import Llava
 from workbench.model.precision import dtype_name
 from workbench.model.stages import ParamGroup
+from workbench.recipe import TrainSpec
 from workbench.training.batch import Batch
 from workbench.training.distributed import Processes, asks_for_shards, check_precision
 from workbench.training.forward import token_losses
-from workbench.training.optim import clip
+from workbench.training.optim import clipped_step
 
 
 class Placement(Protocol):
@@ -38,11 +39,14 @@ class Placement(Protocol):
     def losses(self, batch: Batch, images: torch.Tensor | None) -> torch.Tensor:
         """`token_losses` of a piece."""
 
-    def join_gradients(self) -> None:
-        """Make every gradient the sum over all processes, each of which divided by the tokens of all."""
+    def adopt(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """The optimiser of `groups` as it works on what lies here; the loop uses it from then on."""
 
-    def clip(self, limit: float | None) -> float:
-        """The norm of all gradients, which are then scaled down to `limit`."""
+    def step(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, limit: float | None) -> float:
+        """One step with the sum of all processes' gradients, scaled down to the norm `limit`; returns it before.
+
+        Each process divided by the tokens of all. Where the norm is no number, no step is made.
+        """
 
     def gather(self) -> Held | None:
         """What to save of the model where it does not lie whole in the main process."""
@@ -70,11 +74,12 @@ class Whole:
     def losses(self, batch: Batch, images: torch.Tensor | None) -> torch.Tensor:
         return token_losses(self.llava, batch, images)
 
-    def join_gradients(self) -> None:
-        self.processes.sum_gradients(self.params)
+    def adopt(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        return optimizer
 
-    def clip(self, limit: float | None) -> float:
-        return clip(self.params, limit)
+    def step(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, limit: float | None) -> float:
+        self.processes.sum_gradients(self.params)
+        return clipped_step(optimizer, scaler, limit)
 
     def gather(self) -> Held | None:
         return None
@@ -87,22 +92,27 @@ class Whole:
 
 
 def place(
-    llava: Llava, groups: Sequence[ParamGroup], processes: Processes, *, shard: bool, optimizer: str
+    llava: Llava, groups: Sequence[ParamGroup], processes: Processes, spec: TrainSpec, zero: dict[str, Any] | None
 ) -> Placement:
-    """Give a prepared model its place: shards where the recipe or `accelerate launch` asks for them.
+    """Give a prepared model its place: shards or ZeRO where the recipe or `accelerate launch` asks for them.
 
-    Raises `TrainingError` where shards are asked for and there is one process only, or where weights or the optimiser
-    cannot be cut.
+    `zero`: a DeepSpeed config as `zero_config` gives it. Raises `TrainingError` where weights or the optimiser cannot
+    be cut, or where shards are asked for and there is one process only.
     """
     check_precision(dtype_name(llava.dtype))
-    if not (asks_for_shards() or shard):
+    where = "train.shard" if zero is None else "train.deepspeed"
+    if zero is None and not (asks_for_shards() or spec.shard):
         return Whole(llava, groups, processes)
+    if spec.optimizer != "adamw":
+        fix = "use train.optimizer: adamw, whose averages are cut too"
+        raise TrainingError(where, found=f"train.optimizer: {spec.optimizer}", expected="adamw", fix=fix)
+    if zero is not None:
+        from workbench.training.zero import Zero
+
+        return Zero(llava, groups, processes, zero, spec.clip)
     if processes.world == 1:
         fix = "start several, as with `workbench train ... --processes 8`, or set train.shard=false"
-        raise TrainingError("train.shard", found="one process", expected="several to share the model", fix=fix)
-    if optimizer != "adamw":
-        fix = "use train.optimizer: adamw, whose averages are cut too"
-        raise TrainingError("train.shard", found=f"train.optimizer: {optimizer}", expected="adamw", fix=fix)
+        raise TrainingError(where, found="one process", expected="several to share the model", fix=fix)
     from workbench.training.sharding import Shards
 
     return Shards(llava, groups, processes)

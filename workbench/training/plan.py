@@ -30,6 +30,7 @@ from workbench.run import Run
 from workbench.training.attention import check_window
 from workbench.training.describe import describe
 from workbench.training.examples import Examples
+from workbench.training.feature_cache import room_on_disk
 from workbench.training.forecast import LAYERS, Forecast
 from workbench.training.head import CHUNK
 from workbench.training.lengths import Lengths, measure
@@ -37,7 +38,8 @@ from workbench.training.memory import Foresight, Memory, at_most, part_of
 from workbench.training.mixture import read_sources
 from workbench.training.optim import check_optimizer
 from workbench.training.packing import Entry, Pack, Plan, packs
-from workbench.training.room import LOOSE, MARGIN, choose_layers, free_memory, held_images
+from workbench.training.room import LOOSE, MARGIN, choose_layers, free_memory, held_images, kept_images
+from workbench.training.sharded_memory import in_shards
 from workbench.training.source import find_images
 from workbench.training.strip import Strip
 
@@ -45,15 +47,26 @@ LARGEST, SMALLEST, ON_CPU = 16_384, 512, 4096
 """Tokens of the packs that are tried when the size of a pack is to be chosen; no CPU is faster with larger ones."""
 STEPS = 2000
 """The worst pack is looked for among those of so many steps of the first epoch."""
+SIZES, ENOUGH = (128, 256, 512, 1024, 2048, 4096), 0.05
+"""Widths of the products that measure a machine, and the seconds after which no larger one is tried."""
+CHOSEN = ("pack_tokens", "checkpointing", "feature_cache")
+"""The fields that `train.fit` chooses."""
 
 
-def plan(recipe: Recipe | str | Path, dataset: Dataset | str | Path | None = None, *, fit: bool = False) -> Forecast:
+def plan(
+    recipe: Recipe | str | Path,
+    dataset: Dataset | str | Path | None = None,
+    *,
+    fit: bool = False,
+    processes: int = 1,
+) -> Forecast:
     """What `workbench.train` would do with the same arguments.
 
     For a device that this machine lacks, shapes are counted on the CPU; `train.memory_gb` must say what that one has.
-    `dataset` replaces what `data.dataset` names; `fit` (or `train.fit`) chooses `train.pack_tokens` and
-    `train.checkpointing`. Raises `ModelError`, `DataError` and `TrainingError` as `train` would, but lists
-    conversations that are too long, or have nothing to train on, instead of refusing them.
+    `dataset` replaces what `data.dataset` names; `fit` (or `train.fit`) chooses `train.pack_tokens`,
+    `train.checkpointing` and `train.feature_cache`. Memory and time are those of each of `processes` that share the
+    run. Raises `ModelError`, `DataError` and `TrainingError` as `train` would, but lists conversations that are too
+    long, or have nothing to train on, instead of refusing them.
     """
     recipe = as_recipe(recipe)
     if isinstance(dataset, str | Path):
@@ -70,13 +83,14 @@ def plan(recipe: Recipe | str | Path, dataset: Dataset | str | Path | None = Non
     lengths, val = (_measure(Examples(rows, llava), name) for rows in (source.train, source.val))
     too_long, untrained, good = _unfit(lengths, val, train.max_tokens)
     images = source.train.keys.height
-    foreseen = Foreseen(Foresight(made, train), good.entries(), images=images, free=free_memory(llava.device, train))
+    sizes = {"images": images, "free": free_memory(llava.device, train), "processes": processes}
+    foreseen = Foreseen(Foresight(made, train), good.entries(), **sizes)
     if fit or train.fit:
         recipe, foreseen = fitted(recipe, foreseen)
     memory, every, worst = foreseen.fullest()
-    sizes = {"image_tokens": llava.image_tokens, "left_out": source.left_out}
     order = foreseen.order(recipe.train.pack_tokens)
-    counts = describe(good, val, recipe.train, order, images=images, **sizes)
+    known = {"image_tokens": llava.image_tokens, "left_out": source.left_out}
+    counts = describe(good, val, recipe.train, order, images=images, **known)
     share = sum(tree.tokens for tree in worst.pack)
     operations = memory.flops / share * counts.tokens * counts.epochs
     return Forecast(
@@ -90,10 +104,12 @@ def plan(recipe: Recipe | str | Path, dataset: Dataset | str | Path | None = Non
         checkpointed=every,
         free=foreseen.free,
         device=str(llava.device),
+        processes=processes,
         worst=worst.pack,
         pieces=worst.pieces,
         held=foreseen.held,
-        seconds=operations / matrix_speed(llava),
+        kept=kept_images(llava, images, recipe.train),
+        seconds=operations / matrix_speed(llava) / processes,
         strip=Strip(llava, source.train[0]),
         advice="" if memory.peak <= MARGIN * foreseen.free else advise(recipe, foreseen),
     )
@@ -117,12 +133,12 @@ def settle(recipe: Recipe, out: str | Path, dataset: Dataset | None = None) -> R
         return recipe
     if Path(out, "recipe.yaml").is_file():
         held = Run.open(out).recipe
-        same = {name: getattr(held.train, name) for name in ("pack_tokens", "checkpointing")}
+        same = {name: getattr(held.train, name) for name in CHOSEN}
         return recipe.model_copy(update={"train": recipe.train.model_copy(update=same)})
     return plan(recipe, dataset).recipe
 
 
-def settle_memory(recipe: Recipe, llava: Llava, lengths: Lengths, images: int) -> tuple[int, bool, str]:
+def settle_memory(recipe: Recipe, llava: Llava, lengths: Lengths, images: int, processes: int) -> tuple[int, bool, str]:
     """(each so-many-th layer to checkpoint, whether freed memory is given back at once, what to say) for a prepared
     model that is in memory already. Follows a step only where it is not plain that it fits.
     """
@@ -131,14 +147,15 @@ def settle_memory(recipe: Recipe, llava: Llava, lengths: Lengths, images: int) -
     free = free_memory(llava.device, train) + (weights if train.memory_gb is None else 0)
     every, tight = int(train.checkpointing == "on"), train.allocator == "tight"
     longest = max(train.pack_tokens, int(lengths.frame["tokens"].max() or 0))  # type: ignore[arg-type]
-    if LOOSE * (at_most(llava, longest) + held_images(llava, images)) <= MARGIN * free:
+    if LOOSE * (at_most(llava, longest) + held_images(llava, images, train)) <= MARGIN * free:
         return every, tight, ""
     if train.checkpointing != "auto" and (train.allocator != "auto" or llava.device.type != "cpu"):
         return every, tight, ""
     quantised = any(map(is_quantised, llava.model.modules()))
     settings = {"template": recipe.template, "image_mode": recipe.image_mode}
     made = outline(recipe.model, **settings) if quantised else outline_of(llava)
-    foreseen = Foreseen(Foresight(made, train), lengths.entries(), images=images, free=free)
+    sizes = {"images": images, "free": free, "processes": processes}
+    foreseen = Foreseen(Foresight(made, train), lengths.entries(), **sizes)
     memory, every, _ = foreseen.fullest()
     tight = tight or (train.allocator == "auto" and LOOSE * memory.peak > MARGIN * free)
     said = f"memory: {memory.peak / 1e6:,.0f} MB foreseen, {free / 1e6:,.0f} MB there; activations are computed again "
@@ -152,17 +169,24 @@ class Worst:
 
     pack: Pack
     pieces: int
-    """Packs of the step that has most of them."""
+    """Packs that one process has in the step that has most of them."""
 
 
 class Foreseen:
     """A recipe's memory as a function of its settings, over one dataset."""
 
-    def __init__(self, foresight: Foresight, entries: Sequence[Entry], *, images: int, free: int) -> None:
+    def __init__(
+        self, foresight: Foresight, entries: Sequence[Entry], *, images: int, free: int, processes: int
+    ) -> None:
         self.foresight, self.entries, self.images, self.free = foresight, entries, images, free
+        self.processes = processes
         self.train: TrainSpec = foresight.train
-        self.held = held_images(foresight.llava, images)
         self._orders: dict[int, Plan] = {}
+
+    @property
+    def held(self) -> int:
+        """Bytes of image features or pixels that stay in memory."""
+        return held_images(self.foresight.llava, self.images, self.train)
 
     def worst(self, pack_tokens: int) -> Worst:
         """By size: every token is as many numbers as the layers are wide together, a supervised one the vocabulary."""
@@ -175,7 +199,7 @@ class Foreseen:
 
         found, most, pieces = None, -1, 1
         for made in self._steps(pack_tokens):
-            pieces = max(pieces, len(made))
+            pieces = max(pieces, -(-len(made) // self.processes))
             for pack in made:
                 if (weight := weigh(pack)) > most:
                     found, most = pack, weight
@@ -187,7 +211,9 @@ class Foreseen:
         worst = self.worst(pack_tokens or self.train.pack_tokens)
 
         def peak(every: int) -> Memory:
-            return self.foresight.peak(worst.pack, every=every, pieces=worst.pieces, held=self.held)
+            memory = self.foresight.peak(worst.pack, every=every, pieces=worst.pieces, held=self.held)
+            cut = self.train.shard and self.processes > 1
+            return in_shards(memory, self.foresight.llava, self.processes) if cut else memory
 
         chosen = layers or self.train.checkpointing
         if chosen == "auto":
@@ -210,7 +236,14 @@ class Foreseen:
 
 
 def fitted(recipe: Recipe, foreseen: Foreseen) -> tuple[Recipe, Foreseen]:
-    """The recipe with the largest packs that fit, without checkpointing if that is possible; unchanged if none fit."""
+    """The recipe with the largest packs that fit, without checkpointing if that is possible; unchanged if none fit.
+
+    Features that the disk cannot hold all of are not kept there: each would be dropped before its next turn.
+    """
+    kept = kept_images(foreseen.foresight.llava, foreseen.images, recipe.train)
+    if kept > room_on_disk(int(recipe.train.feature_cache_gb * 2**30)):
+        recipe = recipe.with_overrides("train.feature_cache=off")
+        foreseen.train = recipe.train
     largest = ON_CPU if foreseen.foresight.llava.device.type == "cpu" else LARGEST
     whole = max(sum(entry.tokens for entry in foreseen.entries), 1)
     for layers in ("off", "auto"):
@@ -238,7 +271,8 @@ def advise(recipe: Recipe, foreseen: Foreseen) -> str:
     for change in _lighter(recipe):
         lighter = recipe.with_overrides(*change)
         made = outline(lighter.model, template=lighter.template, image_mode=lighter.image_mode)
-        other = Foreseen(Foresight(made, lighter.train), foreseen.entries, images=foreseen.images, free=foreseen.free)
+        sizes = {name: getattr(foreseen, name) for name in ("images", "free", "processes")}
+        other = Foreseen(Foresight(made, lighter.train), foreseen.entries, **sizes)
         memory, _, _ = other.fullest(tokens, "on")
         if memory.peak <= MARGIN * foreseen.free:
             fields = [each.replace("=", ": ") for each in change]
@@ -261,17 +295,22 @@ def _halves(tokens: int) -> list[int]:
 
 
 def matrix_speed(llava: Llava) -> float:
-    """Floating-point operations a second of a plain matrix product, as wide as the model, on its device."""
-    text = llava.model.config.text_config
-    dtype = llava.dtype
-    left = torch.ones(1024, text.hidden_size, dtype=dtype, device=llava.device)
-    right = torch.ones(text.hidden_size, text.intermediate_size, dtype=dtype, device=llava.device)
-    seconds = []
-    for _ in range(4):
-        began = time.perf_counter()
-        (left @ right)[0, 0].item()  # waits for the device
-        seconds.append(time.perf_counter() - began)
-    return 2 * 1024 * text.hidden_size * text.intermediate_size / min(seconds)
+    """Floating-point operations a second of a plain matrix product in the model's type on its device.
+
+    Matrices grow until a product takes long enough to be timed: some CPUs multiply bf16 a thousand times more slowly
+    than float32.
+    """
+    best = 0.0
+    for size in SIZES:
+        one = torch.ones(size, size, dtype=llava.dtype, device=llava.device)
+        for _ in range(3):
+            began = time.perf_counter()
+            (one @ one)[0, 0].item()  # waits for the device
+            seconds = time.perf_counter() - began
+            best = max(best, 2 * size**3 / seconds)
+        if seconds > ENOUGH:
+            break
+    return best
 
 
 def _measure(examples: Examples, name: str) -> Lengths:

@@ -72,11 +72,17 @@ def _left_by_the_container() -> int:
     return sys.maxsize if limit == "max" else max(0, int(limit) - used)
 
 
-def held_images(llava: Llava, count: int) -> int:
+def held_images(llava: Llava, count: int, train: TrainSpec) -> int:
     """Bytes of the features (pixels where the tower trains) of so many images, if they are kept in memory; else of
     the images that are opened ahead."""
-    config = llava.model.config.vision_config
-    pixels = 3 * config.image_size**2 * 4
-    features = llava.image_tokens * config.hidden_size * next(llava.tower.parameters()).element_size()
-    size = pixels if llava.vision_trains else features
-    return count * size if count * size <= BUDGET else min(count, PENDING) * pixels
+    pixels = 3 * llava.model.config.vision_config.image_size**2 * 4
+    kept = count * pixels if llava.vision_trains else kept_images(llava, count, train)
+    return kept if 0 < kept <= BUDGET else min(count, PENDING) * pixels
+
+
+def kept_images(llava: Llava, count: int, train: TrainSpec) -> int:
+    """Bytes that the features of so many images take, in memory or on the disk; 0 where none are kept."""
+    if llava.vision_trains or train.feature_cache == "off":
+        return 0
+    kept = torch.float16 if train.feature_cache == "fp16" else next(llava.tower.parameters()).dtype
+    return count * llava.image_tokens * llava.model.config.vision_config.hidden_size * kept.itemsize

@@ -7,12 +7,11 @@ Does not know: the loop, checkpoints' folders, plain data parallelism (distribut
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -25,22 +24,8 @@ from workbench.model.proof import affordable, probe
 from workbench.model.stages import ParamGroup
 from workbench.training.batch import Batch
 from workbench.training.distributed import Processes
-from workbench.training.forward import token_losses
-from workbench.training.optim import clip
-
-Result = TypeVar("Result")
-
-
-class Root(nn.Module):
-    """The module under which every part of a LLaVA is put together for as long as it computes."""
-
-    def __init__(self, llava: Llava) -> None:
-        super().__init__()
-        self.model = llava.model
-
-    def forward(self, function: Callable[..., Result], *given: Any) -> Result:
-        """`function(*given)`, with the parts in place that are not cut layer by layer."""
-        return function(*given)
+from workbench.training.lockstep import Root, joint_losses
+from workbench.training.optim import clipped_step
 
 
 class Shards:
@@ -70,13 +55,14 @@ class Shards:
         return self.processes.largest(pieces)
 
     def losses(self, batch: Batch, images: torch.Tensor | None) -> torch.Tensor:
-        return self.root(_losses, self.llava, batch, images)
+        return self.root(joint_losses, self.llava, batch, images)
 
-    def join_gradients(self) -> None:
-        """They were added up as they came."""
+    def adopt(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        return optimizer
 
-    def clip(self, limit: float | None) -> float:
-        return clip([parameter for group in self.groups for parameter in group.params], limit)
+    def step(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, limit: float | None) -> float:
+        """The gradients were added up as they came."""
+        return clipped_step(optimizer, scaler, limit)
 
     def gather(self) -> Held | None:
         main = self.processes.main
@@ -107,36 +93,17 @@ class Shards:
 
 def _cut(llava: Llava, world: int) -> Root:
     mesh = init_device_mesh(llava.device.type, (world,))
-    root = Root(llava)
+    root = Root(llava, llava.model)
     trains = llava.vision_trains
     layers = [*llava.model.model.language_model.layers, *(llava.tower.encoder.layers if trains else ())]
     whole = set() if trains else set(llava.tower.parameters())
     for module in (*layers, root):
         fully_shard(module, mesh=mesh, ignored_params=whole)
-    llava.model.get_input_embeddings().register_forward_hook(_with_gradient)
     for module in root.modules():
         if isinstance(module, FSDPModule):  # the loss is divided by the tokens of all processes: gradients add up
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
     return root
-
-
-def _losses(llava: Llava, batch: Batch, images: torch.Tensor | None) -> torch.Tensor:
-    """`token_losses` in which every part takes part, in the same order: all processes put it together at once.
-
-    A piece without an image sends a blank one through projector and tower, and counts it zero.
-    """
-    if images is not None or not torch.is_grad_enabled():
-        return token_losses(llava, batch, images)
-    side = llava.model.config.vision_config.image_size
-    with llava.autocast():
-        blank = 0.0 * llava.project(llava.tower_features(torch.zeros(1, 3, side, side))).float().sum()
-    return token_losses(llava, batch, None) + blank  # made first, so that its gradients come last, as an image's do
-
-
-def _with_gradient(module: nn.Module, given: Any, embedded: torch.Tensor) -> torch.Tensor:
-    """The way back goes through every layer, whether or not an image with a gradient lies in the row."""
-    return embedded.requires_grad_() if torch.is_grad_enabled() else embedded
 
 
 def _whole(tensor: torch.Tensor, main: bool) -> torch.Tensor:

@@ -54,6 +54,7 @@ from workbench.training.source import Source, find_images, refuse_images, users_
 from workbench.training.state import Checkpoints
 from workbench.training.trackers import Trackers, check_installed
 from workbench.training.validation import check_early_stop, means_by, note, settled, told
+from workbench.training.zero_config import zero_config
 
 PAUSE_SECONDS = 0.2
 """How often a paused run looks whether it may go on."""
@@ -113,6 +114,7 @@ class Loop:
         spec = self.spec
         check_optimizer(spec.optimizer, llava.device if llava else pick_device(recipe.model.device))
         check_installed(spec.trackers)
+        zero = zero_config(recipe)
         source = read_sources(recipe.data, seed=spec.seed, dataset=dataset, say=self._say)
         check_early_stop(spec, len(source.val))
         files = find_images(source)
@@ -125,7 +127,7 @@ class Loop:
         with processes.main_first():
             lengths, val = (self._measure(each, name) for each in (examples, self.val_examples))
         groups = prepare(self.llava, spec, say=self._say)
-        every, tight, said = settle_memory(recipe, self.llava, lengths, source.train.keys.height)
+        every, tight, said = settle_memory(recipe, self.llava, lengths, source.train.keys.height, processes.world)
         checkpoint_layers(self.llava, every)
         if spec.compile:
             compile_layers(self.llava)
@@ -138,8 +140,9 @@ class Loop:
             self.position, states = self.checkpoints.restore(self.llava)
         tokens = int(lengths.frame["tokens"].sum())
         processes.agree(conversations=len(lengths), tokens=tokens, validation=len(val), step=self.position.step)
-        self.placement = place(self.llava, groups, processes, shard=spec.shard, optimizer=spec.optimizer)
-        self.optimizer = make_optimizer(self.placement.groups, betas=spec.betas, name=spec.optimizer)
+        self.placement = place(self.llava, groups, processes, spec, zero)
+        made = make_optimizer(self.placement.groups, betas=spec.betas, name=spec.optimizer)
+        self.optimizer = self.placement.adopt(made)
         self.scaler = torch.amp.GradScaler(self.llava.device.type, enabled=self.llava.dtype == torch.float16)
         plan = Plan.of(lengths.entries(), spec)
         self.steps_per_epoch = plan.steps_per_epoch
@@ -241,15 +244,11 @@ class Loop:
                 self.scaler.scale(part).backward()
             loss += part.detach()
             parts.append((piece.batch, losses.detach()))
-        self.placement.join_gradients()
-        self.scaler.unscale_(self.optimizer)
-        norm = self.placement.clip(spec.clip)
         total = self.processes.sum(loss).item()
+        norm = self.placement.step(self.optimizer, self.scaler, spec.clip) if math.isfinite(total) else math.nan
         if not math.isfinite(total) or not (math.isfinite(norm) or self.scaler.is_enabled()):
             found = f"a loss of {total}" if not math.isfinite(total) else f"a gradient of norm {norm}"
             refuse_loss(number + 1, found, parts[: work.pieces], self.processes, latest=self._latest())
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         epoch = round((number + 1) / self.steps_per_epoch, 4)
         self.losses.append(number + 1, epoch, *self.meter.conversations())
