@@ -266,6 +266,24 @@ def test_url_and_key_come_from_the_environment(
     assert ask(RemoteModel("gpt")).text
 
 
+def test_options_beyond_openai_are_passed_on_and_left_out_where_they_are_refused(
+    served: tuple[TeacherServer, str],
+) -> None:
+    server, url = served
+    options = SamplingOptions(
+        top_k=5, min_p=0.1, repetition_penalty=1.2, logprobs=3, json_schema='{"type": "object"}', temperature=0.5
+    )
+    assert ask(RemoteModel("gpt", url=url), options=options).text
+    names = ("top_k", "min_p", "repetition_penalty", "logprobs", "top_logprobs")
+    assert [server.requests[0][name] for name in names] == [5, 0.1, 1.2, True, 3]
+    assert server.requests[0]["response_format"]["json_schema"]["schema"] == {"type": "object"}
+    server.refuses = {"min_p"}
+    model = RemoteModel("gpt", url=url)
+    assert ask(model, options=options).text and ask(model, options=options).text
+    assert ["min_p" in sent for sent in server.requests[1:]] == [True, False, False]
+    assert "top_k" in server.requests[-1]
+
+
 @pytest.mark.parametrize("name", ["response_format", "max_tokens", "temperature", "seed"])
 def test_a_field_that_an_endpoint_refuses_is_left_out_from_then_on(
     served: tuple[TeacherServer, str], name: str

@@ -6,6 +6,7 @@ Does not know: tokens, pixels, networks, or which rooms bring a model (`inferenc
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -53,6 +54,7 @@ class SamplingOptions:
             ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "more than 0; 1 is off"),
             ("logprobs", self.logprobs is None or 0 <= self.logprobs <= 20, "from 0 to 20"),
             ("stop", all(stop), "texts that are not empty"),
+            ("json_schema", self.json_schema is None or _is_object(self.json_schema), "a JSON object, as text"),
         ):
             if not legal:
                 raise WorkbenchError(f"sampling option {name}", found=repr(getattr(self, name)), expected=expected)
@@ -60,6 +62,13 @@ class SamplingOptions:
     @property
     def greedy(self) -> bool:
         return self.temperature < 1e-5
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, TypeError):
+        return False
 
 
 GREEDY = SamplingOptions()

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
-from workbench.chat_model import GREEDY, Answer, Ending, Pieces, SamplingOptions, Usage
+from workbench.chat_model import GREEDY, Answer, Ending, Pieces, SamplingOptions, TokenLogprob, Usage
 from workbench.conversation import Conversation, Image
 from workbench.errors import ConversationError, ImageError, WorkbenchError
 
@@ -46,7 +46,12 @@ KEPT_PICTURES, KEPT_CHARACTERS = 256, 128 * 2**20
 _KINDS = {rb"\x89PNG": "png", rb"\xff\xd8\xff": "jpeg", rb"GIF8": "gif", rb"RIFF....WEBP": "webp"}
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 _PASSING = {408, 409, 425, 429}
-_SAMPLING = ("max_tokens", "temperature", "seed", "top_p", "stop", "stream_options")
+_BEYOND = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+"""Sampling options that OpenAI has not but many servers take, and the value that says nothing."""
+_SAMPLING = (
+    *("max_tokens", "temperature", "seed", "top_p", "stop", "stream_options", "top_logprobs", "logprobs"),
+    *_BEYOND,
+)
 _REFUSED = re.compile(
     r"(un|not |n't )support|unrecogni[sz]ed|unknown|unexpected|not (permitted|allowed|implemented)|extra_forbid",
     re.IGNORECASE,
@@ -97,6 +102,8 @@ class RemoteReply:
     """As the endpoint calls it."""
     raw: str
     """The whole response, JSON."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Where they were asked for and the endpoint tells them; endpoints tell texts, so every id is -1."""
 
 
 class RemoteModel:
@@ -198,7 +205,7 @@ class RemoteModel:
             seed = None if options.seed is None else options.seed + row
             async with slots:
                 got = await self.ask(conversation, replace(options, seed=seed))
-            return Answer.finished(got.text, Ending(got.finish_reason, got.usage))
+            return Answer.finished(got.text, Ending(got.finish_reason, got.usage, logprobs=got.logprobs))
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -210,6 +217,7 @@ class RemoteModel:
     async def _stream(self, fields: dict[str, Any], put: Callable[[str], None]) -> Ending:
         """Hand on the pieces of a reply as they come. One that breaks off is an error, never an answer."""
         reason, usage = "", Usage()
+        logprobs: list[TokenLogprob] = []
         fields |= {"stream": True}
         if "stream_options" not in self._refused:
             fields["stream_options"] = {"include_usage": True}
@@ -220,14 +228,16 @@ class RemoteModel:
             ):
                 async for chunk in chunks:
                     if chunk.usage is not None:
-                        usage = Usage(chunk.usage.prompt_tokens or 0, chunk.usage.completion_tokens or 0)
+                        usage = _usage(chunk.usage.model_dump())
                     for choice in (chunk.choices or [])[:1]:
                         reason = choice.finish_reason or reason
+                        if choice.logprobs is not None:
+                            logprobs += _logprobs(choice.logprobs.model_dump())
                         if choice.delta is not None and choice.delta.content:
                             put(choice.delta.content)
         if not reason:
             raise self._error("an answer that breaks off", retry=True, status=200, fix=_SEE_URL)
-        return Ending(_reason(reason), usage)
+        return Ending(_reason(reason), usage, logprobs=tuple(logprobs))
 
     async def _send(self, create: Callable[..., Any], fields: dict[str, Any]) -> Any:
         """What comes back for a request, without the fields that the endpoint refuses."""
@@ -277,6 +287,14 @@ class RemoteModel:
             fields["seed"] = options.seed
         if options.stop:
             fields["stop"] = list(options.stop)
+        if options.logprobs is not None:
+            fields |= {"logprobs": True, "top_logprobs": options.logprobs}
+        beyond = {name: getattr(options, name) for name in _BEYOND}
+        asked = {name: value for name, value in beyond.items() if value != _BEYOND[name] and name not in self._refused}
+        if asked:
+            fields["extra_body"] = asked
+        if schema is None and options.json_schema is not None:
+            schema = json.loads(options.json_schema)
         if schema is not None:
             shape = {"name": "reply", "schema": dict(schema), "strict": True}
             fields["response_format"] = {"type": "json_schema", "json_schema": shape}
@@ -291,7 +309,12 @@ class RemoteModel:
         names = [name for name in _SAMPLING if re.search(rf"\b{name}\b", told)] if _REFUSED.search(told) else []
         if re.search("response_format|json_schema|guided", told):
             names.insert(0, "response_format")
+        beyond = fields.get("extra_body", {})
         for name in names:
+            if name in beyond:
+                self._refused.add(name)
+                fields["extra_body"] = {key: value for key, value in beyond.items() if key != name}
+                return True
             if name in fields:
                 self._refused.add(name)
                 value = fields.pop(name)
@@ -343,10 +366,9 @@ class RemoteModel:
             text = choice["message"].get("content") or ""
             if not isinstance(text, str):  # parts, as some servers answer
                 text = "".join(part.get("text", "") for part in text)
-            told = body.get("usage") or {}
-            usage = Usage(int(told.get("prompt_tokens") or 0), int(told.get("completion_tokens") or 0))
+            usage, logprobs = _usage(body.get("usage") or {}), tuple(_logprobs(choice.get("logprobs") or {}))
             reason = _reason(choice.get("finish_reason") or "stop")
-            return RemoteReply(text, reason, usage, str(body.get("model") or self.model), raw)
+            return RemoteReply(text, reason, usage, str(body.get("model") or self.model), raw, logprobs)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             found = "no reply in what it sent"
             raise self._error(found, raw or "nothing", retry=True, status=200, fix=_SEE_URL) from None
@@ -394,6 +416,20 @@ class RemoteModel:
 NO_KEY = "none"
 """What is sent to an endpoint that needs no key."""
 _SEE_URL = "see that the URL is that of the endpoint, up to and including /v1"
+
+
+def _usage(told: Mapping[str, Any]) -> Usage:
+    """Tokens, as an endpoint tells them."""
+    details = told.get("prompt_tokens_details") or {}
+    counts = told.get("prompt_tokens"), told.get("completion_tokens"), details.get("cached_tokens")
+    return Usage(*(int(count or 0) for count in counts))
+
+
+def _logprobs(told: Mapping[str, Any]) -> Iterator[TokenLogprob]:
+    """Log probabilities in the shape of OpenAI."""
+    for one in told.get("content") or []:
+        top = tuple((-1, str(other["token"]), float(other["logprob"])) for other in one.get("top_logprobs") or [])
+        yield TokenLogprob(-1, str(one["token"]), float(one["logprob"]), top)
 
 
 def _checked_url(url: str | None) -> str | None:

@@ -67,7 +67,8 @@ def test_save_writes_llava_json_that_reads_back(cat: Path, tmp_path: Path) -> No
     for line in (f"/image '{cat}'", "What is it?", "Sure?", f"/save {tmp_path / 'out' / 'chat.json'}"):
         session.line(line)
     (record,) = json.loads((tmp_path / "out" / "chat.json").read_text(encoding="utf-8"))
-    assert record["image"] == str(cat)
+    assert record["image"] == "chat-pictures/0001.png"
+    assert (tmp_path / "out" / record["image"]).read_bytes() == cat.read_bytes()
     assert record["conversations"][0] == {"from": "human", "value": "<image>\nWhat is it?"}
     read = from_llava(record)
     assert [message.text for message in read.messages] == [message.text for message in session.conversation.messages]
@@ -179,3 +180,39 @@ def test_piped_questions_give_answers_and_nothing_else_on_standard_output(cat: P
     words = " word" * 60
     assert [line.rstrip() for line in done.stdout.splitlines()] == [f"[é] 1 of 1{words}", f"[é] 1 of 3{words}"]
     assert "my cat.png, 20x10" in done.stderr and "nowhere.png" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_two_models_are_asked_the_same_and_each_remembers_its_own() -> None:
+    tuned, base = ScriptedModel(["a cat", "yes"], name="tuned"), ScriptedModel(["a dog", "no"], name="base")
+    said: list[str] = []
+    session = Chat(tuned, beside=base, say=said.append, note=said.append)
+    for line in ("what is it?", "sure?"):
+        session.line(line)
+    assert "".join(said) == "tuned: a cat\nbase: a dog\ntuned: yes\nbase: no\n"
+    assert [message.text for message in base.asked[1].messages] == ["what is it?", "a dog", "sure?"]
+    assert [message.text for message in tuned.asked[1].messages] == ["what is it?", "a cat", "sure?"]
+
+
+def test_set_takes_a_space_too() -> None:
+    options = changed(SamplingOptions(), "temperature 0.7")
+    assert changed(changed(options, "min_p 0.1"), "repetition_penalty=1.2") == SamplingOptions(
+        0.7, min_p=0.1, repetition_penalty=1.2
+    )
+    with pytest.raises(WorkbenchError, match="expected KEY=VALUE"):
+        changed(options, "temperature")
+
+
+def test_pages_are_shown_and_saved_as_files_that_import_reads(tmp_path: Path) -> None:
+    from workbench.data.formats import import_llava
+
+    pages = [PILImage.new("RGB", (60, 40), color) for color in ("red", "blue")]
+    pages[0].save(tmp_path / "report.pdf", save_all=True, append_images=pages[1:])
+    session = Heard(ScriptedModel(echo))
+    for line in (f"/image {tmp_path / 'report.pdf'}", "What is on them?", f"/save {tmp_path / 'told.json'}"):
+        session.line(line)
+    assert session.noted[0] == "report.pdf, 2 pages: ask about it"
+    (record,) = json.loads((tmp_path / "told.json").read_text(encoding="utf-8"))
+    assert [(tmp_path / path).is_file() for path in record["image"]] == [True, True]
+    dataset = import_llava(tmp_path / "told.json", tmp_path, tmp_path / "data")
+    (conversation,) = dataset.conversations()
+    assert len(conversation.images) == 2 and conversation.reference == "1 messages, 2 images"

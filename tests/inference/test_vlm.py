@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,17 @@ def test_sampling_follows_its_seed_and_leaves_others_alone(load: Callable[..., V
     hot = [model.reply(asked("What?", "red"), one).ids for one in options]
     assert hot[0] == hot[1] != hot[2]
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_penalty_log_probabilities_and_schema_hold_here_too(load: Callable[..., VisionLanguageModel]) -> None:
+    model = load("llava")
+    plain = model.reply(asked("What?", "red"), OPTIONS).ids
+    assert model.reply(asked("What?", "red"), replace(OPTIONS, repetition_penalty=1.8)).ids != plain
+    told = model.reply(asked("What?", "red"), replace(OPTIONS, logprobs=2))
+    assert told.ids == plain and [one.id for one in told.logprobs] == list(plain)
+    assert all(one.logprob == one.top[0][2] for one in told.logprobs)  # greedy: the likeliest
+    schema = replace(OPTIONS, max_tokens=40, json_schema='{"enum": ["red", "blue"]}')
+    assert [one.text for one in model.reply_batch([asked("What?", "red")], schema)][0] in ('"red"', '"blue"')
 
 
 def test_a_row_of_a_batch_draws_with_its_own_seed(load: Callable[..., VisionLanguageModel]) -> None:

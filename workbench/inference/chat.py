@@ -13,7 +13,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +21,8 @@ from pathlib import Path
 from rich.console import Console
 
 from workbench.chat_model import Answer, ChatModel, SamplingOptions
-from workbench.conversation import Conversation, Image, Part, new_id, to_llava
+from workbench.conversation import Conversation, Image, Message, Part, new_id, to_llava
+from workbench.data.images import read_file
 from workbench.errors import WorkbenchError
 from workbench.inference.attachments import attached, open_file
 from workbench.inference.opening import open_beside, open_model
@@ -132,9 +133,9 @@ class Chat:
         if not path or not self.conversation.messages:
             raise WorkbenchError("/save", found="nothing to save" if path else "no file", expected="/save FILE")
         place = Path(path).expanduser()
-        told = [to_llava(with_files(side.conversation, place)) for side in self.sides if side.conversation.messages]
-        write_atomic(place, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
-        self._note(f"saved {place}")
+        told = with_files([side.conversation for side in self.sides if side.conversation.messages], place)
+        write_atomic(place, json.dumps([to_llava(one) for one in told], indent=2, ensure_ascii=False) + "\n")
+        self._note(f"saved {place}, its pictures beside it; `workbench import {place} DATASET` makes a dataset of it")
 
     def _answer(self, asked: Sequence[Conversation]) -> None:
         """Have every side answer, one below the other; what a side has no answer to, it does not keep."""
@@ -161,22 +162,32 @@ def _called(image: Image) -> str:
     return "pages" if "#page=" in image.path else "frames"
 
 
-def with_files(conversation: Conversation, place: Path) -> Conversation:
-    """The conversation with every page and frame in it written as a file of its own, beside `place`."""
+def with_files(conversations: Sequence[Conversation], place: Path) -> list[Conversation]:
+    """The conversations with all their pictures copied beside `place`, and named from its folder on.
+
+    A page or a frame becomes a PNG file. Raises `ImageError` for one that is no longer there.
+    """
     folder = place.with_name(f"{place.stem}-pictures")
     known: dict[Image, Image] = {}
-    for image in conversation.images:
-        if not Path(image.path).is_file() and image not in known:
-            file = folder / f"{len(known) + 1:04}.png"
-            written = io.BytesIO()
-            open_file(image).save(written, "PNG")
-            write_atomic(file, written.getvalue())
-            known[image] = Image(str(file.resolve()))
-    messages = [
-        replace(one, content=tuple(known.get(part, part) if isinstance(part, Image) else part for part in one.content))
-        for one in conversation.messages
-    ]
-    return replace(conversation, messages=tuple(messages))
+    for image in dict.fromkeys(image for one in conversations for image in one.images):
+        data, suffix = _bytes_of(image)
+        file = folder / f"{len(known) + 1:04}{suffix}"
+        write_atomic(file, data)
+        known[image] = Image(f"{folder.name}/{file.name}")
+    return [replace(one, messages=tuple(_renamed(message, known) for message in one.messages)) for one in conversations]
+
+
+def _renamed(message: Message, known: Mapping[Image, Image]) -> Message:
+    return replace(message, content=tuple(known[part] if isinstance(part, Image) else part for part in message.content))
+
+
+def _bytes_of(image: Image) -> tuple[bytes, str]:
+    """A picture as a file: its bytes, and how its name ends."""
+    if Path(image.path).is_file():
+        return read_file(Path(image.path)), Path(image.path).suffix
+    written = io.BytesIO()
+    open_file(image).save(written, "PNG")
+    return written.getvalue(), ".png"
 
 
 KINDS: dict[str, Callable[[str], object]] = {

@@ -127,7 +127,8 @@ class Engine:
             request.cancelled.set()  # nobody reads on
 
     def reply_batch(self, conversations: Sequence[Conversation], options: SamplingOptions = GREEDY) -> list[Answer]:
-        """Finished answers in the order of `conversations`, token for token those that `reply` gives in fp32.
+        """Finished answers in the order of `conversations`, token for token those that `reply` gives in fp32, but for
+        ties: two logits within 1e-3 of each other may change places when other rows are summed beside them.
 
         A conversation or image that cannot be used raises: `RenderError` before the first token, `ImageError` when
         its turn comes.

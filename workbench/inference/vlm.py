@@ -19,7 +19,8 @@ from workbench.chat_model import GREEDY, Answer, Pieces, SamplingOptions
 from workbench.conversation import Conversation, Image, Message, check_conversation
 from workbench.errors import ConversationError, ModelError, RenderError
 from workbench.inference.decoding import Row
-from workbench.inference.sampling import choose, generator
+from workbench.inference.grammar import Grammars
+from workbench.inference.sampling import generator, next_tokens
 from workbench.inference.text import TextStream
 from workbench.model.parts import load_exactly, loading_quietly, quietly
 from workbench.model.precision import keep_weights_readable, pick_device, pick_dtypes, quantisation
@@ -62,6 +63,7 @@ class VisionLanguageModel:
             _attach(self.model, Path(adapter).expanduser())
         tokenizer, ends = self.processor.tokenizer, self.model.generation_config.eos_token_id
         self._ends = {ends} if isinstance(ends, int) else set(ends or [tokenizer.eos_token_id])
+        self._grammars = Grammars(tokenizer, self.model.config.get_text_config().vocab_size, self._ends)
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         image = getattr(self.processor, "image_token", None)
         self._controls = special | set(tokenizer.all_special_tokens) | ({image} if image else set())
@@ -71,7 +73,7 @@ class VisionLanguageModel:
     def reply(self, conversation: Conversation, options: SamplingOptions = GREEDY) -> Answer:
         """As `ChatModel.reply`: `generate` runs in a thread from the first piece read, and ends when reading does."""
         inputs, rows = self._prepare([conversation], options)
-        return Answer(lambda cancelled: self._write(inputs, rows[0], options, cancelled))
+        return Answer(lambda cancelled: self._write(inputs, rows[0], options, cancelled), lambda: rows[0].logprobs)
 
     def reply_batch(self, conversations: Sequence[Conversation], options: SamplingOptions = GREEDY) -> list[Answer]:
         """As `ChatModel.reply_batch`, in one padded batch."""
@@ -123,9 +125,15 @@ class VisionLanguageModel:
     ) -> None:
         """Write the answers of `rows`; `tell` is called after every step, and may end a row."""
 
-        def drawn(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            tokens = choose(scores, options, [row.generator for row in rows])
-            return torch.full_like(scores, float("-inf")).scatter(1, tokens[:, None], 0.0)  # (B, vocabulary)
+        def chosen(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            going = [index for index, row in enumerate(rows) if row.finish_reason is None]
+            tokens = torch.zeros(len(rows), dtype=torch.long)
+            told = next_tokens(scores[going], [rows[index] for index in going], self._text_of)
+            tokens[going] = torch.tensor(told)
+            for row in rows:
+                if row.fault is not None:
+                    raise row.fault
+            return torch.full_like(scores, float("-inf")).scatter(1, tokens[:, None].to(scores.device), 0.0)
 
         def ended(ids: torch.Tensor, scores: Any, **more: Any) -> torch.Tensor:
             for row, token in zip(rows, ids[:, -1].tolist(), strict=True):
@@ -134,8 +142,8 @@ class VisionLanguageModel:
             tell()
             return torch.tensor([row.finish_reason is not None for row in rows], device=ids.device)
 
-        # Each row draws from its own generator, which generate's own sampling cannot do.
-        own: dict[str, Any] = {} if options.greedy else {"logits_processor": [drawn]}
+        # Each row draws from its own generator and by its own grammar, which generate's own sampling cannot do.
+        own: dict[str, Any] = {"logits_processor": [chosen]}
         longest = max(row.limit for row in rows)
         with self._lock:
             try:
@@ -166,13 +174,15 @@ class VisionLanguageModel:
             raise RenderError(conversation.id, found=found, expected=expected, fix="shorten it, or give fewer images")
         return Row(
             ids=ids,
-            features=torch.empty(0),  # the model sees its images itself
+            features=None,  # the model sees its images itself
             prefix=0,
             prefix_key=None,
             limit=min(options.max_tokens, room),
             end_ids=self._ends,
             text=TextStream(self._decode, options.stop),
+            options=options,
             generator=generator(options, index),
+            grammar=self._grammars.of(options.json_schema),
         )
 
     def _inputs(self, conversations: Sequence[Conversation], messages: Sequence[Any]) -> dict[str, Any]:
@@ -221,6 +231,9 @@ class VisionLanguageModel:
             else:
                 parts.append({"type": "image", "image": self._open_image(part)})
         return {"role": message.role, "content": parts}
+
+    def _text_of(self, token: int) -> str:
+        return self.processor.tokenizer.decode([token], clean_up_tokenization_spaces=False)
 
     def _decode(self, ids: list[int]) -> str:
         return self.processor.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -1,0 +1,175 @@
+"""What a second question about an image costs, and a second turn, up to their first token; beside `transformers serve`.
+
+    python tests/benchmarks/prefix_reuse.py [--rounds 9] [--threads 1] [--no-peer]
+
+Makes a random LLaVA (59 million parameters, 576 image tokens, float32). Each round shows a new picture to the engine,
+in this process, and to `transformers serve`, in its own: a first question, another about the same picture, and a second
+turn after an answer of 16 tokens. One new token each, so that the time is that to the first. Prints medians of
+processor and wall seconds, and their share of the first question's. The first round warms both and is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import io
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from PIL import Image as PILImage
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from peers.material import Shape, make_model
+
+from workbench.chat_model import SamplingOptions
+from workbench.conversation import Conversation, Image
+
+ONE, SOME = SamplingOptions(max_tokens=1), SamplingOptions(max_tokens=16)
+KINDS = ("first question", "second question", "second turn")
+Spent = dict[str, list[tuple[float, float]]]
+"""Kind of request -> (processor, wall) seconds of each round."""
+
+
+def picture(number: int) -> PILImage.Image:
+    noise = np.random.default_rng(number).integers(0, 255, (336, 336, 3), dtype=np.uint8)
+    return PILImage.fromarray(noise)
+
+
+def question(number: int) -> str:
+    return f"w{100 + number} w7 w8 w9 w10 w11 w12 ?"
+
+
+class Ours:
+    """The engine in this process."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        import torch
+
+        from workbench.inference.engine import Engine
+        from workbench.model import llava
+
+        torch.set_num_threads(threads)
+        loaded = llava.load(folder, template="v1", image_mode="pad", device="cpu")
+        self.engine = Engine(loaded, open_image=lambda image: picture(int(image.path)))
+
+    def cpu(self) -> float:
+        return time.process_time()
+
+    def ask(self, number: int, text: str, before: list[tuple[str, str]], options: SamplingOptions) -> str:
+        asked = Conversation(f"c{number}", ())
+        for turn, (said, answer) in enumerate([*before, (text, "")]):
+            asked = asked.add("user", *([Image(str(number))] if not turn else []), said)
+            asked = asked.add("assistant", answer) if answer else asked
+        return self.engine.reply(asked, options).text
+
+
+class Theirs:
+    """`transformers serve` in its own process."""
+
+    def __init__(self, folder: Path, port: int, process: subprocess.Popen[bytes]) -> None:
+        self.folder, self.url, self.process = folder, f"http://127.0.0.1:{port}", process
+
+    def cpu(self) -> float:
+        times = psutil.Process(self.process.pid).cpu_times()
+        return times.user + times.system
+
+    def ask(self, number: int, text: str, before: list[tuple[str, str]], options: SamplingOptions) -> str:
+        written = io.BytesIO()
+        picture(number).save(written, "PNG")
+        uri = "data:image/png;base64," + base64.b64encode(written.getvalue()).decode()
+        messages: list[dict[str, Any]] = []
+        for said, answer in [*before, (text, "")]:
+            messages.append({"role": "user", "content": [{"type": "text", "text": said}]})
+            messages += [{"role": "assistant", "content": [{"type": "text", "text": answer}]}] if answer else []
+        messages[0]["content"].insert(0, {"type": "image_url", "image_url": {"url": uri}})
+        body = {"model": str(self.folder), "messages": messages, "max_tokens": options.max_tokens, "temperature": 0}
+        told = self._post("/v1/chat/completions", body)
+        return told["choices"][0]["message"]["content"] or ""
+
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        head = {"content-type": "application/json"}
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), head)
+        with urllib.request.urlopen(request, timeout=600) as got:
+            return json.loads(got.read())
+
+
+@contextlib.contextmanager
+def serving(folder: Path, threads: int) -> Iterator[Theirs]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = str(Path(sys.executable).parent / "transformers")
+    command = [program, "serve", str(folder), "--port", str(port), "--device", "cpu", "--dtype", "float32"]
+    own = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(command, env=own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                break
+            if process.poll() is not None:
+                raise SystemExit(f"transformers serve ended with {process.returncode}")
+            time.sleep(0.5)
+        yield Theirs(folder, port, process)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def measure(side: Ours | Theirs, function: Callable[[], Any]) -> tuple[float, float]:
+    used, wall = side.cpu(), time.perf_counter()
+    function()
+    return side.cpu() - used, time.perf_counter() - wall
+
+
+def one_round(side: Ours | Theirs, number: int, spent: Spent) -> None:
+    first, other = question(number), question(number + 50)
+    spent[KINDS[0]].append(measure(side, lambda: side.ask(number, first, [], ONE)))
+    spent[KINDS[1]].append(measure(side, lambda: side.ask(number, other, [], ONE)))
+    answer = side.ask(number, first, [], SOME)
+    spent[KINDS[2]].append(measure(side, lambda: side.ask(number, other, [(first, answer)], ONE)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--no-peer", action="store_true")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
+        folder = Path(place, "model")
+        size = make_model(folder, Shape())
+        sides: dict[str, Ours | Theirs] = {"workbench": Ours(folder, args.threads)}
+        if not args.no_peer:
+            sides["transformers serve"] = stack.enter_context(serving(folder, args.threads))
+        spent: dict[str, Spent] = {name: {kind: [] for kind in KINDS} for name in sides}
+        for number in range(args.rounds + 1):
+            for name, side in sides.items():
+                one_round(side, number, spent[name])
+    kind = platform.processor() or platform.machine()
+    print(f"{size / 1e6:.0f} M parameters, {Shape().image_tokens} image tokens, {args.rounds} rounds, "
+          f"{args.threads} thread(s), {kind}\n\n|  |  | processor s | of the first | wall s | of the first |\n"
+          "|---|---|---|---|---|---|")  # fmt: skip
+    for name, kinds in spent.items():
+        cold = [statistics.median(each[place] for each in kinds[KINDS[0]][1:]) for place in (0, 1)]
+        for kind, seconds in kinds.items():
+            used, wall = (statistics.median(each[place] for each in seconds[1:]) for place in (0, 1))
+            print(f"| {name} | {kind} | {used:.3f} | {used / cold[0]:.3f} | {wall:.3f} | {wall / cold[1]:.3f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What is attached is told by content, and what a reference names is what is seen."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+
+from workbench.conversation import Image
+from workbench.errors import ImageError
+from workbench.inference.attachments import attached, open_file, video_frames
+
+
+def video(path: Path, shades: list[int], side: int = 64) -> Path:
+    """One second of each shade of grey, ten frames a second."""
+    import av
+
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = side
+        stream.time_base = Fraction(1, 10)
+        for shade in shades:
+            for _ in range(10):
+                pixels = np.full((side, side, 3), shade, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def shade(picture: PILImage.Image) -> int:
+    return int(np.asarray(picture.convert("L")).mean())
+
+
+def test_a_video_becomes_frames_at_even_distances_whatever_it_is_named(tmp_path: Path) -> None:
+    place = video(tmp_path / "clip.jpg", [20, 90, 160, 230])
+    images = attached(place, frames=4)
+    assert [image.path.rpartition("#")[2] for image in images] == ["t=0.500", "t=1.500", "t=2.500", "t=3.500"]
+    seen = [shade(open_file(image)) for image in images]
+    assert all(abs(one - wanted) < 6 for one, wanted in zip(seen, (20, 90, 160, 230), strict=True))
+    assert [shade(one) for one in video_frames(place.read_bytes(), 4)] == seen
+
+
+def test_a_pdf_becomes_its_pages(tmp_path: Path) -> None:
+    pages = [PILImage.new("RGB", (60, 40), color) for color in ("red", "lime", "blue")]
+    pages[0].save(tmp_path / "report", "PDF", save_all=True, append_images=pages[1:])
+    images = attached(tmp_path / "report", pages=2)
+    assert [image.path.rpartition("#")[2] for image in images] == ["page=1", "page=2"]
+    colors = [open_file(image).resize((1, 1)).getpixel((0, 0)) for image in images]
+    assert colors[0][0] > 200 > 60 > colors[0][1] and colors[1][1] > 200 > 60 > colors[1][0]
+    with pytest.raises(ImageError, match="found 3 pages; expected at least 4"):
+        open_file(Image(f"{tmp_path / 'report'}#page=4"))
+
+
+def test_a_picture_is_itself_also_with_a_mark_in_its_name(tmp_path: Path) -> None:
+    place = tmp_path / "a#page=1"
+    PILImage.new("RGB", (6, 4), "red").save(place, "PNG")
+    (image,) = attached(place)
+    assert (image.width, image.height) == open_file(image).size == (6, 4)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"hello, this is text and no picture", "expected an image, a video or a PDF file"),
+        (b"", "an empty file"),
+        (b"%PDF-1.7 and no more", "a PDF file that cannot be read"),
+        (b"\x89PNG\r\n\x1a\n and no more", "damaged or truncated"),
+        (b"\0\0\0\x20ftypisom" + b"\0" * 40, "expected an image, a video or a PDF file"),
+    ],
+)
+def test_what_is_neither_is_told(data: bytes, told: str, tmp_path: Path) -> None:
+    (tmp_path / "thing").write_bytes(data)
+    with pytest.raises(ImageError, match=told):
+        attached(tmp_path / "thing")
