@@ -80,6 +80,8 @@ _HOMES = {
     "attach": "background",
     "plan": "training.plan",
     "evaluate": "evaluation.task",
+    "diff": "evaluation.diff",
+    "Results": "evaluation.results",
     "score": "evaluation.score",
     "benchmarks": "evaluation.benchmarks:listing",
     "quickstart": "quickstart",
@@ -108,6 +110,8 @@ if TYPE_CHECKING:
     from workbench.doctor import doctor
     from workbench.errors import WorkbenchError
     from workbench.evaluation.benchmarks import listing as benchmarks
+    from workbench.evaluation.diff import diff
+    from workbench.evaluation.results import Results
     from workbench.evaluation.score import score
     from workbench.evaluation.task import evaluate
     from workbench.inference.engine import Engine

@@ -1,12 +1,13 @@
 """How much faster benchmarks run with an image's cost shared than one row after the other, and that they say the same.
 
-    python tests/benchmarks/evaluation_speed.py [--models tiny large] [--images 2] [--rounds 3]
+    python tests/benchmarks/evaluation_speed.py [--models tiny small large] [--images 2] [--rounds 3]
 
-Benchmark files are made from scenes: POPE (18 questions about each picture), MMBench (CircularEval, four rotations) and
-MME (two questions). The models are the tiny LLaVA of the shipped parts with a fresh projector, and a random one of 59
-million parameters with 576 image tokens. Answers are two tokens at most, as those of a trained model (`Yes` and the end).
-MMBench is measured twice: `asked` takes every answer for right, so that no rotation is left out; `stopped` is as it is.
-Processor time of this process, one thread, both paths in turn, medians. Prints a table; differing answers are counted.
+Benchmark files are made from scenes: POPE (18 questions about each picture), MMBench (CircularEval, four rotations),
+MME (two questions). `tiny`: the shipped parts with a fresh projector, 64 image tokens. `small`: as wide as the tiny
+one, random, 576 image tokens. `large`: random, 59 million parameters, 576 image tokens. Answers are two tokens at most,
+as those of a trained model (`Yes` and the end). MMBench is measured twice: `asked` takes every answer for right, so
+that no rotation is left out; `stopped` is as it is. Processor time of this process, one thread, both in turn, medians.
+Prints a table; what is wanted holds for 576 image tokens: where the picture is short, little is shared.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "evaluation")]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))
 
 import benchmark_files as files
 import torch
@@ -34,7 +36,15 @@ from workbench.inference.engine import Engine
 from workbench.recipe import ModelSpec
 
 WANTED = {"pope": 6.0, "mmbench, asked": 2.5, "mmbench, stopped": 2.5, "mme": 1.5}
-"""Times faster, at least."""
+"""Times faster, at least, where an image is 576 tokens."""
+NAMES = ("tiny", "small", "large")
+TINY = {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
+}
 
 
 @dataclass(frozen=True)
@@ -66,8 +76,13 @@ def engine(name: str, folder: Path) -> Engine:
     if name == "tiny":
         spec = ModelSpec(vision="tiny", language="tiny")
         return Engine(wb.build(spec, template="tiny", image_mode="square"), name=name)
-    make_model(folder / "model", Shape())
-    return Engine(wb.load(folder / "model"), name=name)
+    shape = Shape()
+    if name == "small":
+        shape = Shape(
+            language={**shape.language, **TINY}, tower={**shape.tower, "hidden_size": 128, "num_hidden_layers": 4}
+        )
+    make_model(folder / name, shape)
+    return Engine(wb.load(folder / name), name=name)
 
 
 def timed(model: Engine, evaluation: Evaluation, reuse: bool) -> tuple[float, Any]:
@@ -79,7 +94,7 @@ def timed(model: Engine, evaluation: Evaluation, reuse: bool) -> tuple[float, An
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--models", nargs="+", default=["tiny", "large"], choices=("tiny", "large"))
+    parser.add_argument("--models", nargs="+", default=list(NAMES), choices=NAMES)
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
@@ -104,7 +119,7 @@ def told(name: str, kind: str, spent: dict[bool, list[float]], fast: Any, plain:
     pairs = zip(fast.rows.iter_rows(named=True), plain.rows.iter_rows(named=True), strict=True)
     differ = sum(a["answer"] is not None and a["said"] != b["said"] for a, b in pairs)
     times = alone / shared
-    flag = "" if times >= WANTED[kind] else "  TOO SLOW"
+    flag = "" if times >= WANTED[kind] or name == "tiny" else "  TOO SLOW"
     head = f"{name + ' ' + kind:24} {len(fast.rows):5} {shared:9.2f} {alone:9.2f} {times:6.2f} {WANTED[kind]:7.1f}"
     print(f"{head}  {differ}{flag}", flush=True)
 

@@ -43,7 +43,9 @@ def pope(folder: Path, count: int = 4, questions: int = 6) -> None:
             held = sorted(there(scene))
             for place in range(questions):
                 yes = place % 2 == 0
-                asked = held[place // 2 % len(held)] if yes else str(rng.choice([one for one in every if one not in held]))
+                asked = (
+                    held[place // 2 % len(held)] if yes else str(rng.choice([one for one in every if one not in held]))
+                )
                 text = f"Is there a {asked} in the image?"
                 row = {"question_id": len(lines) + 1, "image": name, "text": text, "label": "yes" if yes else "no"}
                 lines.append(json.dumps(row))
@@ -56,11 +58,17 @@ def mme(folder: Path, count: int = 4) -> None:
         for number, (scene, picture) in enumerate(scenes(count, seed=2)):
             save(folder / task, f"{number:04d}.png", picture)
             if task == "existence":
-                asked = (f"Is there a {sorted(there(scene))[0]} in this image?", "Is there a purple elephant in this image?")
+                asked = (
+                    f"Is there a {sorted(there(scene))[0]} in this image?",
+                    "Is there a purple elephant in this image?",
+                )
             else:
                 right = len(scene.objects)
                 asked = (f"Are there {right} things in this image?", f"Are there {right + 1} things in this image?")
-            lines = [f"{question} Please answer yes or no.\t{answer}" for question, answer in zip(asked, ("Yes", "No"), strict=True)]
+            lines = [
+                f"{question} Please answer yes or no.\t{answer}"
+                for question, answer in zip(asked, ("Yes", "No"), strict=True)
+            ]
             (folder / task / f"{number:04d}.txt").write_text("\n".join(lines) + "\n")
 
 

@@ -1,56 +1,74 @@
-"""Scores: held-out questions asked of a model, and answers made elsewhere."""
+"""Scores: questions asked of a model, answers made elsewhere, results compared."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workbench.commands.common import AddVerb, add_json, add_loading, add_model, positive, show
-from workbench.errors import DataError, WorkbenchError
+from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
-    from workbench.evaluation.task import Results
+    from workbench.evaluation.results import Results
 
 
 def _evaluate(given: argparse.Namespace) -> None:
-    if given.out and Path(given.out).is_dir():  # told before the questions are asked, not after
-        fix = f"--out {Path(given.out, 'answers.jsonl')}"
-        raise WorkbenchError(given.out, found="a folder", expected="a file to write", fix=fix)
-    chosen = {"load": given.load, "device": given.device}
-    results = asked_of(given.model, given.dataset, given.split, given.tasks, given.scorer, given.limit, **chosen)
-    if given.out:
-        results.save(given.out)
-    show(given, results, results.summary())
+    out = Path(given.out) if given.out else None
+    rows_only = out is not None and out.suffix in (".jsonl", ".ndjson")
+    if out is not None and rows_only and out.is_dir():  # told before the questions are asked, not after
+        raise WorkbenchError(given.out, found="a folder", expected="a file to write, or a name without .jsonl")
+    results = asked_of(
+        given.model, given.dataset, given.split, given.tasks, given.scorer, given.limit,
+        load=given.load, device=given.device, data=given.data, images=given.images, prompts=given.prompts,
+        frames=given.frames, max_tokens=given.max_tokens, reuse=not given.no_reuse,
+        likelihood=given.likelihood, out=None if rows_only else out,
+    )  # fmt: skip
+    if out is not None and rows_only:
+        results.save(out)
+    show(given, _told(results), results.summary())
+
+
+def _told(results: Results) -> str:
+    lines = [str(results)]
+    if len(results.errors):
+        row = results.errors.row(0, named=True)
+        lines.append(f"first failure: {row['id']}: {row['error']}")
+    return "\n".join([*lines, f"kept in {results.path}"] if results.path else lines)
 
 
 def asked_of(
     model: str, dataset: str, split: str = "test", tasks: Sequence[str] = ("question",), scorer: str = "normalised",
-    limit: int | None = None, *, load: str | None = None, device: str = "auto",
+    limit: int | None = None, *, load: str | None = None, device: str = "auto", **more: Any,
 ) -> Results:  # fmt: skip
-    """The held-out conversations of a dataset, asked of a model."""
-    from workbench.data.dataset import Dataset
-    from workbench.data.images import load_image
-    from workbench.evaluation.task import evaluate
-    from workbench.inference.engine import Engine
-    from workbench.model import llava
+    """The held-out conversations of a dataset, or a benchmark's questions, asked of a model."""
+    from workbench.evaluation.task import evaluate, questions_of
+    from workbench.inference.opening import open_model
 
-    data = Dataset.open(dataset)
-    asked = data.conversations(split, tasks=tasks)[:limit]
-    if not asked:
-        found = f"no {' or '.join(tasks)} in split {split}"
-        raise DataError(str(data.path), found=found, fix="`workbench generate` writes some; --split and --tasks choose")
-    loaded = llava.load(model, load=load, device=device)
-    engine = Engine(loaded, open_image=lambda image: load_image(data.resolve(image)), name=model)
-    return evaluate(engine, asked, scorer=scorer)
+    given = {key: more.pop(key) for key in ("data", "images", "prompts", "frames") if more.get(key) is not None}
+    asked = questions_of(dataset, split=split, tasks=tasks, scorer=scorer, limit=limit, **given)
+    return evaluate(open_model(model, load=load, device=device), asked, **more)
 
 
 def _score(given: argparse.Namespace) -> None:
+    if given.predictions is None:
+        from workbench.evaluation.scores import score_again
+
+        results = score_again(given.benchmark, given.scorer)
+        show(given, results, results.summary())
+        return
     from workbench.evaluation.score import score
 
     scored = score(given.benchmark, given.predictions, given.references)
     show(given, scored, scored.summary())
+
+
+def _diff(given: argparse.Namespace) -> None:
+    from workbench.evaluation.diff import diff
+
+    found = diff(given.first, given.second)
+    show(given, found, found.summary())
 
 
 def _benchmarks(given: argparse.Namespace) -> None:
@@ -64,33 +82,69 @@ def add_verbs(verb: AddVerb) -> None:
     add = verb(
         "evaluate",
         _evaluate,
-        "Ask a model the held-out questions of a dataset and score its answers, per question type.",
-        "evaluate runs/mine data/holiday",
-        "evaluate runs/mine data/holiday --split val --json --out answers.jsonl",
+        "Ask a model the held-out questions of a dataset, or a benchmark's, and score its answers, part by part.",
+        "evaluate runs/mine data/holiday --out results/holiday",
+        "evaluate runs/mine pope --data coco/ --images val2014/ --out results/pope",
+        "evaluate gpt-4o-mini@https://api.openai.com/v1 mmbench --data mmbench_dev_20230712.tsv --out results/mmbench",
     ).add_argument
     add_model(add)
-    add("dataset", metavar="DATASET", help="dataset folder")
-    add("--split", default="test", choices=("train", "val", "test"), help="which images (default: %(default)s)")
-    add("--tasks", nargs="+", default=["question"], metavar="TASK", help="which conversations (default: question)")
-    told = "how answers are compared: exact, normalised, choice, numeric, relaxed, iou (default: %(default)s)"
+    add("dataset", metavar="DATASET|BENCHMARK", help="dataset folder, or a name that `workbench benchmarks` lists")
+    add("--data", nargs="+", metavar="FILE", help="a benchmark's published files, or their folder")
+    add(
+        "--images",
+        metavar="FOLDER",
+        help="a benchmark's pictures, if the rows do not bring them (default: by the data)",
+    )
+    told = "llava: worded as LLaVA's evaluation does; question: the question and its options alone"
+    add("--prompts", default="llava", choices=("llava", "question"), help=told)
+    add("--frames", type=positive, default=1, metavar="N", help="of a benchmark's videos (default: the middle one)")
+    add("--split", default="test", choices=("train", "val", "test"), help="of a dataset (default: %(default)s)")
+    add(
+        "--tasks",
+        nargs="+",
+        default=["question"],
+        metavar="TASK",
+        help="conversations of a dataset (default: question)",
+    )
+    told = (
+        "how a dataset's answers are compared: exact, normalised, choice, numeric, relaxed, iou (default: %(default)s)"
+    )
     add("--scorer", default="normalised", help=told)
     add("--limit", type=positive, metavar="N", help="the first N only")
+    add("--max-tokens", type=positive, metavar="N", help="tokens of an answer at most")
+    add("--no-reuse", action="store_true", help="one row after the other, nothing shared: slow, the same answers")
+    add("--likelihood", action="store_true", help="take the likeliest option instead of what the model would write")
     add_loading(add)
-    add("--out", metavar="FILE", help="write every question and answer as JSON lines")
+    told = "folder that keeps everything and goes on where it was; or FILE.jsonl for the rows alone"
+    add("--out", metavar="RESULTS", help=told)
     add_json(add)
 
     add = verb(
         "score",
         _score,
-        "Score answers that were made elsewhere, by a benchmark's own rule and without any model.",
+        "Score answers that were made elsewhere, by a benchmark's own rule and without any model; or results anew.",
         "score seedbench GPT-4V.json",
         "score pope answers.jsonl --references coco/ llava_pope_test.jsonl",
         "score mmbench llava-v1.5-13b.xlsx --json",
+        "score results/pope",
     ).add_argument
-    add("benchmark", metavar="BENCHMARK", help="a name that `workbench benchmarks` lists")
-    add("predictions", metavar="PREDICTIONS", help="json, jsonl, xlsx, tsv, csv, parquet or txt; or a folder of them")
+    add("benchmark", metavar="BENCHMARK|RESULTS", help="a name that `workbench benchmarks` lists, or a result folder")
+    told = "json, jsonl, xlsx, tsv, csv, parquet or txt; or a folder of them"
+    add("predictions", metavar="PREDICTIONS", nargs="?", help=told)
     told = "files or folders of what is right, if the predictions do not bring it; question files too"
     add("--references", nargs="+", default=[], metavar="FILE", help=told)
+    add("--scorer", help="another way to compare the answers of a result folder")
+    add_json(add)
+
+    add = verb(
+        "diff",
+        _diff,
+        "Compare two results: which is better and how surely, what was won and lost, which settings differ.",
+        "diff results/before results/after",
+        "diff results/shared results/plain --json",
+    ).add_argument
+    add("first", metavar="A", help="result folder")
+    add("second", metavar="B", help="result folder")
     add_json(add)
 
     add = verb("benchmarks", _benchmarks, "List the benchmarks and the files each needs.", "benchmarks").add_argument

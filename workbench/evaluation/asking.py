@@ -132,7 +132,7 @@ class EngineAsker(_Asker):
         super().__init__(evaluation)
         self.engine = _own(engine, evaluation, reuse)
         self.reuse, self.likelihood = reuse, likelihood
-        self.share = (reuse or likelihood) and shareable(engine.llava)
+        self.share = (reuse or likelihood) and _alone(engine) and shareable(engine.llava)
         self._prompts: dict[str, str] = {}  # of the rows that are being asked
 
     def __call__(self, lines: Sequence[Line]) -> Iterator[list[Given]]:
@@ -189,7 +189,7 @@ class EngineAsker(_Asker):
         rows = {form.id: row for ready in group for form, row in zip(ready.line.forms, ready.rows, strict=True)}
         lines = [ready.line for ready in group]
         try:
-            branches = Branches(self.engine.llava, group[0].rows[0])
+            branches = Branches(self.engine.llava, list(rows.values()))
             return self.waves(lines, lambda asked: self._ask(branches, asked, [rows[one.id] for one in asked]))
         except Exception as error:  # memory, most likely: each alone
             if len(rows) == 1:
@@ -245,12 +245,24 @@ def _alike(ready: Iterable[Ready]) -> list[list[Ready]]:
 
 def _own(engine: Engine, evaluation: Evaluation, reuse: bool) -> Engine:
     """The engine as this evaluation needs it: opening its pictures, and on the plain path keeping nothing."""
-    from workbench.inference.engine import Engine, open_file
+    from workbench.inference.attachments import open_file
+    from workbench.inference.engine import PREFIX_BYTES, Engine
     from workbench.inference.prefix_cache import FeatureCache
 
-    opens = open_file if evaluation.resolve else engine.open_image
-    features = engine.features if reuse else FeatureCache(0)
-    return Engine(engine.llava, open_image=opens, features=features, name=engine.name)
+    if not _alone(engine):
+        return engine
+    return Engine(
+        engine.llava,
+        open_image=open_file if evaluation.resolve else engine.open_image,
+        features=engine.features if reuse else FeatureCache(0),
+        prefix_bytes=PREFIX_BYTES if reuse else 0,
+        name=engine.name,
+    )
+
+
+def _alone(engine: Engine) -> bool:
+    """Whether no other adapter may be put on the model meanwhile: then it answers through its own thread only."""
+    return len(engine._adapters._places) == 1
 
 
 def sent(evaluation: Evaluation, asked: Conversation) -> Conversation:

@@ -16,8 +16,9 @@ from typing import Any
 
 from workbench.conversation import Image
 from workbench.data.images import SUFFIXES
-from workbench.errors import DataError
+from workbench.errors import DataError, ImageError
 from workbench.evaluation import fields
+from workbench.inference.attachments import attached
 from workbench.resources import state_folder, write_atomic
 
 NAMES = (
@@ -35,13 +36,18 @@ NAMES = (
 """Fields that name a picture, the surest first."""
 COCO = ("COCO_val2014_{:012d}", "COCO_train2014_{:012d}", "COCO_test2015_{:012d}", "{:012d}")
 """How COCO's files are named by number."""
+VIDEOS = frozenset((".mp4", ".webm", ".avi", ".mkv", ".mov"))
 _BEGINNINGS = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp", b"GI": ".gif", b"BM": ".bmp"}
 
 
 class Pictures:
-    """Finds the picture of a row. `folder`: where files lie; those inside rows are kept in the state folder."""
+    """Finds the pictures of a row. `folder`: where files lie; those inside rows are kept in the state folder.
 
-    def __init__(self, folder: Path | str | None) -> None:
+    frames: of a video, at even distances; one is the middle, as LLaVA takes it.
+    """
+
+    def __init__(self, folder: Path | str | None, *, frames: int = 1) -> None:
+        self.frames = frames
         self.folder = None if folder is None else Path(folder)
         if self.folder is not None and not self.folder.is_dir():
             raise DataError(str(folder), found="no such folder", expected="the folder of the pictures")
@@ -68,7 +74,7 @@ class Pictures:
         return path
 
     def of(self, row: Mapping[str, Any]) -> list[Image]:
-        """The picture of a row, as a list of one, or nothing where the row names none.
+        """The picture of a row as a list of one, the frames of its video, or nothing where the row names neither.
 
         One that cannot be found is named as the row names it: the row says so when its turn comes.
         """
@@ -80,7 +86,19 @@ class Pictures:
         if not wanted:
             return []
         found = next((path for text in wanted for path in self._look(text, row)), None)
+        if found is not None and Path(found).suffix.lower() in VIDEOS:
+            return self._frames(found)
         return [Image(found or wanted[0], "images")]
+
+    def _frames(self, video: str) -> list[Image]:
+        try:
+            moments = [frame.path.partition("#")[2] for frame in attached(self._below(video), frames=self.frames)]
+        except ImageError:  # the row says so when its turn comes
+            return [Image(video, "images")]
+        return [Image(f"{video}#{moment}", "images") for moment in moments]
+
+    def _below(self, path: str) -> Path:
+        return (self.folder or Path()) / path
 
     def _look(self, text: str, row: Mapping[str, Any]) -> Sequence[str]:
         """Files that a name may mean, the likeliest first: those below a folder that the row names."""
@@ -100,7 +118,7 @@ class Pictures:
                 below = os.path.relpath(place, self.folder)
                 for name in sorted(names):
                     stem, ending = os.path.splitext(name.lower())
-                    if ending in SUFFIXES:
+                    if ending in SUFFIXES or ending in VIDEOS:
                         path = name if below == "." else f"{Path(below).as_posix()}/{name}"
                         for key in {stem, name.lower()}:
                             self._files.setdefault(key, []).append(path)

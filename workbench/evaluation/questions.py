@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.conversation import Conversation, Image, Message, new_id
+from workbench.conversation import Conversation, Message, new_id
 from workbench.errors import DataError
 from workbench.evaluation import fields, score_files
 from workbench.evaluation.benchmarks import BENCHMARKS, Benchmark
 from workbench.evaluation.matching import Item
 from workbench.evaluation.options import letter, options_of
 from workbench.evaluation.pictures import Pictures
-from workbench.evaluation.prompting import CHOICE, PROMPTS, candidates, expressions, prompt
+from workbench.evaluation.prompting import CHOICE, PROMPTS, YES_NO, candidates, expressions, prompt
 from workbench.evaluation.reading import rules
 from workbench.evaluation.rules_choice import group_of
 from workbench.evaluation.rules_free import reference_box
@@ -34,7 +34,12 @@ _SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language scienc
 
 
 def read_benchmark(
-    name: str, data: Sequence[Path | str] | Path | str, images: Path | str | None = None, *, prompts: str = "llava"
+    name: str,
+    data: Sequence[Path | str] | Path | str,
+    images: Path | str | None = None,
+    *,
+    prompts: str = "llava",
+    frames: int = 1,
 ) -> Evaluation:
     """A benchmark as an evaluation, from its published files and the folder of its pictures.
 
@@ -53,13 +58,13 @@ def read_benchmark(
         raise DataError(str(missing[0]), found="no such file", expected="a file or a folder", fix=fix)
     if images is None:
         images = paths[0] if paths[0].is_dir() else paths[0].parent
-    pictures = Pictures(images)
+    pictures = Pictures(images, frames=frames)
     read = score_files.read(paths, pictures.keep)
     rows = _explained(_complete(read.rows, chosen), chosen)
     chinese = name == "mmbench" and any(_CHINESE.search(path.name) for path in paths)
     asked = _conversations(chosen, rows, read.about, pictures, prompts, chinese)
     _check_pictures(asked, pictures, images)
-    settings = {"benchmark": name, "prompts": prompts, "files": _hashes(paths)}
+    settings = {"benchmark": name, "prompts": prompts, "frames": frames, "files": _hashes(paths)}
     around = {key: value for key, value in read.about.items() if isinstance(value, dict)}
     return Evaluation(name, asked, rules(name), LONGEST, pictures.resolve, settings, pictures.roots, around)
 
@@ -112,15 +117,11 @@ def _conversations(
             "candidates": candidates(chosen.name, options),
         }
         turns = (
-            Message("user", (*_pictures(row, pictures), text)),
+            Message("user", (*pictures.of(row), text)),
             Message("assistant", (_reference(chosen, item, options),)),
         )
         asked.append(Conversation(id, turns, task=chosen.name, metadata=metadata))
     return asked
-
-
-def _pictures(row: Row, pictures: Pictures) -> list[Image]:
-    return pictures.of(row)
 
 
 def _ids(rows: Sequence[Row]) -> list[str]:
@@ -155,13 +156,22 @@ def _type(name: str, row: Row, around: Mapping[str, Any]) -> str | None:
 
 
 def _reference(chosen: Benchmark, item: Item, options: Mapping[str, str]) -> str:
-    """What is right, as a person reads it; the rules take it from the row."""
-    if chosen.name in CHOICE and (options or str(item.about.get("question_type")) != "open"):
-        return letter(item, options) or str(item.reference)
+    """What is right, as a person reads it; the rules take it from the row. Raises `DataError` for what cannot be."""
     if chosen.name == "refcoco":
         return "[" + ", ".join(f"{edge:.2f}" for edge in reference_box(item)) + "]"
     known = Counter(texts(item.reference)).most_common(1)
-    return known[0][0] if known and known[0][0].strip() else str(item.reference)
+    told = known[0][0].strip() if known else ""
+    expected = "an answer"
+    if chosen.name in CHOICE and str(item.about.get("question_type")) != "open" and (options or chosen.name != "mmmu"):
+        told, expected = letter(item, options) or "", "the letter of an option"
+    elif chosen.name in YES_NO:
+        told, expected = told if told.lower().rstrip(".") in ("yes", "no") else "", "yes or no"
+    if not told:
+        where = f"{chosen.name}, row {item.identity}"
+        raise DataError(
+            where, found=f"the reference {item.reference!r}", expected=expected, fix=f"it needs {chosen.files}"
+        )
+    return told
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -170,7 +180,7 @@ def _reference(chosen: Benchmark, item: Item, options: Mapping[str, str]) -> str
 def _check_pictures(asked: Sequence[Conversation], pictures: Pictures, images: Path | str) -> None:
     """Raise where not a single picture is there; a few that are missing are rows that say so."""
     named = [image for one in asked for image in one.images]
-    if named and not any(pictures.resolve(image).is_file() for image in named):
+    if named and not any(Path(str(pictures.resolve(image)).partition("#")[0]).is_file() for image in named):
         raise DataError(
             str(images),
             found=f"no picture {named[0].path}",

@@ -12,7 +12,6 @@ Does not know: who answers (`running`), where questions come from (`questions`),
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +51,8 @@ below the folder that `evaluation.json` names for `root`. `prompt`: the text as 
 null where it failed (`error` says why) or was not asked (`rule` says why). `said`: what the rule read in it; null where
 it could not. `earned`: from 0 to 1. `margin`: how much likelier the first token was than the second, in nats.
 """
+NOT_ASKED = "not asked: wrong in another rotation"
+"""The rule of rows that were left out, for nothing they could say would change the score."""
 Row = dict[str, Any]
 
 
@@ -108,15 +109,16 @@ class Results:
 
     def picture(self, row: Mapping[str, Any]) -> PilImage:
         """The first picture of a row. Raises `DataError` where its root is not known, `ImageError` where it is gone."""
+        from workbench.conversation import Image
         from workbench.data.folder import resolve_inside
-        from workbench.data.images import load_image
+        from workbench.inference.attachments import open_file
 
         roots = self.settings.get("roots", {})
         if not row["image"] or row["root"] not in roots:
             raise DataError(
                 f"row {row['id']}", found="no picture that can be found", expected=f"a root of {list(roots)}"
             )
-        return load_image(resolve_inside(Path(roots[row["root"]]), row["image"]))
+        return open_file(Image(str(resolve_inside(Path(roots[row["root"]]), row["image"]))))
 
     def summary(self) -> dict[str, Any]:
         """What `--json` prints: accuracy from 0 to 1, per type, the number of questions, and the kept scores."""
@@ -195,7 +197,7 @@ class ResultFolder:
         write_atomic(self.path / name, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
     def _check_empty(self) -> None:
-        if self.path.is_file() or (self.path.is_dir() and any(os.scandir(self.path))):
+        if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
             found = "a file" if self.path.is_file() else "a folder with other things in it"
             raise DataError(str(self.path), found=found, expected="a new folder for the results", fix="choose another")
 
@@ -205,19 +207,19 @@ class ResultFolder:
             if before.get(name) != plain.get(name):
                 raise DataError(
                     str(self.path),
-                    found=f"answers to another {name} ({changed(before.get(name), plain.get(name))})",
+                    found=f"answers under another setting ({changed(before.get(name), plain.get(name), name)})",
                     expected="the same questions to the same model, asked alike",
                     fix="give --out another folder",
                 )
 
 
-def changed(before: Any, now: Any, name: str = "") -> str:
+def changed(before: Any, now: Any, name: str) -> str:
     """Where two settings differ first, in a few words."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in dict.fromkeys((*before, *now)):
             if before.get(key) != now.get(key):
-                return changed(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
-    return f"{name}: ".lstrip(": ") + f"{_short(before)} there, {_short(now)} now"
+                return changed(before.get(key), now.get(key), f"{name}.{key}")
+    return f"{name}: {_short(before)} there, {_short(now)} now"
 
 
 def _short(value: Any) -> str:

@@ -19,7 +19,7 @@ from workbench.chat_model import ChatModel
 from workbench.conversation import Conversation
 from workbench.errors import WorkbenchError
 from workbench.evaluation.asking import Given, Line, asker
-from workbench.evaluation.results import ResultFolder, Results, Row, table
+from workbench.evaluation.results import NOT_ASKED, ResultFolder, Results, Row, table
 from workbench.evaluation.scores import scores
 from workbench.origin import versions
 from workbench.progress import progress
@@ -154,7 +154,7 @@ def _row(evaluation: Evaluation, given: Given) -> Row:
     if given.error is not None:
         return row | {"error": given.error, "earned": 0.0}
     if given.text is None:
-        return row | {"rule": "not asked: wrong in another rotation", "earned": 0.0}
+        return row | {"rule": NOT_ASKED, "earned": 0.0}
     answer = given.text.strip()
     read = evaluation.rules.read(answer, row)
     said = {"answer": answer, "said": read.said, "rule": given.rule or read.rule, "earned": read.earned}

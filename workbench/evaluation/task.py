@@ -72,6 +72,7 @@ def evaluate(
     tasks: Sequence[str] = ("question",),
     scorer: str = "normalised",
     prompts: str = "llava",
+    frames: int = 1,
     limit: int | None = None,
     max_tokens: int | None = None,
     out: Path | str | None = None,
@@ -84,6 +85,7 @@ def evaluate(
     model: a `ChatModel`, or what `open_model` opens. questions: conversations (the model opens their pictures its own
     way), a dataset folder (its held-out `split`, of these `tasks`), or a benchmark's name with its published files in
     `data` and pictures below `images`.
+    prompts: `llava`, worded as LLaVA's evaluation does, or `question`. frames: of a benchmark's videos.
     scorer: how answers to a person's own questions are compared; a benchmark has its own rule.
     out: a folder that keeps everything and goes on where it was stopped. reuse: share what an image costs among its
     questions and stop a question at its first wrong rotation; False is one row after the other. likelihood: take the
@@ -92,27 +94,52 @@ def evaluate(
     Raises DataError where there is nothing to ask, a file is missing, a conversation has no reference, or the scorer is
     unknown; a row that fails is a row with its error.
     """
-    if scorer not in SCORERS:
-        raise DataError("evaluate", found=f"scorer {scorer!r}", expected=f"one of {', '.join(SCORERS)}")
-    if isinstance(questions, str) and questions in BENCHMARKS:
-        from workbench.evaluation.questions import read_benchmark
-
-        evaluation = read_benchmark(questions, data, images, prompts=prompts)
-    elif isinstance(questions, Evaluation):
-        evaluation = questions
-    elif isinstance(questions, Dataset | Path | str):
-        evaluation = held_out(questions, split, tasks, scorer)
-    else:
-        evaluation = Evaluation("conversations", questions, rules(scorer), 24)
-    if limit is not None:
-        evaluation = replace(evaluation, conversations=evaluation.conversations[:limit])
+    asked = questions_of(
+        questions,
+        data=data,
+        images=images,
+        split=split,
+        tasks=tasks,
+        scorer=scorer,
+        prompts=prompts,
+        frames=frames,
+        limit=limit,
+    )
     if max_tokens is not None:
-        evaluation = replace(evaluation, max_tokens=max_tokens)
+        asked = replace(asked, max_tokens=max_tokens)
     if isinstance(model, Path | str):
         from workbench.inference.opening import open_model
 
         model = open_model(model)
-    return run(evaluation, model, out, Asking(reuse, likelihood), description)
+    return run(asked, model, out, Asking(reuse, likelihood), description)
+
+
+def questions_of(
+    questions: Evaluation | Sequence[Conversation] | Dataset | Path | str,
+    *,
+    data: Sequence[Path | str] | Path | str = (),
+    images: Path | str | None = None,
+    split: str = "test",
+    tasks: Sequence[str] = ("question",),
+    scorer: str = "normalised",
+    prompts: str = "llava",
+    frames: int = 1,
+    limit: int | None = None,
+) -> Evaluation:
+    """What `evaluate` asks, before any model is there. Raises as it does."""
+    if scorer not in SCORERS:
+        raise DataError("evaluate", found=f"scorer {scorer!r}", expected=f"one of {', '.join(SCORERS)}")
+    if isinstance(questions, Evaluation):
+        found = questions
+    elif isinstance(questions, str) and questions in BENCHMARKS:
+        from workbench.evaluation.questions import read_benchmark
+
+        found = read_benchmark(questions, data, images, prompts=prompts, frames=frames)
+    elif isinstance(questions, Dataset | Path | str):
+        found = held_out(questions, split, tasks, scorer)
+    else:
+        found = Evaluation("conversations", questions, rules(scorer), 24)
+    return found if limit is None else replace(found, conversations=found.conversations[:limit])
 
 
 def held_out(dataset: Dataset | Path | str, split: str, tasks: Sequence[str], scorer: str) -> Evaluation:

@@ -48,28 +48,32 @@ def shareable(llava: Llava) -> bool:
 
 
 class Branches:
-    """Rows with one `prefix_key`. Any of them may be asked at any time; the prefix is computed with the first."""
+    """Rows with one `prefix_key`, any of which may be asked at any time. All that they begin with is computed once.
 
-    def __init__(self, llava: Llava, prefix: Row) -> None:
+    That is the image and what stands before it, and of rotated options the question too.
+    """
+
+    def __init__(self, llava: Llava, rows: Sequence[Row]) -> None:
         self.llava = llava
         self.device = llava.device
         self.language = llava.model.get_decoder()
         self.cache = DynamicCache(config=llava.model.config)
         renamed = "cache" in inspect.signature(self.language.forward).parameters
         self._holding = {"cache" if renamed else "past_key_values": self.cache}
-        self._owners = torch.full((prefix.prefix,), PREFIX, device=self.device)  # (columns,)
-        self._prefix = prefix.prefix
-        if prefix.prefix:
-            columns = torch.arange(prefix.prefix, device=self.device)[None]
-            self._forward(self._embed(prefix, 0, prefix.prefix)[None], columns, None)
+        self._prefix = _common(rows, llava.image_token_id)
+        self._owners = torch.full((self._prefix,), PREFIX, device=self.device)  # (columns,)
+        if self._prefix:
+            columns = torch.arange(self._prefix, device=self.device)[None]
+            with torch.no_grad():
+                self._forward(self._embed(rows[0], 0, self._prefix)[None], columns, None)
 
     def answer(self, rows: Sequence[Row], settled: Callable[[str], bool] = lambda text: False) -> list[Said]:
         """Greedy answers, each to its end, or until `settled` says that its text decides."""
-        return [said for part in _parts(rows) for said in self._answer(part, settled)]
+        return [said for part in self._parts(rows) for said in self._answer(part, settled)]
 
     def likeliest(self, rows: Sequence[Row], candidates: Sequence[dict[str, int]]) -> list[Said]:
         """For each row the candidate whose first token is likeliest; `candidates` as `first_tokens` gives them."""
-        logits = [one for part in _parts(rows) for one in self._begin(part)]
+        logits = [one for part in self._parts(rows) for one in self._begin(part)]
         said = []
         for one, choices in zip(logits, candidates, strict=True):
             ranked = sorted(((float(one[id]), name) for name, id in choices.items()), reverse=True)
@@ -107,12 +111,23 @@ class Branches:
         if left:
             self.cache.crop(-left)
             self._owners = self._owners[: self._prefix]
-        lengths = torch.tensor([len(row.ids) - row.prefix for row in rows], device=self.device)
-        embedded = torch.cat([self._embed(row, row.prefix, len(row.ids)) for row in rows])[None]
-        places = torch.cat([torch.arange(row.prefix, len(row.ids)) for row in rows]).to(self.device)
+        lengths = torch.tensor([len(row.ids) - self._prefix for row in rows], device=self.device)
+        embedded = torch.cat([self._embed(row, self._prefix, len(row.ids)) for row in rows])[None]
+        places = torch.cat([torch.arange(self._prefix, len(row.ids)) for row in rows]).to(self.device)
         owners = torch.arange(len(rows), device=self.device).repeat_interleave(lengths)
         hidden = self._forward(embedded, places[None], owners)
         return self._logits(hidden[0, lengths.cumsum(0) - 1])
+
+    def _parts(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
+        """Rows together while their branches have at most `AT_ONCE` tokens."""
+        part: list[Row] = []
+        for row in rows:
+            if part and sum(len(one.ids) - self._prefix for one in (*part, row)) > AT_ONCE:
+                yield part
+                part = []
+            part.append(row)
+        if part:
+            yield part
 
     def _forward(self, embedded: torch.Tensor, places: torch.Tensor, owners: torch.Tensor | None) -> torch.Tensor:
         """Hidden states (1, T, width) of T more columns; their keys and values stay in the cache."""
@@ -141,7 +156,8 @@ class Branches:
         slots = ids == self.llava.image_token_id
         embedded = self.llava.model.get_input_embeddings()(ids.masked_fill(slots, 0))
         skipped = sum(token == self.llava.image_token_id for token in row.ids[:start])
-        embedded[slots] = row.features[skipped : skipped + int(slots.sum())].to(embedded)
+        if row.features is not None:
+            embedded[slots] = row.features[skipped : skipped + int(slots.sum())].to(embedded)
         return embedded
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -149,16 +165,19 @@ class Branches:
             return self.llava.model.get_output_embeddings()(hidden).float()
 
 
-def _parts(rows: Sequence[Row]) -> Iterator[list[Row]]:
-    """Rows together while their branches have at most `AT_ONCE` tokens."""
-    part: list[Row] = []
-    for row in rows:
-        if part and sum(len(one.ids) - one.prefix for one in (*part, row)) > AT_ONCE:
-            yield part
-            part = []
-        part.append(row)
-    if part:
-        yield part
+def _common(rows: Sequence[Row], image_token_id: int) -> int:
+    """How many leading tokens all rows share, the last one of each left out: its logits begin the answer.
+
+    No further than to a picture behind the prefix, for pictures have the same tokens whatever they show.
+    """
+    first, last = (of(rows, key=lambda row: list(row.ids)).ids for of in (min, max))
+    shared = rows[0].prefix
+    if not shared:
+        return 0
+    end = min(len(row.ids) for row in rows) - 1
+    while shared < end and first[shared] == last[shared] != image_token_id:
+        shared += 1
+    return shared
 
 
 def first_tokens(renderer: Renderer, asked: Conversation, answers: Sequence[str]) -> dict[str, int]:
