@@ -127,7 +127,7 @@ def test_a_persons_error_is_one_line_and_status_1(
         (["import", "pictures", "--out", "file/x"], "error: file/x: found a file where a folder has to be"),
         (["train", "tiny-align", "--out", "file"], "error: file: found a file; expected a folder"),
         (["train", "tiny-align", "--out", "file/x"], "error: file/x: found a file where a folder has to be"),
-        (["evaluate", "nowhere", "nowhere", "--out", "pictures"], "error: pictures: found a folder; expected a file"),
+        (["evaluate", "x", "x", "--out", "rows.jsonl"], "error: rows.jsonl: found a folder; expected a file to write"),
     ],
 )
 def test_an_out_that_cannot_be_written_is_one_line(
@@ -136,10 +136,11 @@ def test_an_out_that_cannot_be_written_is_one_line(
     monkeypatch.chdir(tmp_path)
     paint_folders(tmp_path / "pictures", 1)
     Path("file").write_text("x")
+    Path("rows.jsonl").mkdir()
     assert cli.main(words) == 1
     err = capsys.readouterr().err.splitlines()
     assert message.replace("/", os.sep) in err[-1] and not any("Traceback" in line for line in err)
-    assert sorted(os.listdir(tmp_path)) == ["file", "pictures"]
+    assert sorted(os.listdir(tmp_path)) == ["file", "pictures", "rows.jsonl"]
 
 
 @pytest.mark.parametrize(

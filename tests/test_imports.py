@@ -15,9 +15,9 @@ from workbench import resources
 
 PACKAGE = resources.PACKAGE
 ROOMS = [
-    "errors", "resources", "hub", "origin", "conversation", "recipe_yaml", "recipe", "json_lines", "losses", "run",
-    "progress", "chat_model", "remote", "data", "model", "inference", "curation", "instruct", "training",
-    "evaluation", "serving", "plugin", "report", "widgets", "background",
+    "errors", "resources", "hub", "origin", "conversation", "recipe_yaml", "recipe", "json_lines", "losses",
+    "result_rows", "run", "progress", "chat_model", "remote", "report", "data", "model", "inference", "curation",
+    "instruct", "training", "evaluation", "serving", "plugin", "widgets", "background",
     "quickstart_report", "quickstart", "doctor", "commands", "cli",
 ]  # fmt: skip
 HEAVY = ("torch", "transformers", "fiftyone", "polars", "pyarrow", "datasets", "gradio", "numpy", "PIL", "pydantic")

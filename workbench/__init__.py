@@ -63,6 +63,8 @@ _HOMES = {
     "conversations": "curation.review",
     "open": "curation.app",
     "write_losses": "curation.losses",
+    "write_results": "curation.scores",
+    "show": "curation.showing",
     "search": "curation.search",
     "caption_similarity": "curation.search",
     "RemoteModel": "remote",
@@ -80,6 +82,14 @@ _HOMES = {
     "attach": "background",
     "plan": "training.plan",
     "evaluate": "evaluation.task",
+    "slices": "evaluation.slice_scores",
+    "compare_results": "evaluation.slice_scores",
+    "confusion": "evaluation.confusion",
+    "covered": "evaluation.coverage",
+    "report": "evaluation.report",
+    "judge_answers": "evaluation.judges",
+    "prefer": "evaluation.preferences",
+    "score_judged": "evaluation.judged",
     "diff": "evaluation.diff",
     "Results": "evaluation.results",
     "score": "evaluation.score",
@@ -103,16 +113,25 @@ if TYPE_CHECKING:
     from workbench.curation.losses import write_losses
     from workbench.curation.outliers import outliers
     from workbench.curation.review import conversations
+    from workbench.curation.scores import write_results
     from workbench.curation.search import caption_similarity, search
+    from workbench.curation.showing import show
     from workbench.curation.splits import check_benchmark
     from workbench.data.dataset import Dataset
     from workbench.data.formats import export_llava, import_folder, import_llava
     from workbench.doctor import doctor
     from workbench.errors import WorkbenchError
     from workbench.evaluation.benchmarks import listing as benchmarks
+    from workbench.evaluation.confusion import confusion
+    from workbench.evaluation.coverage import covered
     from workbench.evaluation.diff import diff
+    from workbench.evaluation.judged import score_judged
+    from workbench.evaluation.judges import judge_answers
+    from workbench.evaluation.preferences import prefer
+    from workbench.evaluation.report import report
     from workbench.evaluation.results import Results
     from workbench.evaluation.score import score
+    from workbench.evaluation.slice_scores import compare_results, slices
     from workbench.evaluation.task import evaluate
     from workbench.inference.engine import Engine
     from workbench.inference.opening import open_model

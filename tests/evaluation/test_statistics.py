@@ -40,6 +40,11 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     assert interval(earned, seed=1) == interval(earned, seed=1)
 
 
+def test_the_order_of_the_questions_does_not_matter() -> None:
+    earned, groups = [0.0, 1.0, 0.25, 0.75, 1.0], ["c", "a", "b", "a", "c"]
+    assert interval(earned, groups=groups) == interval(earned[::-1], groups=groups[::-1])
+
+
 def test_mcnemar_by_hand() -> None:
     """Of 10 questions on which the two differ the second is right on 9: 2 * (1 + 10) / 2**10 = 0.0215."""
     first = [1.0] * 50 + [0.0] * 9 + [1.0]

@@ -107,8 +107,8 @@ def app(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[App
 class opened:
     """`workbench open` while the block lasts; gives the App's address."""
 
-    def __init__(self, dataset: Dataset, plugins: Path) -> None:
-        command = [sys.executable, "-u", "-m", "workbench.cli", "open", str(dataset.path), "--no-browser"]
+    def __init__(self, dataset: Dataset, plugins: Path, *more: str) -> None:
+        command = [sys.executable, "-u", "-m", "workbench.cli", "open", str(dataset.path), "--no-browser", *more]
         self.log = plugins.with_name("app.log")
         settings = {**os.environ, "FIFTYONE_PLUGINS_DIR": str(plugins), "OPENAI_API_KEY": "a-key-of-this-machine"}
         with open(self.log, "w") as log:
@@ -130,6 +130,12 @@ class opened:
             self.process.wait(30)
         except subprocess.TimeoutExpired:
             self.process.kill()
+
+
+@pytest.fixture(scope="session")
+def open_app() -> type[opened]:
+    """The class above; test modules cannot import each other."""
+    return opened
 
 
 @pytest.fixture(scope="module")

@@ -40,9 +40,15 @@ def _curate(given: argparse.Namespace) -> None:
 def _open(given: argparse.Namespace) -> None:
     import threading
 
-    from workbench.curation.app import open
+    options = {"port": given.port, "browser": not given.no_browser}
+    if given.results:
+        from workbench.curation.showing import show as show_results
 
-    open(given.dataset, port=given.port, browser=not given.no_browser)
+        show_results(given.results, given.dataset, **options)
+    else:
+        from workbench.curation.app import open
+
+        open(given.dataset, **options)
     print("Ctrl-C closes it", flush=True)
     while not threading.Event().wait(0.5):  # a wait without an end is not always interrupted
         pass
@@ -107,9 +113,15 @@ def add_verbs(verb: AddVerb) -> None:
         _open,
         "Look at a dataset in the FiftyOne App and review its conversations there; ends with Ctrl-C.",
         "open data/holiday",
+        "open data/holiday --results results/tuned",
         "open data/holiday --port 5160 --no-browser",
     ).add_argument
     add("dataset", metavar="DATASET", help="dataset folder")
+    add(
+        "--results",
+        metavar="RESULTS",
+        help="show exactly the pictures that these results failed on, with what was said",
+    )
     add("--port", type=positive, metavar="N", help="of this machine (default: 5151, or a free one)")
     add("--no-browser", action="store_true", help="only print the address")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +19,20 @@ def _evaluate(given: argparse.Namespace) -> None:
     rows_only = out is not None and out.suffix in (".jsonl", ".ndjson")
     if out is not None and rows_only and out.is_dir():  # told before the questions are asked, not after
         raise WorkbenchError(given.out, found="a folder", expected="a file to write, or a name without .jsonl")
+    scorer = "judge" if given.judge and given.scorer == "normalised" else given.scorer
+    if scorer == "judge" and not given.judge:  # before a model is loaded
+        fix = "--judge MODEL@URL, local:MODEL or a YAML file"
+        raise WorkbenchError("--scorer judge", found="no judge", expected="the model that judges", fix=fix)
     results = asked_of(
-        given.model, given.dataset, given.split, given.tasks, given.scorer, given.limit,
+        given.model, given.dataset, given.split, given.tasks, scorer, given.limit,
         load=given.load, device=given.device, data=given.data, images=given.images, prompts=given.prompts,
         frames=given.frames, max_tokens=given.max_tokens, reuse=not given.no_reuse,
         likelihood=given.likelihood, out=None if rows_only else out,
+        judge=given.judge, rubric=given.rubric, slices=given.slices or (),
     )  # fmt: skip
     if out is not None and rows_only:
         results.save(out)
-    show(given, _told(results), results.summary())
+    show(given, "\n".join([_told(results), *_seen(results, given.slices, given.report)]), results.summary())
 
 
 def _told(results: Results) -> str:
@@ -36,6 +41,15 @@ def _told(results: Results) -> str:
         row = results.errors.row(0, named=True)
         lines.append(f"first failure: {row['id']}: {row['error']}")
     return "\n".join([*lines, f"kept in {results.path}"] if results.path else lines)
+
+
+def _seen(results: Results, by: Sequence[str] | None, page: str | None) -> list[str]:
+    """The slices that were asked for, and the page."""
+    from workbench.evaluation.report import asked_dataset, report
+    from workbench.evaluation.slice_scores import slices
+
+    told = [str(slices(results, asked_dataset(results, None), by))] if by else []
+    return [*told, f"written: {report(results, page, by=by or ('type',))}"] if page else told
 
 
 def asked_of(
@@ -58,9 +72,17 @@ def _score(given: argparse.Namespace) -> None:
         results = score_again(given.benchmark, given.scorer)
         show(given, results, results.summary())
         return
+    from workbench.evaluation.benchmarks import JUDGED
+    from workbench.evaluation.judged import score_judged
     from workbench.evaluation.score import score
 
-    scored = score(given.benchmark, given.predictions, given.references)
+    if given.benchmark in JUDGED:
+        if not given.judge:
+            fix = "--judge MODEL@URL, local:MODEL or a YAML file"
+            raise WorkbenchError(given.benchmark, found="no judge", expected="the model that judges", fix=fix)
+        scored = score_judged(given.benchmark, given.predictions, given.references, given.judge)
+    else:
+        scored = score(given.benchmark, given.predictions, given.references)
     show(given, scored, scored.summary())
 
 
@@ -77,6 +99,11 @@ def _benchmarks(given: argparse.Namespace) -> None:
     show(given, table(), listing())
 
 
+def add_judge(add: Callable[..., Any]) -> None:
+    told = "a model that scores answers: MODEL@URL, local:MODEL or a YAML file; its replies are kept"
+    add("--judge", metavar="JUDGE", help=told)
+
+
 def add_verbs(verb: AddVerb) -> None:
     """The verbs of this module."""
     add = verb(
@@ -85,6 +112,8 @@ def add_verbs(verb: AddVerb) -> None:
         "Ask a model the held-out questions of a dataset, or a benchmark's, and score its answers, part by part.",
         "evaluate runs/mine data/holiday --out results/holiday",
         "evaluate runs/mine pope --data coco/ --images val2014/ --out results/pope",
+        "evaluate runs/mine data/holiday --slices type tag:night measure:brightness --report holiday.html",
+        "evaluate runs/mine data/holiday --tasks detail --judge gpt-4o@https://api.openai.com/v1 --out results/detail",
         "evaluate gpt-4o-mini@https://api.openai.com/v1 mmbench --data mmbench_dev_20230712.tsv --out results/mmbench",
     ).add_argument
     add_model(add)
@@ -106,10 +135,13 @@ def add_verbs(verb: AddVerb) -> None:
         metavar="TASK",
         help="conversations of a dataset (default: question)",
     )
-    told = (
-        "how a dataset's answers are compared: exact, normalised, choice, numeric, relaxed, iou (default: %(default)s)"
-    )
-    add("--scorer", default="normalised", help=told)
+    told = "how a dataset's answers are compared: exact, normalised, choice, numeric, relaxed, iou or judge"
+    add("--scorer", default="normalised", help=f"{told} (default: %(default)s)")
+    add_judge(add)
+    add("--rubric", metavar="FILE", help="a Jinja file of your own for the judge, with {{ answer }} in it")
+    told = "scores by these too: type, task, split, tag[:NAME], class[:NAME], measure:NAME"
+    add("--slices", nargs="+", metavar="SLICE", help=told)
+    add("--report", metavar="FILE", help="write a page with the failures and their pictures")
     add("--limit", type=positive, metavar="N", help="the first N only")
     add("--max-tokens", type=positive, metavar="N", help="tokens of an answer at most")
     add("--no-reuse", action="store_true", help="one row after the other, nothing shared: slow, the same answers")
@@ -126,6 +158,7 @@ def add_verbs(verb: AddVerb) -> None:
         "score seedbench GPT-4V.json",
         "score pope answers.jsonl --references coco/ llava_pope_test.jsonl",
         "score mmbench llava-v1.5-13b.xlsx --json",
+        "score mmvet answers.json --references mm-vet/ mm-vet_evaluator.py --judge gpt-4o@https://api.openai.com/v1",
         "score results/pope",
     ).add_argument
     add("benchmark", metavar="BENCHMARK|RESULTS", help="a name that `workbench benchmarks` lists, or a result folder")
@@ -134,6 +167,7 @@ def add_verbs(verb: AddVerb) -> None:
     told = "files or folders of what is right, if the predictions do not bring it; question files too"
     add("--references", nargs="+", default=[], metavar="FILE", help=told)
     add("--scorer", help="another way to compare the answers of a result folder")
+    add_judge(add)
     add_json(add)
 
     add = verb(

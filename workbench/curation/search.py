@@ -32,7 +32,7 @@ def search(dataset: Dataset, text: str, *, model: str | Path | Clip = "tiny", co
     if not text.strip() or count < 1:
         expected = "a few words, and a count of at least 1"
         raise DataError("search", found=f"text {text!r} and count {count}", expected=expected)
-    clip = _clip(model)
+    clip = clip_of(model)
     images = vectors(dataset, clip.embed_images, name=clip.name)
     similarity = _matrix(images["vector"], clip) @ clip.embed_texts([text])[0]
     found = images.select("id", similarity=pl.Series(similarity, dtype=pl.Float32))
@@ -61,7 +61,7 @@ def similarities(
 
     `images` are rows of `dataset.images`, all ok. Each pair of picture and text is compared once and kept.
     """
-    clip = _clip(model)
+    clip = clip_of(model)
     pictures = vectors(dataset, clip.embed_images, name=clip.name, images=images)
     pairs = texts.with_row_index("row").join(images.select("id", "hash"), on="id", maintain_order="left")
     place = pairs.select("id").join(pictures.select("id").with_row_index("place"), on="id", maintain_order="left")
@@ -80,7 +80,8 @@ def similarities(
     return texts.with_columns(found)
 
 
-def _clip(model: str | Path | Clip) -> Clip:
+def clip_of(model: str | Path | Clip) -> Clip:
+    """A CLIP by its source, or as it is."""
     return model if isinstance(model, Clip) else Clip(model)
 
 

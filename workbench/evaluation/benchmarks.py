@@ -7,6 +7,7 @@ Does not know: how files are read and scored (`score`); models. Nothing is downl
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from workbench.evaluation import rules_choice, rules_free, rules_yes_no
 from workbench.evaluation.tally import Rule
@@ -171,20 +172,30 @@ _ALL = (
         ("bbox", "box", "answer"),
     ),
 )
+JUDGED = ("llavabench", "mmvet")
+"""Those that a judge model scores are in `judged`."""
 BENCHMARKS: dict[str, Benchmark] = {one.name: one for one in _ALL}
 
 
 def table() -> str:
     """What `workbench benchmarks` prints."""
     lines = []
-    for one in BENCHMARKS.values():
-        lines += [f"{one.name:<10} {one.title}: {one.measure}", f"           needs {one.files}"]
+    for one in _listed():
+        lines += [f"{one.name:<11} {one.title}: {one.measure}", f"            needs {one.files}"]
         suffix = one.suffix.replace("\n", " / ")
-        lines += [f"           from  {one.source}", f"           asks  ...{suffix}"]
+        asks = f"...{suffix}" if suffix else "the question alone"
+        lines += [f"            from  {one.source}", f"            asks  {asks}"]
     return "\n".join(lines)
 
 
 def listing() -> list[dict[str, str]]:
     """What `workbench benchmarks --json` prints."""
     names = ("name", "title", "measure", "files", "source", "suffix")
-    return [{name: getattr(one, name) for name in names} for one in BENCHMARKS.values()]
+    return [{name: getattr(one, name) for name in names} for one in _listed()]
+
+
+def _listed() -> list[Any]:
+    """Those that a rule scores, then those that a judge does."""
+    from workbench.evaluation import judged
+
+    return [*BENCHMARKS.values(), *judged.JUDGED.values()]

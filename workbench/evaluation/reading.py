@@ -74,6 +74,17 @@ class OwnRules:
 
 
 @dataclass(frozen=True)
+class JudgeRules(OwnRules):
+    """A person's own questions, whose answers a model judges once all are there (`private`)."""
+
+    name: str = "judge"
+    measure: str = "by a judge"
+
+    def read(self, answer: str, row: Row) -> Read:
+        return Read(answer.strip() or None, "not judged yet", 0.0)
+
+
+@dataclass(frozen=True)
 class BenchmarkRules:
     """A benchmark's own rules."""
 
@@ -99,6 +110,8 @@ class BenchmarkRules:
 
 def rules(name: str) -> Rules:
     """The rules of a benchmark or of a scorer, by name."""
+    if name == JudgeRules.name:
+        return JudgeRules()
     return BenchmarkRules(BENCHMARKS[name]) if name in BENCHMARKS else OwnRules(name)
 
 

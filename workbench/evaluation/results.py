@@ -22,6 +22,7 @@ import polars as pl
 from workbench.errors import DataError
 from workbench.json_lines import JsonLines
 from workbench.resources import disk_errors, write_atomic
+from workbench.result_rows import failures
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -88,9 +89,13 @@ class Results:
 
     @property
     def failures(self) -> pl.DataFrame:
-        """The rows that did not earn all, the most confidently wrong first; not those that nobody was asked."""
+        """The rows that earned less than half, the most confidently wrong first; not those that nobody was asked.
+
+        With a column `dataset`, the folder of what was asked about, so that `wb.show` finds their pictures.
+        """
         asked = pl.col("answer").is_not_null() | pl.col("error").is_not_null()
-        return self.rows.filter(~pl.col("right") & asked).sort("margin", descending=True, nulls_last=True)
+        wrong = failures(self.rows.filter(asked)).sort("margin", descending=True, nulls_last=True)
+        return wrong.with_columns(dataset=pl.lit(self.settings.get("dataset"), dtype=pl.String))
 
     @property
     def errors(self) -> pl.DataFrame:
@@ -119,6 +124,12 @@ class Results:
                 f"row {row['id']}", found="no picture that can be found", expected=f"a root of {list(roots)}"
             )
         return open_file(Image(str(resolve_inside(Path(roots[row["root"]]), row["image"]))))
+
+    def report(self, out: Path | str | None = None, **options: Any) -> Path:
+        """Write the page about these results, by default `report.html` in their folder; `options` as of `wb.report`."""
+        from workbench.evaluation.report import report
+
+        return report(self, out, **options)
 
     def summary(self) -> dict[str, Any]:
         """What `--json` prints: accuracy from 0 to 1, per type, the number of questions, and the kept scores."""

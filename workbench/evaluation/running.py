@@ -89,6 +89,7 @@ def _settings(evaluation: Evaluation, model: ChatModel, asking: Asking) -> dict[
         "questions": {**evaluation.settings, "count": len(evaluation.conversations), "hash": _hash(evaluation)},
         "model": identity(model),
         "asked": options,
+        "dataset": str(evaluation.dataset) if evaluation.dataset else None,
         "roots": {name: str(folder) for name, folder in evaluation.roots.items()},
         "around": dict(evaluation.around),
         "started": _now(),
@@ -122,7 +123,7 @@ def _lines(evaluation: Evaluation, done: dict[str, Row], *, stop: bool) -> list[
     lines = []
     for forms in items.values():
         waiting = tuple(asked for asked in forms if asked.id not in done)
-        lost = stop and any(done[asked.id]["earned"] < 1 for asked in forms if asked.id in done)
+        lost = stop and any((done[asked.id]["earned"] or 0) < 1 for asked in forms if asked.id in done)
         if waiting:
             several = stop and len(forms) > 1
             lines += [Line(waiting, lost)] if several else [Line((asked,), False) for asked in waiting]

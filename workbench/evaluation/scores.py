@@ -22,6 +22,8 @@ def scores(by: Rules, rows: Sequence[Row], about: Mapping[str, Any]) -> dict[str
 
     Where a score is no mean (F1, points), `low` and `high` stand with `accuracy`, the mean of what rows earned.
     """
+    unscored = sum(row["earned"] is None for row in rows)  # a judge failed
+    rows = [row for row in rows if row["earned"] is not None]
     counted = by.count(rows, about)
     pictures = {_published_id(row): (row["root"], row["image"]) for row in rows}
     failed = sum(bool(row["error"]) for row in rows)
@@ -33,6 +35,8 @@ def scores(by: Rules, rows: Sequence[Row], about: Mapping[str, Any]) -> dict[str
     else:
         told["accuracy"] = _accuracy([row for row in rows if row["rule"] or row["error"]])
     notes = list(counted.notes)
+    if unscored:
+        notes.append(f"the judge failed at {unscored} answer(s); they are in no average")
     if failed:
         notes.append(f"{failed} row(s) failed and count as wrong")
     return told | {"unparsed": counted.unparsed, "errors": failed, "parts": parts, "notes": notes}
@@ -110,6 +114,9 @@ def score_again(path: Path | str, scorer: str | None = None) -> Results:
     if not rows:
         raise DataError(str(path), found="no row", fix="run the evaluation again, it goes on where it was")
     by = rules(scorer or held.scorer)
+    if by.name == "judge" or (scorer is None and held.settings.get("judge")):
+        fix = "--scorer names one, or run the evaluation again with its judge: kept replies cost nothing"
+        raise DataError(str(path), found="scores by a judge", expected="a scorer that needs no model", fix=fix)
     again = [read_again(by, row) for row in rows]
     settings = {**held.settings, "scorer": by.name}
     scored = scores(by, again, held.settings.get("around", {}))

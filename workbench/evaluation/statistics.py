@@ -91,6 +91,19 @@ def compare(
     return Comparison(float(change.mean()), low, high, p, better, worse)
 
 
+def holm(p: Sequence[float]) -> list[float]:
+    """Each p as it stands among so many tests (Holm 1979): below 0.05 means that not one of all is due to chance.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(p)
+    scaled = np.asarray(p, dtype=float)[order] * np.arange(len(p), 0, -1)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(scaled))
+    return [float(value) for value in adjusted]
+
+
 def _checked(earned: Sequence[float], where: str) -> np.ndarray:
     values = np.asarray(earned, dtype=float)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
@@ -104,8 +117,9 @@ def _sums(values: np.ndarray, groups: Sequence[Hashable] | None) -> tuple[np.nda
         return values, np.ones(len(values))
     if len(groups) != len(values):
         raise DataError("groups", found=f"{len(groups)} for {len(values)} questions", expected="one for each")
-    places: dict[Hashable, int] = {}
-    numbers = np.array([places.setdefault(group, len(places)) for group in groups])
+    # By name, so that the same questions in another order are drawn alike and their interval is the same.
+    places = {group: place for place, group in enumerate(sorted(set(groups), key=str))}
+    numbers = np.array([places[group] for group in groups])
     return np.bincount(numbers, weights=values), np.bincount(numbers).astype(float)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,11 +17,14 @@ from workbench.chat_model import ChatModel
 from workbench.conversation import Conversation, Image, Message
 from workbench.data.dataset import Dataset
 from workbench.errors import DataError
-from workbench.evaluation.benchmarks import BENCHMARKS
-from workbench.evaluation.reading import Rules, rules
+from workbench.evaluation.benchmarks import BENCHMARKS, JUDGED
+from workbench.evaluation.reading import JudgeRules, Rules, rules
 from workbench.evaluation.results import Results
 from workbench.evaluation.running import Asking, run
 from workbench.evaluation.scorers import SCORERS
+
+if TYPE_CHECKING:
+    from workbench.evaluation.judges import Judge
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Evaluation:
     """Where pictures lie, so that results can show them."""
     around: Mapping[str, Any] = field(default_factory=dict)
     """What a benchmark's files tell around their rows."""
+    dataset: Path | None = None
+    """The folder of the dataset that the questions are of."""
 
     def __post_init__(self) -> None:
         if not self.conversations:
@@ -78,6 +83,9 @@ def evaluate(
     out: Path | str | None = None,
     reuse: bool = True,
     likelihood: bool = False,
+    slices: Sequence[str] = (),
+    judge: Judge | None = None,
+    rubric: Path | str | None = None,
     description: str = "asking",
 ) -> Results:
     """Ask a model the questions and score its answers.
@@ -90,10 +98,13 @@ def evaluate(
     out: a folder that keeps everything and goes on where it was stopped. reuse: share what an image costs among its
     questions and stop a question at its first wrong rotation; False is one row after the other. likelihood: take the
     likeliest of the answers there are to choose from, where these are known, and write nothing.
+    slices: scores of these kinds of pictures and questions too, as for `wb.slices`. judge: a model that scores the
+    answers against their references (scorer `judge`), by the shipped rubric or your own.
 
     Raises DataError where there is nothing to ask, a file is missing, a conversation has no reference, or the scorer is
     unknown; a row that fails is a row with its error.
     """
+    scorer = "judge" if judge is not None else scorer
     asked = questions_of(
         questions,
         data=data,
@@ -105,13 +116,24 @@ def evaluate(
         frames=frames,
         limit=limit,
     )
+    if isinstance(asked.rules, JudgeRules) != (judge is not None):
+        found = "a judge beside the benchmark's own rule" if judge is not None else "no judge"
+        fix = "leave out the judge" if judge is not None else "name the model that judges: --judge MODEL@URL, judge="
+        raise DataError(f"evaluate {asked.name}", found=found, fix=fix)
+    if judge is not None and out is None and asked.dataset is None:
+        raise DataError("evaluate", found="a judge, and no place for its replies", fix="give out=FOLDER, or --out")
     if max_tokens is not None:
         asked = replace(asked, max_tokens=max_tokens)
     if isinstance(model, Path | str):
         from workbench.inference.opening import open_model
 
         model = open_model(model)
-    return run(asked, model, out, Asking(reuse, likelihood), description)
+    results = run(asked, model, out, Asking(reuse, likelihood), description)
+    if judge is None and not slices:
+        return results
+    from workbench.evaluation.private import finished
+
+    return finished(results, judge, slices, rubric=rubric)
 
 
 def questions_of(
@@ -127,19 +149,28 @@ def questions_of(
     limit: int | None = None,
 ) -> Evaluation:
     """What `evaluate` asks, before any model is there. Raises as it does."""
-    if scorer not in SCORERS:
-        raise DataError("evaluate", found=f"scorer {scorer!r}", expected=f"one of {', '.join(SCORERS)}")
+    if scorer not in (*SCORERS, JudgeRules.name):
+        raise DataError("evaluate", found=f"scorer {scorer!r}", expected=f"one of {', '.join(SCORERS)}, judge")
     if isinstance(questions, Evaluation):
         found = questions
     elif isinstance(questions, str) and questions in BENCHMARKS:
         from workbench.evaluation.questions import read_benchmark
 
         found = read_benchmark(questions, data, images, prompts=prompts, frames=frames)
+    elif isinstance(questions, str) and questions in JUDGED:
+        from workbench.evaluation.judged import read_judged
+
+        found = read_judged(questions, data, images)
     elif isinstance(questions, Dataset | Path | str):
         found = held_out(questions, split, tasks, scorer)
     else:
-        found = Evaluation("conversations", questions, rules(scorer), 24)
+        found = Evaluation("conversations", questions, rules(scorer), _longest(scorer))
     return found if limit is None else replace(found, conversations=found.conversations[:limit])
+
+
+def _longest(scorer: str) -> int:
+    """Tokens of an answer at most: one that is judged may be long."""
+    return 256 if scorer == JudgeRules.name else 24
 
 
 def held_out(dataset: Dataset | Path | str, split: str, tasks: Sequence[str], scorer: str) -> Evaluation:
@@ -150,7 +181,10 @@ def held_out(dataset: Dataset | Path | str, split: str, tasks: Sequence[str], sc
         found = f"no {' or '.join(tasks)} in split {split}"
         raise DataError(str(data.path), found=found, fix="`workbench generate` writes some; --split and --tasks choose")
     chosen = {"split": split, "tasks": list(tasks)}
-    return Evaluation(data.name, asked, rules(scorer), 24, data.resolver(), chosen, data.roots)
+    where = data.path.absolute()
+    return Evaluation(
+        data.name, asked, rules(scorer), _longest(scorer), data.resolver(), chosen, data.roots, dataset=where
+    )
 
 
 def derange(conversations: Sequence[Conversation], *, seed: int) -> list[Conversation]:

@@ -111,7 +111,7 @@ def read(reply: str | WorkbenchError, accept_from: int) -> tuple[int | None, str
     """score, verdict, reason, failed: what a reply says, or why it says nothing."""
     if isinstance(reply, WorkbenchError):
         return None, None, None, f"not answered: {reply}"
-    said = _last_object(reply)
+    said = last_object(reply, "score")
     plain = _SAID.findall(reply)
     score = _score(said["score"] if said else plain[-1] if plain else None)
     if score is None:
@@ -120,14 +120,14 @@ def read(reply: str | WorkbenchError, accept_from: int) -> tuple[int | None, str
     return score, "accept" if score >= accept_from else "reject", reason or None, None
 
 
-def _last_object(text: str) -> dict[str, Any] | None:
-    """The last JSON object with a score; a judge may think aloud, or quote the form it is asked for, before it."""
+def last_object(text: str, name: str) -> dict[str, Any] | None:
+    """The last JSON object with this name; a judge may think aloud, or quote the form it is asked for, before it."""
     for match in reversed(list(re.finditer(r"\{", text))):
         try:
             value, _ = json.JSONDecoder().raw_decode(text, match.start())
         except ValueError:
             continue
-        if isinstance(value, dict) and "score" in value:
+        if isinstance(value, dict) and name in value:
             return value
     return None
 

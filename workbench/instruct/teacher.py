@@ -27,7 +27,7 @@ from pydantic import Field, ValidationError, model_validator
 from workbench.chat_model import ChatModel, SamplingOptions
 from workbench.data.dataset import Dataset
 from workbench.data.images import load_image
-from workbench.errors import RecipeError
+from workbench.errors import DataError, RecipeError
 from workbench.instruct.cost import Price, load_prices, price_of
 from workbench.instruct.endpoints import Endpoint, LocalEndpoint, Request
 from workbench.instruct.plan import Job, request
@@ -121,12 +121,13 @@ RULES = "rules"
 
 
 def find_teacher(
-    teacher: str | Path | TeacherSpec | ChatModel, dataset: Dataset, *, prices: str | Path | None = None
+    teacher: str | Path | TeacherSpec | ChatModel, dataset: Dataset | None, *, prices: str | Path | None = None
 ) -> Teacher:
     """A teacher by its file, its short form, its description, or any `ChatModel`.
 
     Short forms: `MODEL@URL` (an OpenAI-compatible endpoint) and `local:MODEL` (a folder or a name on the Hub).
-    `prices`: a file laid over the shipped price table. Raises `RecipeError` for a description that is wrong.
+    `dataset`: where pictures lie; None for questions without any. `prices`: a file laid over the shipped price table.
+    Raises `RecipeError` for a description that is wrong.
     """
     if isinstance(teacher, (str, Path, TeacherSpec)):
         return _described(teacher if isinstance(teacher, TeacherSpec) else read_teacher(teacher), dataset, prices)
@@ -159,7 +160,7 @@ def _short(text: str) -> dict[str, Any]:
     raise RecipeError(f"teacher {text!r}", found="no such file or short form", expected=expected)
 
 
-def _described(spec: TeacherSpec, dataset: Dataset, prices: str | Path | None) -> Teacher:
+def _described(spec: TeacherSpec, dataset: Dataset | None, prices: str | Path | None) -> Teacher:
     options = SamplingOptions(
         temperature=spec.temperature, top_p=spec.top_p, seed=spec.seed, max_tokens=spec.max_tokens
     )
@@ -170,9 +171,9 @@ def _described(spec: TeacherSpec, dataset: Dataset, prices: str | Path | None) -
     return Teacher(spec.name or model, model, made, spec.sees, spec.structured, options, price)
 
 
-def _remote(spec: TeacherSpec, one: EndpointSpec, dataset: Dataset, price: Price | None) -> Endpoint:
+def _remote(spec: TeacherSpec, one: EndpointSpec, dataset: Dataset | None, price: Price | None) -> Endpoint:
     def open_image(image: Image) -> Any:
-        path = dataset.resolve(image)
+        path = _found(dataset, image)
         if spec.max_side is None:
             return path
         picture = load_image(path)
@@ -189,11 +190,17 @@ def _remote(spec: TeacherSpec, one: EndpointSpec, dataset: Dataset, price: Price
     )
 
 
-def _local(spec: TeacherSpec, dataset: Dataset) -> Endpoint:
+def _found(dataset: Dataset | None, image: Image) -> Path:
+    if dataset is None:
+        raise DataError(image.path, found="no dataset that says where it lies", expected="a question without pictures")
+    return dataset.resolve(image)
+
+
+def _local(spec: TeacherSpec, dataset: Dataset | None) -> Endpoint:
     from workbench.inference.vlm import VisionLanguageModel
 
     def open_image(image: Image) -> Any:
-        return load_image(dataset.resolve(image))
+        return load_image(_found(dataset, image))
 
     model = VisionLanguageModel(
         spec.model, load=spec.load, device=spec.device, open_image=open_image, adapter=spec.adapter
