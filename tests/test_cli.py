@@ -29,7 +29,7 @@ from workbench.run import Run, clean
 
 VERBS = (
     "quickstart", "import", "generate", "render", "train", "evaluate", "score", "benchmarks", "chat", "export", "runs",
-    "clean", "doctor",
+    "clean", "doctor", "demo", "conformance",
 )  # fmt: skip
 
 
@@ -127,6 +127,8 @@ def test_a_persons_error_is_one_line_and_status_1(
         (["import", "pictures", "--out", "file/x"], "error: file/x: found a file where a folder has to be"),
         (["train", "tiny-align", "--out", "file"], "error: file: found a file; expected a folder"),
         (["train", "tiny-align", "--out", "file/x"], "error: file/x: found a file where a folder has to be"),
+        (["evaluate", "nowhere", "nowhere", "--out", "pictures"], "error: pictures: found a folder with other things"),
+        (["evaluate", "nowhere", "nowhere", "--out", "file"], "error: file: found a file; expected a new folder"),
         (["evaluate", "x", "x", "--out", "rows.jsonl"], "error: rows.jsonl: found a folder; expected a file to write"),
     ],
 )

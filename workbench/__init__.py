@@ -48,12 +48,18 @@ _HOMES = {
     "load": "model.llava",
     "export": "model.export:export_hf",
     "Engine": "inference.engine",
+    "demo": "serving.demo_run",
+    "export_demo": "serving.export_demo",
+    "export_vllm": "serving.export_vllm",
+    "conformance": "serving.conformance",
     "open_model": "inference.opening",
     "chat": "widgets.chat",
     "tokens": "widgets.tokens",
     "gallery": "widgets.gallery",
     "heatmap": "widgets.heatmap",
     "compare_answers": "widgets.votes",
+    "serve": "serving.run",
+    "Server": "serving.run",
     "describe": "curation.describe",
     "curate": "curation.filters",
     "CurateRecipe": "curation.curate_recipe",
@@ -153,6 +159,11 @@ if TYPE_CHECKING:
     from workbench.recipe import Recipe
     from workbench.remote import RemoteModel
     from workbench.run import Run, clean, compare
+    from workbench.serving.conformance import conformance
+    from workbench.serving.demo_run import demo
+    from workbench.serving.export_demo import export_demo
+    from workbench.serving.export_vllm import export_vllm
+    from workbench.serving.run import Server, serve
     from workbench.training.plan import plan
     from workbench.widgets.chat import chat
     from workbench.widgets.gallery import gallery

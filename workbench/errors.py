@@ -41,6 +41,15 @@ class RenderError(WorkbenchError):
     """A conversation that is legal but cannot be trained on or prompted with under this template."""
 
 
+class ContextError(RenderError):
+    """A prompt of `tokens` tokens that leaves no room for an answer in a context of `limit`."""
+
+    def __init__(self, where: str, tokens: int, limit: int, *, fix: str = "") -> None:
+        found, expected = f"a prompt of {tokens} tokens", f"fewer than {limit}, what the model was built for"
+        super().__init__(where, found=found, expected=expected, fix=fix)
+        self.tokens, self.limit = tokens, limit
+
+
 class ModelError(WorkbenchError):
     """Model parts that do not fit together, are missing, or are not what was promised."""
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def _evaluate(given: argparse.Namespace) -> None:
     out = Path(given.out) if given.out else None
     rows_only = out is not None and out.suffix in (".jsonl", ".ndjson")
-    if out is not None and rows_only and out.is_dir():  # told before the questions are asked, not after
-        raise WorkbenchError(given.out, found="a folder", expected="a file to write, or a name without .jsonl")
+    if out is not None:  # told before the questions are asked, not after
+        _check_out(out, rows_only)
     scorer = "judge" if given.judge and given.scorer == "normalised" else given.scorer
     if scorer == "judge" and not given.judge:  # before a model is loaded
         fix = "--judge MODEL@URL, local:MODEL or a YAML file"
@@ -33,6 +33,15 @@ def _evaluate(given: argparse.Namespace) -> None:
     if out is not None and rows_only:
         results.save(out)
     show(given, "\n".join([_told(results), *_seen(results, given.slices, given.report)]), results.summary())
+
+
+def _check_out(out: Path, rows_only: bool) -> None:
+    from workbench.evaluation.results import ResultFolder
+
+    if not rows_only:
+        ResultFolder(out).check_free()
+    elif out.is_dir():
+        raise WorkbenchError(str(out), found="a folder", expected="a file to write, or a name without .jsonl")
 
 
 def _told(results: Results) -> str:

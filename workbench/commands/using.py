@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from workbench.commands import giving
 from workbench.commands.common import FORMATS, AddVerb, add_json, add_loading, add_model, dataset_of, positive, show
 from workbench.commands.scoring import asked_of
 from workbench.errors import DataError, WorkbenchError
@@ -21,13 +22,17 @@ def _chat(given: argparse.Namespace) -> None:
 
 
 def _export(given: argparse.Namespace) -> None:
-    if given.form != "hf":
+    if given.form not in ("hf", *giving.FORMS):
         return _export_dataset(given)
     from workbench.model.export import export_hf
 
     if Path(given.run, "card.yaml").is_file():
         fix = "--as llava, sharegpt, coco, hf-dataset, images, pdf or fiftyone"
-        raise DataError(given.run, found="a dataset", expected="with --as hf the run folder of a model", fix=fix)
+        raise DataError(
+            given.run, found="a dataset", expected=f"with --as {given.form} the run folder of a model", fix=fix
+        )
+    if given.form in giving.FORMS:
+        return giving.export_run(given)
     written = export_hf(given.run, given.out, base=given.base)
     show(given, f"written: {written}", {"written": str(written)})
     if given.base == "original":
@@ -39,7 +44,7 @@ def _export_dataset(given: argparse.Namespace) -> None:
     from workbench.data.dataset import Dataset
     from workbench.data.formats import check_format
 
-    check_format(given.form, ("hf", *FORMATS))
+    check_format(given.form, ("hf", *giving.FORMS, *FORMATS))
     options = {"split": given.split} if given.split else {}
     count = export_dataset(Dataset.open(given.run), given.out, format=given.form, **options)
     what = "images" if given.form in ("images", "pdf", "coco", "fiftyone") else "conversations"
@@ -82,18 +87,23 @@ def add_verbs(verb: AddVerb) -> None:
     add = verb(
         "export",
         _export,
-        "A run's best checkpoint as a standard LLaVA folder for transformers and vLLM; or a dataset in any format.",
+        "A run as a standard LLaVA folder, a demo to give away or a hand-over to vLLM; or a dataset in any format.",
         "export runs/mine exported --as hf",
         "export runs/mine exported --as hf --base original",
+        "export runs/mine my-demo --as demo",
+        "export runs/mine my-demo --as demo --weights adapter --examples 0",
+        "export runs/mine for-vllm --as vllm",
         "export data/holiday holiday.json --as llava",
         "export data/holiday holiday-hf --as hf-dataset --split train",
     ).add_argument
     add("run", metavar="RUN|DATASET", help="run folder (its best), or RUN/checkpoints/last; or dataset folder")
     add("out", metavar="OUT", help="folder to write; for llava, sharegpt, coco and pdf a file; for fiftyone a name")
-    forms = f"of a run hf, a Hugging Face LLaVA (default); of a dataset {', '.join(FORMATS)}"
+    forms = "of a run hf, a Hugging Face LLaVA (default), demo, a Gradio app that runs alone, or vllm, a hand-over; "
+    forms += f"of a dataset {', '.join(FORMATS)}"
     add("--as", dest="form", default="hf", metavar="F", help=forms)
     add("--split", choices=("train", "val", "test"), help="this part of a dataset only")
     bases = "merge onto the 4-bit weights it was trained on (default), or onto the original ones, and say what changes"
     add("--data", metavar="DATASET", help="with --base original: questions from here (default: the run's own dataset)")
     add("--base", default="nf4", choices=("nf4", "original"), help=bases)
+    giving.add_export(add)
     add_json(add)

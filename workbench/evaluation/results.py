@@ -178,7 +178,7 @@ class ResultFolder:
         """
         before = _json(self.path / SETTINGS)
         if before is None:
-            self._check_empty()
+            self.check_free()
         else:
             self._check_same(before, settings, fixed)
         with disk_errors(self.path):
@@ -207,7 +207,10 @@ class ResultFolder:
     def _write(self, name: str, value: Mapping[str, Any]) -> None:
         write_atomic(self.path / name, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
-    def _check_empty(self) -> None:
+    def check_free(self) -> None:
+        """Raise `DataError` where something else than results lies in the way."""
+        if (self.path / SETTINGS).is_file():
+            return
         if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
             found = "a file" if self.path.is_file() else "a folder with other things in it"
             raise DataError(str(self.path), found=found, expected="a new folder for the results", fix="choose another")

@@ -22,7 +22,7 @@ from PIL.Image import Image as PilImage
 
 from workbench.chat_model import GREEDY, Answer, Ending, Pieces, SamplingOptions
 from workbench.conversation import Conversation, Image
-from workbench.errors import BusyError, ModelError, RenderError
+from workbench.errors import BusyError, ContextError, ModelError
 from workbench.inference.adapters import BASE, Adapters
 from workbench.inference.attachments import open_file
 from workbench.inference.decoding import Row
@@ -72,6 +72,8 @@ class Engine:
         self.features = FeatureCache() if features is None else features
         self.rows = rows
         self.queue = queue
+        self.literal_text = False
+        """Whether a control token that a question writes is read as letters, not refused (see `Renderer.prompt`)."""
         self._vision = Vision(llava, self.features)
         self._adapters = Adapters(llava)
         self._generator = Generator(
@@ -232,7 +234,7 @@ class Engine:
     # --- conversations to requests ------------------------------------------------------------------------------
 
     def _prompt(self, conversation: Conversation) -> Rendered:
-        return self._spoken.restored(conversation, self.llava.renderer.prompt(conversation))
+        return self._spoken.restored(conversation, self.llava.renderer.prompt(conversation, literal=self.literal_text))
 
     def _prepare(self, asked: Sequence[tuple[int, Rendered]], options: SamplingOptions) -> list[tuple[int, Row]]:
         """Rows with their features, for `Decoding.prefill`."""
@@ -272,12 +274,8 @@ class Engine:
         ids, images = self._expanded(rendered, [opened[image][0] for image in rendered.images])
         room = self._text.max_position_embeddings - len(ids)
         if room < 1:
-            raise RenderError(
-                rendered.id,
-                found=f"a prompt of {len(ids)} tokens",
-                expected=f"fewer than {self._text.max_position_embeddings}, what the model was built for",
-                fix="shorten the conversation or start a new one",
-            )
+            limit = self._text.max_position_embeddings
+            raise ContextError(rendered.id, len(ids), limit, fix="shorten the conversation or start a new one")
         inside = [one for one in rendered.ids[: rendered.prefix] if one < 0]
         prefix = min(rendered.prefix + len(inside) * (llava.image_tokens - 1), len(ids) - 1)
         row = Row(

@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 
 from workbench.chat_model import GREEDY, Answer, Pieces, SamplingOptions
 from workbench.conversation import Conversation, Image, Message, check_conversation
-from workbench.errors import ConversationError, ModelError, RenderError
+from workbench.errors import ContextError, ConversationError, ModelError, RenderError
 from workbench.inference.decoding import Row
 from workbench.inference.grammar import Grammars
 from workbench.inference.sampling import generator, next_tokens
@@ -170,8 +170,7 @@ class VisionLanguageModel:
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         room = options.max_tokens if context is None else context - len(ids)
         if room < 1:
-            found, expected = f"a prompt of {len(ids)} tokens", f"fewer than {context}, what the model was built for"
-            raise RenderError(conversation.id, found=found, expected=expected, fix="shorten it, or give fewer images")
+            raise ContextError(conversation.id, len(ids), context or 0, fix="shorten it, or give fewer images")
         return Row(
             ids=ids,
             features=None,  # the model sees its images itself

@@ -23,6 +23,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from tokenizers import Tokenizer, processors
@@ -69,6 +70,8 @@ class Renderer:
         self.tokenizer = tokenizer
         self.template = load_template(template)
         self._backend = _own_backend(tokenizer)
+        self._plain = _own_backend(tokenizer)
+        self._plain.encode_special_tokens = True
         self.bos: tuple[int, ...] = _begin(tokenizer)
         self.lead = _lead(tokenizer, self._backend)
         """When a space is written before what lies between two images, so that it begins with a space mark as in LLaVA:
@@ -94,10 +97,14 @@ class Renderer:
             raise RenderError(conversation.id, found="no token to train on", expected="at least one")
         return rendered
 
-    def prompt(self, conversation: Conversation) -> Rendered:
-        """The conversation up to where the assistant speaks; every label is -100. Raises as `render` does."""
+    def prompt(self, conversation: Conversation, *, literal: bool = False) -> Rendered:
+        """The conversation up to where the assistant speaks; every label is -100. Raises as `render` does.
+
+        literal: a control token that a message writes is read as the letters it is made of, and not refused: for
+        questions of people who may write what they like.
+        """
         _check_last(conversation, "user", "a question last: conversation.prompt")
-        rendered = self._render(conversation)
+        rendered = self._render(conversation, literal)
         return replace(rendered, labels=(IGNORE_INDEX,) * len(rendered.ids))
 
     def expand(self, rendered: Rendered, counts: Sequence[int], image_token_id: int) -> tuple[list[int], list[int]]:
@@ -121,9 +128,14 @@ class Renderer:
 
     # --- ids ----------------------------------------------------------------------------------------------------
 
-    def _render(self, conversation: Conversation) -> Rendered:
+    def _render(self, conversation: Conversation, literal: bool = False) -> Rendered:
         segments = write(self.template, conversation, self.tokenizer.bos_token or "", self.tokenizer.eos_token or "")
-        check_text(conversation, segments, self._forbidden)
+        try:
+            check_text(conversation, segments, self._forbidden)
+            literal = False  # nothing to read otherwise: the ids are those of any other prompt
+        except RenderError:
+            if not literal:
+                raise
         first = next(number for number, message in enumerate(conversation.messages) if message.role == "user")
         ids, labels = list(self.bos), [IGNORE_INDEX] * len(self.bos)
         prefix = 0
@@ -132,7 +144,7 @@ class Renderer:
             if segment is not None and segment.kind != "image":
                 chunk.append(segment)
                 continue
-            for id, trained in self._chunk(conversation, chunk):
+            for id, trained in self._letters(chunk) if literal else self._chunk(conversation, chunk):
                 ids.append(id)
                 labels.append(id if trained else IGNORE_INDEX)
             chunk = []
@@ -157,6 +169,20 @@ class Renderer:
             if owner.kind == "text" and id in self._control:
                 raise control_in_text(conversation, owner.message, self.tokenizer.convert_ids_to_tokens(id))
             pairs.append((id, owner.trained))
+        return pairs
+
+    def _letters(self, segments: list[Segment]) -> list[tuple[int, bool]]:
+        """As `_chunk`, with the texts of messages tokenised apart from the template and without control tokens."""
+        pairs = []
+        for kind, run in groupby(segments, key=lambda segment: segment.kind):
+            text = "".join(segment.text for segment in run)
+            if kind == "text":
+                ids = self._plain.encode(text, add_special_tokens=False).ids
+                # One that is no "special" token for its tokenizer is still found in a text: it is left out.
+                ids = [id for id in ids if id not in self._control]
+            else:
+                ids = self._encode(text, 0, len(text))[0]
+            pairs += [(id, False) for id in ids]
         return pairs
 
     def _tokens(self, text: str, borders: list[int]) -> tuple[list[int], list[int]]:

@@ -1,0 +1,172 @@
+"""A model folder as a demo's model, by transformers alone, and peft where there is an adapter.
+
+Knows: the folder that `workbench export --as demo` writes (`demo.json`, `model/`, `adapter/`), and ZeroGPU of the Hub.
+Does not know: workbench, Gradio: this file is copied into exported demos.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import threading
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+# ZeroGPU's package is there on Spaces only, and has to be imported before torch.
+spaces: Any = importlib.import_module("spaces") if importlib.util.find_spec("spaces") else None
+
+import torch  # noqa: E402
+from PIL import Image, ImageOps  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoProcessor,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    LlavaForConditionalGeneration,
+    StoppingCriteria,
+    TextIteratorStreamer,
+)
+
+from .turns import NotAnswered, Settings  # noqa: E402
+
+LARGEST = 120_000_000
+"""Pixels of a picture that is decoded."""
+_LOADED: dict[str, Answerer] = {}
+"""ZeroGPU calls functions in a process of its own: what is handed over is a name, never a model."""
+
+
+class Answerer:
+    """The model of an exported demo."""
+
+    concurrent = 1
+
+    def __init__(self, folder: Path) -> None:
+        self.about = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
+        self.name: str = self.about["name"]
+        self.image_modes = tuple(self.about["image_modes"])
+        self.model = load_model(folder, self.about)
+        self.processor = AutoProcessor.from_pretrained(folder / "model", backend="pil")
+        _LOADED[self.name] = self
+
+    def answer(self, messages: list[dict[str, Any]], settings: Settings) -> Generator[str, None, str | None]:
+        """See `turns.Model`."""
+        return _write(self.name, messages, settings)
+
+    def inputs(self, messages: list[dict[str, Any]], settings: Settings) -> Any:
+        """What the model reads: `input_ids` (1, T), with an id per image token, and `pixel_values` (N, 3, H, W)."""
+        for mark in self.about["reserved"]:
+            if any(part["type"] == "text" and mark in part["text"] for one in messages for part in one["content"]):
+                raise NotAnswered(f"the conversation writes {mark!r}, a mark of the model's own. Leave it out.")
+        paths = [part["path"] for one in messages for part in one["content"] if part["type"] == "image"]
+        text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        shown: dict[str, Any] = {}
+        if paths:
+            mode = self.about["image_modes"][settings.image_mode or self.image_modes[0]]
+            shown = {"images": [open_picture(path) for path in paths], **mode}
+        return self.processor(text=text, return_tensors="pt", **shown)
+
+    def room(self, length: int) -> int:
+        """Tokens that fit behind a prompt of `length`. Raises `NotAnswered` where none does."""
+        longest = self.model.config.get_text_config().max_position_embeddings
+        if length >= longest:
+            raise NotAnswered(
+                f"the conversation has {length} tokens, and the model was built for fewer than {longest}. "
+                "Start a new one with the bin above, or ask about fewer pictures."
+            )
+        return longest - length
+
+
+def load_model(folder: Path, about: dict[str, Any]) -> Any:
+    """The base with what was trained put into it, on the GPU if there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    base = folder / "model" if about["base"] == "model" else about["base"]
+    quantised = BitsAndBytesConfig(**about["quantisation"]) if about["quantisation"] else None
+    dtype = torch.float32 if device == "cpu" and about["dtype"] == "float16" else getattr(torch, about["dtype"])
+    model: Any = LlavaForConditionalGeneration.from_pretrained(
+        base, dtype=dtype, quantization_config=quantised, device_map={"": device}
+    )
+    if (folder / "trained.safetensors").is_file():
+        trained = load_file(folder / "trained.safetensors")
+        unknown = model.load_state_dict(trained, strict=False).unexpected_keys
+        if unknown:
+            raise ValueError(f"trained.safetensors: found {unknown[0]}, which {base} has no place for")
+    if (folder / "adapter").is_dir():
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, folder / "adapter")
+    model.generation_config = GenerationConfig.from_pretrained(folder / "model")
+    return model.eval()
+
+
+def open_picture(path: str) -> Image.Image:
+    """The picture as RGB: upright, first frame, alpha flattened on white. Raises `NotAnswered`."""
+    name = Path(path).name
+    try:
+        with Image.open(path) as opened:
+            if opened.width * opened.height > LARGEST:
+                raise NotAnswered(f"{name} has {opened.width} x {opened.height} pixels. Make it smaller.")
+            upright = ImageOps.exif_transpose(opened)
+            if upright.mode.startswith("I;16"):
+                upright = upright.point(lambda value: value / 256).convert("L")
+            if not upright.has_transparency_data:
+                return upright.convert("RGB")
+            layer = upright.convert("RGBA")
+            white = Image.new("RGB", layer.size, "white")
+            white.paste(layer, mask=layer.getchannel("A"))
+            return white
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise NotAnswered(f"{name} is not a picture that can be read ({error}). Try another file.") from None
+
+
+class _Stop(StoppingCriteria):
+    def __init__(self, event: threading.Event) -> None:
+        self.event = event
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
+
+
+def _on_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function if spaces is None else spaces.GPU(duration=120)(function)
+
+
+@_on_gpu
+def _write(name: str, messages: list[dict[str, Any]], settings: Settings) -> Generator[str, None, str | None]:
+    """Pieces of the answer while another thread makes it. What fails there is raised here."""
+    answerer = _LOADED[name]
+    inputs = answerer.inputs(messages, settings).to(answerer.model.device, answerer.model.dtype)
+    length = inputs["input_ids"].shape[1]
+    limit = min(settings.max_tokens, answerer.room(length))
+    streamer = TextIteratorStreamer(
+        answerer.processor.tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    stop, ended = threading.Event(), dict[str, Any]()
+
+    def make() -> None:
+        try:
+            how: dict[str, Any] = {"do_sample": False}
+            if settings.temperature > 0:
+                how = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+                if settings.seed is not None:
+                    torch.manual_seed(settings.seed)
+            ended["ids"] = answerer.model.generate(
+                **inputs, **how, max_new_tokens=limit, streamer=streamer, stopping_criteria=[_Stop(stop)]
+            )[0, length:]
+        except Exception as error:
+            ended["error"] = error
+            streamer.end()
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        yield from streamer
+    finally:
+        stop.set()
+        thread.join()
+    if "error" in ended:
+        raise ended["error"]
+    count = len(ended["ids"])
+    cut = count == limit and int(ended["ids"][-1]) not in answerer.model.generation_config.eos_token_id
+    return f"cut after {count} tokens" if cut else f"{count} tokens"

@@ -1,0 +1,27 @@
+"""The start of an exported demo: its model, its page, its examples.
+
+Knows: the folder it lies in. Does not know: workbench: this file is copied into exported demos.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
+
+
+def main() -> None:
+    """Serve the demo on this machine until Ctrl-C; `GRADIO_SERVER_NAME` and `GRADIO_SERVER_PORT` say otherwise."""
+    from .answerer import Answerer  # before Gradio: on ZeroGPU nothing may touch the GPU before it
+    from .feedback import Feedback
+    from .page import build, launch
+
+    folder = Path(__file__).resolve().parents[1]
+    model = Answerer(folder)
+    examples = [(one["question"], folder / one["picture"]) for one in model.about["examples"]]
+    feedback = Feedback(os.environ.get("DEMO_FEEDBACK") or folder / "feedback", shown="feedback/feedback.jsonl")
+    page = build([model], title=model.about["title"], about=model.about["about"], feedback=feedback, examples=examples)
+    url = launch(page, block=False)
+    print(f"demo of {model.name} at {url}", flush=True)
+    page.block_thread()

@@ -1,0 +1,195 @@
+"""The page of a demo: pictures and questions, answers of one model or of two side by side, and votes on them.
+
+Knows: Gradio; streaming, stop, regenerate, edit, settings, examples, and how a failure is told to the person who asked.
+Does not know: workbench, torch, how answers are made: a `Model` is handed in. This file is also copied into exported
+demos.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from .feedback import Feedback
+from .turns import FAILED, History, Model, Settings, Writing, messages_of, question
+
+FLAGS = ("Wrong", "Made up", "Offensive", "Cut or broken")
+"""What an answer can be flagged as, beside the thumbs."""
+REFRESH = 0.05
+"""Seconds between two updates of the page while an answer is written."""
+LONGEST = 2048
+"""Tokens of an answer, at most."""
+
+
+def build(
+    models: Sequence[Model], *, title: str, about: str, feedback: Feedback, examples: Sequence[tuple[str, Path]] = ()
+) -> gr.Blocks:
+    """The page for one model, or for two side by side. examples: (question, picture)."""
+    return _Page(models, feedback).blocks(title, about, examples)
+
+
+def launch(page: gr.Blocks, *, host: str | None = None, port: int | None = None, block: bool = True) -> str:
+    """Show the page to browsers; returns its address. Raises `OSError` where the port is taken.
+
+    It asks nothing of any other machine. Uploaded pictures are removed after a day, and when the page ends.
+    """
+    settings: dict[str, Any] = {
+        "share": False, "quiet": True, "ssr_mode": False, "footer_links": [], "mcp_server": False, "run_history": False,
+        "max_file_size": "50mb", "css_paths": Path(__file__).with_name("page.css"), "theme": gr.themes.Default(),
+    }  # fmt: skip
+    queued = page.queue(max_size=64)
+    _, url, _ = queued.launch(server_name=host, server_port=port, prevent_thread_lock=not block, **settings)
+    return url
+
+
+class _Page:
+    def __init__(self, models: Sequence[Model], feedback: Feedback) -> None:
+        self.models = list(models)
+        self.feedback = feedback
+        self._stops: dict[str | None, threading.Event] = {}
+
+    # --- how it looks -------------------------------------------------------------------------------------------
+
+    def blocks(self, title: str, about: str, examples: Sequence[tuple[str, Path]]) -> gr.Blocks:
+        cards = [{"text": text, "files": [str(path)]} for text, path in examples]
+        with gr.Blocks(title=title, analytics_enabled=False, fill_height=True, delete_cache=(3600, 86400)) as page:
+            gr.Markdown(f"# {title}\n{about}", elem_id="title")
+            with gr.Row(elem_id="chats"):
+                chats = [self._chat(model, cards) for model in self.models]
+            note = gr.Markdown("", elem_id="note")
+            box = gr.MultimodalTextbox(
+                sources=["upload"], file_types=["image"], file_count="multiple", show_label=False, autofocus=True,
+                placeholder="Add a picture and ask about it", elem_id="box", max_plain_text_length=20_000,
+            )  # fmt: skip
+            with gr.Accordion("Settings", open=False, elem_id="settings"), gr.Row():
+                controls = self._controls()
+            gr.Markdown(
+                f"What you vote on or flag is kept with its pictures in `{self.feedback.shown}`, nothing else is.",
+                elem_id="kept",
+            )
+            self._wire(box, chats, controls, note)
+        return page
+
+    def _chat(self, model: Model, cards: list[Any]) -> gr.Chatbot:
+        return gr.Chatbot(
+            label=model.name, height=520, editable="user", feedback_options=("Like", "Dislike", *FLAGS),
+            examples=cards, buttons=["copy", "copy_all"], render_markdown=False, layout="bubble",
+            group_consecutive_messages=False,  # a question in one bubble with its picture cannot be edited (Gradio 6)
+            placeholder="Ask about a picture" + (", or take one of these" if cards else ""),
+        )  # fmt: skip
+
+    def _controls(self) -> list[Any]:
+        usual = Settings()
+        modes = [mode for mode in self.models[0].image_modes if all(mode in one.image_modes for one in self.models)]
+        trained = "the first is how it was trained"
+        return [
+            gr.Slider(0, 2, usual.temperature, step=0.05, label="Temperature", info="0: always the likeliest word"),
+            gr.Slider(0.05, 1, usual.top_p, step=0.05, label="Top-p", info="share of the likely words to choose from"),
+            gr.Slider(1, LONGEST, usual.max_tokens, step=1, label="Longest answer", info="tokens"),
+            gr.Textbox("", label="Seed", info="a number: the same answer again; empty: another"),
+            gr.Dropdown(modes, value=next(iter(modes), None), label="Image mode", info=trained, visible=len(modes) > 1),
+        ]
+
+    def _wire(self, box: Any, chats: list[Any], controls: list[Any], note: Any) -> None:
+        quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+        many = min(model.concurrent for model in self.models)
+        slow = {**quick, "queue": True, "concurrency_id": "answers", "concurrency_limit": many}
+        asked = [box, note, *chats]
+        starts = [box.submit(self._ask, [box, *chats], asked, **quick)]
+        for number, chat in enumerate(chats):
+            starts.append(chat.retry(self._again, chats, asked, **quick))
+            starts.append(chat.edit(self._edit, chats, asked, **quick))
+            starts.append(chat.example_select(self._example, None, asked, **quick))
+            chat.clear(lambda: ["", *([] for _ in chats)], None, [note, *chats], **quick)
+            chat.like(self._voter(number), [chat, *controls], note, **quick)
+        for start in starts:
+            answered = start.success(self._answer, [*chats, *controls], [note, *chats], **slow)
+            answered.then(lambda: gr.update(submit_btn=True, stop_btn=False), None, box, **quick)
+        box.stop(self._stop, None, None, **quick)
+
+    # --- what a person does -------------------------------------------------------------------------------------
+
+    def _ask(self, asked: dict[str, Any], *histories: History) -> list[Any]:
+        text = (asked["text"] or "").strip()
+        if not text:
+            return [gr.update(), "Write a question about the picture.", *histories]
+        return self._start(histories, question(text, asked["files"]))
+
+    def _example(self, example: gr.SelectData) -> list[Any]:
+        paths = [file["path"] for file in example.value["files"]]
+        return self._start([[] for _ in self.models], question(example.value["text"], paths))
+
+    def _again(self, retry: gr.RetryData, *histories: History) -> list[Any]:
+        return self._start([history[: place(retry) + 1] for history in histories], [])
+
+    def _edit(self, edit: gr.EditData, *histories: History) -> list[Any]:
+        changed = question(str(edit.value).strip(), [])  # its pictures stand before it and stay
+        return self._start([history[: place(edit)] for history in histories], changed)
+
+    def _start(self, histories: Sequence[History], asked: History) -> list[Any]:
+        """The question stands in every conversation, the box is empty and offers to stop."""
+        waiting = gr.update(value={"text": "", "files": []}, submit_btn=False, stop_btn=True)
+        return [waiting, "", *([*history, *asked] for history in histories)]
+
+    def _stop(self, request: gr.Request) -> None:
+        if request.session_hash in self._stops:
+            self._stops[request.session_hash].set()
+
+    def _answer(self, request: gr.Request, *values: Any) -> Iterator[list[Any]]:
+        """Every model answers its own conversation, a piece of each in turn, until all have ended or a person stops."""
+        count = len(self.models)
+        if not values[0] or values[0][-1]["role"] != "user":  # nothing was asked
+            yield [gr.skip()] * (count + 1)
+            return
+        settings, stop = _settings(values[count:]), threading.Event()
+        self._stops[request.session_hash] = stop
+        writing = [Writing(model, history, settings) for model, history in zip(self.models, values, strict=False)]
+        shown = 0.0
+        try:
+            while any([one.step() for one in writing if not one.ended]) and not stop.is_set():
+                if time.monotonic() - shown > REFRESH:
+                    shown = time.monotonic()
+                    yield ["", *(one.history for one in writing)]
+        finally:  # also where the person has left
+            self._stops.pop(request.session_hash, None)
+            for one in writing:
+                one.end()
+        yield [" · ".join(dict.fromkeys(one.note for one in writing if one.note)), *(one.history for one in writing)]
+
+    def _voter(self, number: int) -> Callable[..., str]:
+        def vote(like: gr.LikeData, history: History, *values: Any) -> str:
+            index = place(like)
+            if (history[index].get("metadata") or {}).get("id") == FAILED:
+                return "There is no answer here to vote on."
+            said = f"flag: {like.liked}" if isinstance(like.liked, str) else "up" if like.liked else "down"
+            about: dict[str, Any] = {
+                "model": self.models[number].name,
+                "vote": said,
+                "settings": asdict(_settings(values)),
+            }
+            try:
+                self.feedback.add(messages_of(history[: index + 1]), **about)
+            except OSError as error:
+                return (
+                    f"Your vote could not be kept: {error.strerror or error}. Whoever runs this demo has to make room."
+                )
+            return f"Kept: {said}. Thank you."
+
+        return vote
+
+
+def place(event: gr.RetryData | gr.EditData | gr.LikeData) -> int:
+    """Which message of the conversation an event is about."""
+    return int(event.index[0] if isinstance(event.index, (list, tuple)) else event.index)
+
+
+def _settings(values: Sequence[Any]) -> Settings:
+    temperature, top_p, max_tokens, seed, image_mode = values
+    seed = int(seed) if str(seed).strip().isdecimal() else None
+    return Settings(float(temperature), float(top_p), int(max_tokens), seed, image_mode or None)

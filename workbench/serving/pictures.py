@@ -1,0 +1,144 @@
+"""Pictures and videos that came with a request: from a data URI to bytes that a model can open, as long as it is asked.
+
+Knows: data URIs, which formats are taken, and the pixel budget, checked before anything is decoded.
+Does not know: networks (`remote_images`), datasets, or this disk: no path of a request is ever opened.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from workbench.conversation import Image
+from workbench.data.images import load_image
+from workbench.errors import ImageError
+from workbench.serving.errors import ApiError
+from workbench.serving.limits import Limits
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+ROOT = "request"
+"""The root of images that a request brought; a dataset's root of that name would never reach a server."""
+FORMATS = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "GIF": b"GIF8", "WEBP": b"RIFF"}
+"""What is taken, and how each begins: fewer than a dataset may hold, as decoders are a risk with strangers' bytes."""
+FRAMES = 8
+"""Of a video."""
+_DATA = re.compile(r"data:(?P<kind>[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[\w.+-]+)*(?P<base64>;base64)?,", re.IGNORECASE)
+
+
+class Pictures:
+    """The bytes of all requests that are being answered, under the hash of their content: the same picture is the same
+    `Image` in every request, so that a model finds again what it knows of it."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._held: dict[str, bytes] = {}
+        self._users: Counter[str] = Counter()
+
+    def keep(self, data: bytes) -> Image:
+        """A reference to a picture, good until it was dropped as often as it was kept."""
+        name = hashlib.sha256(data).hexdigest()
+        self._held[name] = data
+        self._users[name] += 1
+        return Image(name, ROOT, hash=name)
+
+    def drop(self, images: Iterable[Image]) -> None:
+        for image in images:
+            self._users[image.path] -= 1
+            if self._users[image.path] <= 0:
+                del self._users[image.path], self._held[image.path]
+
+    def open(self, image: Image) -> Picture:
+        """The picture, upright, RGB. Raises `ImageError` under its name here."""
+        data = self._held.get(image.path)
+        if data is None:
+            raise ImageError(image.path, found="a request that has ended", fix="send it again")
+        return load_image(data, where=image.path, limits=self.limits.image)
+
+    def or_else(self, other: Callable[[Image], Picture]) -> Callable[[Image], Picture]:
+        """`open` for what requests bring, `other` for the rest: a model that is served stays usable beside it."""
+        return lambda image: self.open(image) if image.root == ROOT else other(image)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+
+def decoded(uri: str, where: str, limit: int, kind: str = "image") -> bytes:
+    """The bytes in a data URI. Raises `ApiError` 400 for what is none, not base64, of another kind, or too large."""
+    found = _DATA.match(uri[:200])
+    if not found:
+        raise refused(where, f"is no data URI of base64; send data:{kind}/...;base64,...")
+    if not found["base64"]:
+        raise refused(where, "is a data URI without ;base64")
+    declared = (found["kind"] or "").lower()
+    if not declared.startswith(f"{kind}/") or kind == "image" and declared.startswith("image/svg"):
+        raise refused(where, f"is declared as {declared or 'nothing'}, not as {kind}/...")
+    if (len(uri) - found.end()) * 3 // 4 > limit + 3:
+        raise refused(where, f"is larger than {limit:,} bytes", "image_too_large")
+    try:
+        return base64.b64decode(uri[found.end() :], validate=True)
+    except (binascii.Error, ValueError):
+        raise refused(where, "is not valid base64") from None
+
+
+def checked_pixels(data: bytes, where: str, limits: Limits) -> int:
+    """Pixels that a picture's header announces; nothing is decoded. Raises `ApiError` 400 for an unusable header."""
+    from PIL import Image as PILImage
+
+    if len(data) > limits.image.bytes:
+        raise refused(where, f"is larger than {limits.image.bytes:,} bytes", "image_too_large")
+    kind = next((name for name, begin in FORMATS.items() if data.startswith(begin)), None)
+    if kind is None or kind == "WEBP" and data[8:12] != b"WEBP":
+        raise refused(where, f"is not an image; {', '.join(FORMATS)} are taken")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with PILImage.open(io.BytesIO(data), formats=(kind,)) as opened:
+                width, height = opened.size
+    except PILImage.DecompressionBombError:
+        raise refused(where, f"has more than {limits.image.pixels:,} pixels", "image_too_large") from None
+    except Exception:  # a parser meeting broken bytes raises anything
+        raise refused(where, f"is a damaged or truncated {kind} (its header cannot be read)") from None
+    if width * height > limits.image.pixels:
+        found = f"is {width} x {height} pixels; at most {limits.image.pixels:,} in all are taken"
+        raise refused(where, found, "image_too_large")
+    return width * height
+
+
+def video_pictures(data: bytes, where: str, limits: Limits) -> list[bytes]:
+    """Frames of a video at even distances, each as PNG. Raises `ApiError` 400 for what is none or too large.
+
+    Only containers that hold their pictures themselves: a playlist would have the reader open what it names.
+    """
+    import av
+
+    from workbench.inference.attachments import video_frames
+
+    if data[4:8] != b"ftyp" and not data.startswith(b"\x1a\x45\xdf\xa3"):
+        raise refused(where, "is not a video; MP4, MOV, WebM and Matroska are taken", "invalid_video")
+    try:
+        with av.open(io.BytesIO(data)) as container:
+            sizes = [stream.width * stream.height for stream in container.streams.video]
+        if max(sizes, default=0) > limits.image.pixels:
+            raise refused(where, f"has frames of more than {limits.image.pixels:,} pixels", "invalid_video")
+        return [_png(frame) for frame in video_frames(data, min(FRAMES, limits.images))]
+    except (av.FFmpegError, ImageError, ValueError):
+        raise refused(where, "is a video that cannot be read", "invalid_video") from None
+
+
+def _png(picture: Picture) -> bytes:
+    held = io.BytesIO()
+    picture.save(held, "PNG", compress_level=1)
+    return held.getvalue()
+
+
+def refused(where: str, found: str, code: str = "invalid_image") -> ApiError:
+    return ApiError(400, f"{where} {found}.", code=code, param=where)
