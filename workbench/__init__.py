@@ -53,7 +53,11 @@ _HOMES = {
     "export_vllm": "serving.export_vllm",
     "conformance": "serving.conformance",
     "open_model": "inference.opening",
-    "chat": "inference.chat",
+    "chat": "widgets.chat",
+    "tokens": "widgets.tokens",
+    "gallery": "widgets.gallery",
+    "heatmap": "widgets.heatmap",
+    "compare_answers": "widgets.votes",
     "serve": "serving.run",
     "Server": "serving.run",
     "describe": "curation.describe",
@@ -135,7 +139,6 @@ if TYPE_CHECKING:
     from workbench.evaluation.score import score
     from workbench.evaluation.slice_scores import compare_results, slices
     from workbench.evaluation.task import evaluate
-    from workbench.inference.chat import chat
     from workbench.inference.engine import Engine
     from workbench.inference.opening import open_model
     from workbench.instruct.checks import add_check
@@ -162,6 +165,11 @@ if TYPE_CHECKING:
     from workbench.serving.export_vllm import export_vllm
     from workbench.serving.run import Server, serve
     from workbench.training.plan import plan
+    from workbench.widgets.chat import chat
+    from workbench.widgets.gallery import gallery
+    from workbench.widgets.heatmap import heatmap
+    from workbench.widgets.tokens import tokens
+    from workbench.widgets.votes import compare_answers
 
 
 def __getattr__(name: str) -> Any:

@@ -173,12 +173,12 @@ def _kind() -> type[Progress]:
     chosen = os.environ.get("WORKBENCH_PROGRESS", "auto").lower()
     if chosen == "off":
         return Progress
-    if chosen == "rich" or (chosen != "plain" and (sys.stderr.isatty() or _in_notebook())):
+    if chosen == "rich" or (chosen != "plain" and (sys.stderr.isatty() or in_notebook())):
         return RichProgress
     return PlainProgress
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
     """Whether this is an IPython kernel; asks nothing of IPython unless it is loaded already."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
@@ -200,5 +200,5 @@ def _rich_display() -> rich.progress.Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", style="dim"),
-        console=Console(stderr=not _in_notebook()),
+        console=Console(stderr=not in_notebook()),
     )

@@ -14,13 +14,14 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from workbench.conversation import Image
 from workbench.curation.database import open_fiftyone
 from workbench.curation.documents import LABELS
 from workbench.curation.plugin_link import link_plugin
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 PANEL = "workbench_review"
 """The name of the panel Conversations, as `fiftyone.yml` has it."""
+_sessions: list[Any] = []
+"""That of the App as it was opened last in this process; there is one App at most."""
 
 
 def open(
@@ -77,7 +80,30 @@ def open(
         _start_server(port)
         session = fiftyone.launch_app(view, spaces=spaces, config=config, **where)
     print(_told(session, port, notebook, window, config.proxy_url))
+    _sessions[:] = [session]
     return session
+
+
+def open_images(dataset: Dataset, images: Sequence[Image]) -> fo.Session:
+    """Show these images of a dataset alone: in the App that `open` opened last here, else in a new one, no window.
+
+    Raises as `open` does, and `DataError` for images that the dataset does not have.
+    """
+    wanted = {(image.root, image.path) for image in images}
+    rows = dataset.images.select("id", "root", "path").iter_rows()
+    names = [name for name, root, path in rows if (root, path) in wanted]
+    if not names:
+        raise DataError(
+            images[0].path if images else "images", found="no such image", expected=f"one of {dataset.path}"
+        )
+    open_fiftyone()
+    from fiftyone import ViewField
+
+    view = view_of(dataset).match(ViewField("workbench_id").is_in(names))
+    if not _sessions:
+        return open(view, browser=False)
+    _sessions[0].view = view
+    return _sessions[0]
 
 
 def _link(plugins: str) -> bool:

@@ -180,6 +180,15 @@ class Dataset:
         with self._folder.lock():
             self._folder.commit("images", frame, operation or {"name": "write"})
 
+    def add_images(self, frame: pl.DataFrame, *, operation: Mapping[str, Any] | None = None) -> None:
+        """Append rows; those whose root and path are there already are left as they are."""
+        with self._folder.lock():
+            old = self.images
+            new = tables.as_images(frame).join(old, on=["root", "path"], how="anti", maintain_order="left")
+            if new.height:
+                rows = pl.concat([old, new], how="diagonal")
+                self._folder.commit("images", rows, operation or {"name": "add images", "count": new.height})
+
     def update_images(self, changes: pl.DataFrame, *, operation: Mapping[str, Any]) -> None:
         """Put the values of `changes` (a column `id` and those to change) into the rows of these ids.
 

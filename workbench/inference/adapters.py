@@ -7,6 +7,8 @@ Does not know: requests, or which adapter is wanted when.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,16 @@ class Adapters:
                 weight.requires_grad_(asked[id(weight)])
         self.llava.model.model.multi_modal_projector = projector
         self._in_place = name
+
+    @contextmanager
+    def placed(self, name: str | None) -> Iterator[None]:
+        """This one in place inside, afterwards what was there before."""
+        before = self._in_place
+        self.use(name)
+        try:
+            yield
+        finally:
+            self.use(before)
 
     def _check_same(self, folder: Path, manifest: dict[str, Any]) -> None:
         """Raise `ModelError` unless a checkpoint lies on this very model, and sees and speaks as it does."""

@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -21,7 +22,7 @@ from PIL.Image import Image as PilImage
 
 from workbench.chat_model import GREEDY, Answer, Ending, Pieces, SamplingOptions
 from workbench.conversation import Conversation, Image
-from workbench.errors import ContextError, ModelError
+from workbench.errors import BusyError, ContextError, ModelError
 from workbench.inference.adapters import BASE, Adapters
 from workbench.inference.attachments import open_file
 from workbench.inference.decoding import Row
@@ -208,6 +209,17 @@ class Engine:
         view = copy.copy(self)
         view._adapter, view.name, view._spoken = adapter, name, Spoken(self.llava.renderer)
         return view
+
+    @contextmanager
+    def alone(self) -> Iterator[Llava]:
+        """The model as this engine answers from it, for a pass of one's own; nothing may be asked meanwhile.
+
+        Raises `BusyError` while answers are being written.
+        """
+        if not self._generator.idle:
+            raise BusyError(self.name, found="answers being written", expected="none", fix="try again when they ended")
+        with self._adapters.placed(self._adapter):
+            yield self.llava
 
     # --- the engine itself --------------------------------------------------------------------------------------
 

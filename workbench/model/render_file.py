@@ -19,7 +19,8 @@ from rich.text import Text
 from workbench.conversation import IMAGE_MARK, Conversation
 from workbench.data.formats import read_conversations
 from workbench.errors import WorkbenchError
-from workbench.model.renderer import IGNORE_INDEX, IMAGE_TOKEN_INDEX, Rendered, Renderer
+from workbench.model.pieces import pieces
+from workbench.model.renderer import Rendered, Renderer
 from workbench.model.templates import Template
 from workbench.model.tokenizers import load_tokenizer
 
@@ -70,18 +71,8 @@ def coloured(renderer: Renderer, rendered: Rendered, console: Console) -> Text:
     """The ids as text, the trained ones in colour, or between ⟦ and ⟧ where `console` has no colour."""
     plain = console.color_system is None
     shown = Text()
-    chunk: list[int] = []  # ids since the last image
-    before = ""
-    pairs = zip(rendered.ids, rendered.labels, strict=True)
-    for (image, trained), run in groupby(pairs, lambda pair: (pair[0] == IMAGE_TOKEN_INDEX, pair[1] != IGNORE_INDEX)):
-        ids = [id for id, _ in run]
-        if image:
-            shown.append(IMAGE_MARK * len(ids), style="cyan")
-            chunk, before = [], ""
-            continue
-        chunk += ids  # decoded from the chunk's beginning: alone, a run would lose the space it begins with
-        whole = renderer.tokenizer.decode(chunk, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        text, before = whole[len(before) :], whole
+    for (image, trained), run in groupby(pieces(renderer, rendered), lambda piece: (piece.is_image, piece.trained)):
+        text = "".join(IMAGE_MARK if image else piece.text for piece in run)
         text = f"⟦{text}⟧" if trained and plain else text
-        shown.append(text, style="bold black on green" if trained else "")
+        shown.append(text, style="cyan" if image else "bold black on green" if trained else "")
     return shown

@@ -6,16 +6,6 @@ const COLORS = ["--wb-one", "--wb-two", "--wb-three", "--wb-four"];
 const SVG = "http://www.w3.org/2000/svg";
 const WORDS = { stop: "stopping …", pause: "pausing …", save: "saving …" };
 
-function make(tag, props = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [key, value] of Object.entries(props)) {
-    if (key in made && key !== "list") made[key] = value;
-    else made.setAttribute(key, value);
-  }
-  made.append(...children.filter((child) => child !== null));
-  return made;
-}
-
 function draw(tag, props) {
   const made = document.createElementNS(SVG, tag);
   for (const [key, value] of Object.entries(props)) made.setAttribute(key, value);
@@ -118,7 +108,7 @@ function card(asked, place) {
 }
 
 function render({ model, el }) {
-  const root = make("div", { className: "wb-live" });
+  const root = make("div", { className: "wb wb-live" });
   const head = make("div", { className: "wb-head" }), figures = make("div", { className: "wb-figures" });
   const bar = make("div", { className: "wb-bar", role: "progressbar" }, make("div"));
   const trouble = make("pre", { className: "wb-trouble" }), curves = make("div", { className: "wb-curves" });
@@ -190,15 +180,7 @@ function render({ model, el }) {
     if (model.get("problem")) showState(); // the button that was pressed can be pressed again
   }
 
-  const shows = { "change:state": showState, "change:curves": showCurves, "change:answers": showAnswers,
-    "change:problem": showProblem };
-  for (const [event, show] of Object.entries(shows)) {
-    model.on(event, show);
-    show();
-  }
-  return () => {
-    for (const [event, show] of Object.entries(shows)) model.off(event, show);
-  };
+  return follow(model, { state: showState, curves: showCurves, answers: showAnswers, problem: showProblem });
 }
 
 export default { render };

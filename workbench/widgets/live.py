@@ -8,21 +8,18 @@ handed a run that can be.
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from typing import Any, Protocol
 
-import anywidget
 import traitlets
 
 from workbench.errors import WorkbenchError
 from workbench.run import Run
+from workbench.widgets.base import View, front
 from workbench.widgets.static import as_html
 from workbench.widgets.watch import Watch
 
-HERE = Path(__file__).parent
 SECONDS = 1.0
 """Between two looks at the run folder."""
-ACTIONS = ("stop", "pause", "resume", "save")
 
 
 class Steered(Protocol):
@@ -34,16 +31,14 @@ class Steered(Protocol):
     def save(self) -> None: ...
 
 
-class LiveView(anywidget.AnyWidget):
+class LiveView(View):
     """The widget. Looks at the run until it has finished; a button is answered at once, also while a cell runs."""
 
-    _esm = HERE / "live.js"
-    _css = HERE / "live.css"
+    _esm, _css = front("live")
+    ACTIONS = ("stop", "pause", "resume", "save")
     state = traitlets.Dict().tag(sync=True)
     curves = traitlets.Dict().tag(sync=True)
     answers = traitlets.Dict().tag(sync=True)
-    problem = traitlets.Unicode().tag(sync=True)
-    """Why the last button did nothing."""
 
     def __init__(self, run: Any) -> None:
         """`run`: a `Run` that is `Steered`."""
@@ -52,8 +47,6 @@ class LiveView(anywidget.AnyWidget):
         self._shown: list[Any] = []
         state, curves, answers = self._watch.look()
         super().__init__(state=state, curves=curves, answers=answers)
-        _answer_while_busy(self.comm)
-        self.on_msg(self._asked)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, name=f"watch {run.path.name}", daemon=True)
         self._thread.start()
@@ -90,31 +83,14 @@ class LiveView(anywidget.AnyWidget):
         for handle in filter(None, self._shown):  # None outside notebooks
             handle.update(self._plain(), raw=True)
 
-    def _plain(self) -> dict[str, str]:
-        return {"text/html": as_html(self.state, self.curves, self.answers), "text/plain": repr(self._run)}
+    def html(self) -> str:
+        return as_html(self.state, self.curves, self.answers)
 
-    def _asked(self, widget: Any, content: Any, buffers: Any) -> None:
-        action = content.get("do") if isinstance(content, dict) else None
-        if action not in ACTIONS:
-            return
+    def act(self, action: str, given: dict[str, Any]) -> None:
         try:
             getattr(self._run, action)()
-            self.problem = ""
-        except WorkbenchError as error:
-            self.problem = str(error)
-        self.update()
+        finally:
+            self.update()
 
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        """The widget, and the same as plain HTML for where no kernel is: a saved notebook, a published one."""
-        made = super()._repr_mimebundle_(**options)
-        data, metadata = made if isinstance(made, tuple) else (made, {})
-        return {**(data or {}), **self._plain()}, metadata
-
-
-def _answer_while_busy(comm: Any) -> None:
-    """Let what the browser sends go to the thread that it asks for, which is there also while a cell runs.
-
-    ipykernel 7 sends it to the thread from which the widget sent last instead: the main one, which waits for the cell.
-    """
-    if hasattr(comm, "_reply_subshell_for"):
-        comm._reply_subshell_for = None
+    def _plain(self) -> dict[str, str]:
+        return {"text/html": self.html(), "text/plain": repr(self._run)}

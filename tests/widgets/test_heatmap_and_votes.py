@@ -1,0 +1,92 @@
+"""Heat maps as a notebook shows and saves them, and answers of several models with a person's votes."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+from workbench.chat_model import ScriptedModel
+from workbench.conversation import Conversation, Image, Message
+from workbench.errors import DataError, ModelError
+from workbench.inference.engine import Engine
+from workbench.model.llava import Llava, build
+from workbench.recipe import ModelSpec
+from workbench.widgets.heatmap import SIDE, heatmap
+from workbench.widgets.votes import compare_answers, marked, said
+
+
+@pytest.fixture(scope="module")
+def llava() -> Llava:
+    return build(ModelSpec(vision="tiny", language="tiny", load="fp32"), template="v1", image_mode="square")
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Conversation:
+    PIL.Image.new("RGB", (60, 40), "red").save(tmp_path / "red.png")
+    return Conversation("asked", (Message("user", (Image(str(tmp_path / "red.png")), "What <b>?")),))
+
+
+def test_a_heat_map_is_shown_changed_and_saved(llava: Llava, asked: Conversation, tmp_path: Path) -> None:
+    view = heatmap(Engine(llava), asked, "red and blue")
+    assert "".join(view.tokens).strip().startswith("red and blue")
+    assert view.shown["method"] == "relevance" and view.map.shape == (1, 8, 8)
+    first = view.shown["overlays"]
+    view._wanted = (2, "occlusion", True)
+    view._look()
+    assert view.problem == "" and view.shown["token"] == 2 and view.shown["overlays"] != first
+    assert not view.shown["relative"], "occlusion compares with the untouched image"
+    view._asked(view, {"do": "look", "token": 99, "method": "attention"}, [])
+    while not view.problem or view.busy:
+        threading.Event().wait(0.02)
+    assert "token 99" in view.problem
+    assert PIL.Image.open(view.save(tmp_path / "map.png")).size == (SIDE, SIDE)
+    data, _ = view._repr_mimebundle_()
+    assert "&lt;b&gt;" in data["text/html"] and "data:image/jpeg" in data["text/html"]
+    assert heatmap(llava, asked).tokens, "the model's own answer"
+    with pytest.raises(ModelError, match="cannot be looked into"):
+        heatmap(ScriptedModel(["x"]), asked)
+
+
+def test_what_differs_is_marked_and_nothing_is_lost() -> None:
+    texts = ["There is a red cat.", "There is a blue cat, asleep.", ""]
+    one, two, three = marked(texts)
+    assert [said(each) for each in (one, two, three)] == texts
+    assert [text.strip() for text, differs in one if differs] == ["red"]
+    assert [text.strip() for text, differs in two if differs] == ["blue", "asleep."]
+    assert three == [] and marked(["same", "same"]) == [[["same", False]], [["same", False]]]
+
+
+def test_votes_are_kept_and_found_again(asked: Conversation, tmp_path: Path) -> None:
+    file = tmp_path / "votes.jsonl"
+
+    def made(**more: bool):  # type: ignore[no-untyped-def]
+        models = {"base": ScriptedModel(lambda one: "a red field"), "tuned": ScriptedModel(lambda one: "<i>red")}
+        return compare_answers(models, [asked, "Why?"], votes=file, **more).wait()
+
+    view = made(blind=True)
+    assert [said(answer) for answer in view.rows[0]["answers"]] == ["a red field", "<i>red"]
+    assert view.rows[0]["picture"] and view.rows[1]["picture"] is None and view.tally == {}
+    view._asked(view, {"do": "vote", "number": 0, "name": "tuned"}, [])
+    view._asked(view, {"do": "vote", "number": 1, "name": "base"}, [])
+    view._asked(view, {"do": "vote", "number": 1, "name": "equal"}, [])
+    view._asked(view, {"do": "vote", "number": 1, "name": "somebody"}, [])
+    assert "somebody" in view.problem and view.tally == {"tuned": 1, "equal": 1}
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["vote"] for line in lines] == ["tuned", "base", "equal"]
+    assert lines[0]["answers"] == {"base": "a red field", "tuned": "<i>red"}
+    again = made()
+    assert again.tally == {"tuned": 1, "equal": 1}, "the last vote on a question counts"
+    assert "<i>" not in again.html() and "votes: " in again.html() and "tuned 1" in repr(again)
+
+
+def test_models_of_one_name_are_told_apart_and_too_few_are_refused() -> None:
+    view = compare_answers([ScriptedModel(["a"]), ScriptedModel(["b"])], "Why?", votes=None)
+    assert len(set(view.names)) == 2
+    with pytest.raises(DataError, match="at least two"):
+        compare_answers([ScriptedModel(["a"])], "Why?", votes=None)
+    with pytest.raises(DataError, match="no question"):
+        compare_answers([ScriptedModel(["a"]), ScriptedModel(["b"])], [], votes=None)

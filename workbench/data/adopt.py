@@ -1,0 +1,103 @@
+"""A conversation about pictures from anywhere, taken into a dataset.
+
+Knows: which pictures the dataset has already, and that others are kept by content under `media/` in its folder.
+Does not know: who talked, or how pages and frames become pictures: the caller's `open_image` does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from workbench.conversation import Conversation, Image, check_conversation, new_id
+from workbench.data.dataset import Dataset
+from workbench.data.images import EXTENSIONS, check_image
+from workbench.data.tables import IMAGE_COLUMNS
+from workbench.resources import state_folder, write_atomic
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+MEDIA = "media"
+"""The root, and the folder in the dataset's, of pictures that came without a place of their own."""
+
+
+def adopt(path: str | Path, conversation: Conversation, open_image: Callable[[Image], Picture]) -> Conversation:
+    """Add a conversation whose images are files of this disk to the dataset in `path`, which is made if need be.
+
+    A picture below one of the dataset's roots is named there; any other is copied, a page or a frame written as PNG.
+    Returns the conversation as it was added. Raises `DataError` or `ImageError` before anything is added.
+    """
+    check_conversation(conversation)
+    place = Path(path).expanduser()
+    files = {image: _bytes(image, open_image) for image in dict.fromkeys(conversation.images)}
+    dataset = _opened(place)
+    known = {image: _known(dataset, image) or _stored(dataset, data) for image, data in files.items()}
+    dataset.add_images(pl.DataFrame([_row(dataset, one) for one in known.values()], schema=IMAGE_COLUMNS))
+    messages = tuple(
+        replace(one, content=tuple(known[part] if isinstance(part, Image) else part for part in one.content))
+        for one in conversation.messages
+    )
+    source = {"dataset": dataset.name, **conversation.source}
+    added = replace(conversation, messages=messages, source=source)
+    dataset.add_conversations([added], operation={"name": "chat", "conversation": added.id})
+    return added
+
+
+def _opened(place: Path) -> Dataset:
+    """The dataset there, or a new one where nothing is, in the state folder neither."""
+    empty = not any(place.iterdir()) if place.is_dir() else not place.exists()
+    named = len(place.parts) == 1 and (state_folder() / "datasets" / place).exists()
+    if empty and not named:
+        return Dataset.create(place, name=place.name, roots={MEDIA: MEDIA})
+    return Dataset.open(place)
+
+
+def _bytes(image: Image, open_image: Callable[[Image], Picture]) -> bytes:
+    picture = open_image(image)  # whole and readable, or an `ImageError`
+    if Path(image.path).is_file():
+        return Path(image.path).read_bytes()
+    written = io.BytesIO()
+    picture.save(written, "PNG")
+    return written.getvalue()
+
+
+def _known(dataset: Dataset, image: Image) -> Image | None:
+    """The image as the dataset names it, where its file lies below one of the roots."""
+    place = Path(image.path).resolve()
+    for name, root in dataset.roots.items():
+        if place.is_file() and place.is_relative_to(root.resolve()):
+            return replace(image, root=name, path=place.relative_to(root.resolve()).as_posix())
+    return None
+
+
+def _stored(dataset: Dataset, data: bytes) -> Image:
+    roots = dataset.card["roots"]
+    if MEDIA not in roots:
+        dataset.describe(roots={**roots, MEDIA: MEDIA})
+    digest = hashlib.sha256(data).hexdigest()
+    root = dataset.roots[MEDIA]
+    target = root / f"{digest[:20]}{_suffix(data)}"
+    if not target.exists():
+        write_atomic(target, data)
+    return Image(target.name, MEDIA, hash=digest)
+
+
+def _suffix(data: bytes) -> str:
+    from PIL import Image as PILImage
+
+    with PILImage.open(io.BytesIO(data)) as opened:
+        return EXTENSIONS.get(opened.format or "", (".png",))[0]
+
+
+def _row(dataset: Dataset, image: Image) -> dict[str, Any]:
+    facts = check_image(dataset.resolve(image))
+    told = {key: getattr(facts, key) for key in ("width", "height", "hash", "phash")}
+    identity = {"id": new_id("image", image.root, image.path), "root": image.root, "path": image.path}
+    return {**identity, **told, "captions": [], "status": "ok"}

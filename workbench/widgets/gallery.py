@@ -1,0 +1,145 @@
+"""A wall of conversations with their pictures: searched, filtered, opened, and from there shown in FiftyOne.
+
+Knows: what conversations, evaluation results and datasets have in common to be looked at, and that pictures are opened
+only when they come into view.
+Does not know: how it looks and is searched (`gallery.js`, `gallery.css`), FiftyOne (`curation/app.py`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import traitlets
+
+from workbench.conversation import Conversation, Image
+from workbench.data.dataset import Dataset
+from workbench.errors import DataError, WorkbenchError
+from workbench.evaluation.results import Results
+from workbench.widgets.base import View, front
+from workbench.widgets.pictures import Opener, data_uri, opener
+from workbench.widgets.static import page
+
+SIDE = 224
+"""Pixels of a thumbnail at most."""
+IN_HTML = 24
+"""Items of the plain page, each with a picture inside it."""
+
+
+class GalleryView(View):
+    """The widget. `items` are {id, task, split, tags, score, turns: [[role, text]]}; pictures come when asked for."""
+
+    _esm, _css = front("gallery")
+    ACTIONS = ("pictures", "open")
+    title = traitlets.Unicode().tag(sync=True)
+    items: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    opens = traitlets.Bool().tag(sync=True)
+    """Whether FiftyOne can show the images: they are a dataset's."""
+    app = traitlets.Unicode().tag(sync=True)
+    """Where FiftyOne's App shows the image that was asked for, or what is being done about it."""
+
+    def __init__(
+        self,
+        title: str,
+        items: Sequence[dict[str, Any]],
+        images: Sequence[Image | None],
+        open_image: Opener,
+        dataset: Dataset | None = None,
+    ) -> None:
+        """images: the first of each item."""
+        self._images, self._open_image, self._dataset = images, open_image, dataset
+        super().__init__(title=title, items=list(items), opens=dataset is not None)
+
+    def __repr__(self) -> str:
+        return f"gallery of {self.title}: {len(self.items):,} conversations"
+
+    def html(self) -> str:
+        shown = [{**item, "picture": self._picture(number)} for number, item in enumerate(self.items[:IN_HTML])]
+        return page("gallery", title=self.title, items=shown, count=len(self.items))
+
+    def act(self, action: str, given: dict[str, Any]) -> None:
+        if action == "pictures":
+            numbers = [number for number in given.get("numbers", ()) if 0 <= number < len(self.items)]
+            self.send({"pictures": {str(number): self._picture(number) for number in numbers}})
+        elif self._dataset is not None:
+            threading.Thread(target=self._open, args=(int(given["number"]),), name="open", daemon=True).start()
+
+    def _picture(self, number: int) -> str | None:
+        """None where there is no picture, or none that can be opened."""
+        image = self._images[number]
+        try:
+            return None if image is None else data_uri(self._open_image(image), SIDE)
+        except DataError:
+            return None
+
+    def _open(self, number: int) -> None:
+        from workbench.curation.app import open_images
+
+        image = self._images[number]
+        if image is None or self._dataset is None:
+            return
+        self.app = "opening FiftyOne ..."
+        try:
+            self.app = open_images(self._dataset, [image]).url
+        except WorkbenchError as error:
+            self.app, self.problem = "", str(error)
+
+
+def gallery(
+    what: Dataset | Results | Iterable[Conversation] | str | Path, *, dataset: Dataset | str | Path | None = None
+) -> GalleryView:
+    """Look at many conversations with their pictures: search, filter by task, split, tag and score, open one.
+
+    what: a dataset or its folder, the results of an evaluation or their folder, or conversations. dataset: where the
+    pictures of conversations lie; without one their paths are files. Raises `DataError` for a folder that is neither.
+    """
+    if isinstance(what, (str, Path)):
+        what = Results.open(what) if (Path(what) / "evaluation.json").is_file() else Dataset.open(what)
+    if isinstance(what, Results):
+        return _of_results(what)
+    if isinstance(what, Dataset):
+        return _made(what.name, what.iter_conversations(), what)
+    held = Dataset.open(dataset) if isinstance(dataset, (str, Path)) else dataset
+    return _made("conversations", what, held)
+
+
+def _made(title: str, conversations: Iterable[Conversation], dataset: Dataset | None) -> GalleryView:
+    kept = list(conversations)
+    items = [
+        {
+            "id": one.id, "task": one.task or "", "split": one.split or "", "score": one.metadata.get("score"),
+            "tags": [str(tag) for tag in one.metadata.get("tags", ())],
+            "turns": [[turn.role, turn.text] for turn in one.messages],
+        }
+        for one in kept
+    ]  # fmt: skip
+    return GalleryView(title, items, [next(iter(one.images), None) for one in kept], opener(dataset), dataset)
+
+
+def _of_results(results: Results) -> GalleryView:
+    rows = list(results.rows.iter_rows(named=True))
+    roots = {name: Path(root) for name, root in results.settings.get("roots", {}).items()}
+    images = [Image(row["image"], row["root"] or "images") if row["image"] else None for row in rows]
+    open_image: Opener = lambda image: results.picture({"id": "", "image": image.path, "root": image.root})  # noqa: E731
+    items = list(_judged(rows))
+    return GalleryView(f"{results.model} ({results.scorer})", items, images, open_image, _dataset_of(roots))
+
+
+def _judged(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        tags = ["right" if row["right"] else "error" if row["error"] else "wrong"]
+        turns = [["user", row["question"] or row["prompt"] or ""], ["assistant", row["answer"] or row["error"] or ""]]
+        if not row["right"] and row["reference"]:
+            turns.append(["expected", row["reference"]])
+        told = {"id": row["id"], "task": row["type"] or "", "split": "", "score": row["earned"]}
+        yield {**told, "tags": tags, "turns": turns}
+
+
+def _dataset_of(roots: dict[str, Path]) -> Dataset | None:
+    """The dataset whose folder these roots lie in, where there is one."""
+    for root in roots.values():
+        if (root.parent / "card.yaml").is_file():
+            return Dataset.open(root.parent)
+    return None

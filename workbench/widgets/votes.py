@@ -1,0 +1,201 @@
+"""Several models answer the same questions: answers side by side, what differs marked, and a person's votes kept.
+
+Knows: which words of an answer the others lack, and the file of votes.
+Does not know: how models answer, how it looks (`votes.js`, `votes.css`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import traitlets
+
+from workbench.chat_model import GREEDY, ChatModel, SamplingOptions
+from workbench.conversation import Conversation, Message, new_id
+from workbench.data.dataset import Dataset
+from workbench.errors import DataError, WorkbenchError
+from workbench.inference.opening import open_model
+from workbench.json_lines import JsonLines
+from workbench.widgets.base import View, front
+from workbench.widgets.pictures import Opener, data_uri, opener
+from workbench.widgets.static import page
+
+SIDE = 200
+"""Pixels of the pictures at most."""
+EQUAL = "equal"
+"""A vote that none is better."""
+Question = str | Conversation
+
+
+class AnswersView(View):
+    """The widget. `rows` are {id, question, reference, picture, answers: [[[text, differs]] or null], vote}.
+
+    A vote is the name of a model, or `equal`; the last one of a question counts. `tally` counts them.
+    """
+
+    _esm, _css = front("votes")
+    ACTIONS = ("vote",)
+    names: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    rows: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    blind = traitlets.Bool().tag(sync=True)
+    """Whether names are hidden until a question has a vote."""
+
+    def __init__(self, models: Mapping[str, ChatModel], questions: Sequence[Conversation], **given: Any) -> None:
+        self._models, self._questions = dict(models), list(questions)
+        self._open_image: Opener = given.pop("open_image")
+        self._options: SamplingOptions = given.pop("options")
+        path = given.pop("votes")
+        self._votes = None if path is None else JsonLines(Path(path))
+        before = {row["id"]: row for row in self._votes.rows() if "vote" in row} if self._votes else {}
+        rows = [self._row(one, before.get(one.id)) for one in self._questions]
+        super().__init__(names=list(self._models), rows=rows, **given)
+        self._thread = threading.Thread(target=self._ask_all, name="answers", daemon=True)
+        self._thread.start()
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{name} {count}" for name, count in self.tally.items())
+        return f"{len(self.rows)} questions to {', '.join(self.names)}; votes: {told or 'none yet'}"
+
+    @property
+    def tally(self) -> dict[str, int]:
+        """Votes by model name, and `equal`."""
+        cast = [row["vote"] for row in self.rows if row["vote"]]
+        return {name: cast.count(name) for name in (*self.names, EQUAL) if name in cast}
+
+    def wait(self) -> AnswersView:
+        """Until every model has answered."""
+        self._thread.join()
+        return self
+
+    def html(self) -> str:
+        return page("votes", names=self.names, rows=self.rows, tally=self.tally)
+
+    def act(self, action: str, given: dict[str, Any]) -> None:
+        self.vote(int(given.get("number", -1)), str(given.get("name")))
+
+    def vote(self, number: int, name: str) -> None:
+        """Say which model answered question `number` best. Raises `DataError` for a question or name that is not."""
+        if not 0 <= number < len(self.rows) or name not in (*self.names, EQUAL):
+            raise DataError(
+                f"vote on question {number}", found=repr(name), expected=f"{', '.join(self.names)} or equal"
+            )
+        row = {**self.rows[number], "vote": name}
+        if self._votes is not None:
+            answers = {key: said(value) for key, value in zip(self.names, row["answers"], strict=True)}
+            kept = {"id": row["id"], "vote": name, "question": row["question"], "answers": answers}
+            self._votes.append({**kept, "time": round(time.time(), 3)})
+            self._votes.sync()
+        self._put(number, vote=name)
+
+    def _row(self, asked: Conversation, before: Mapping[str, Any] | None) -> dict[str, Any]:
+        picture = None
+        with suppress(DataError):  # the models say themselves what is wrong with a picture
+            picture = data_uri(self._open_image(asked.images[0]), SIDE) if asked.images else None
+        vote = before["vote"] if before is not None and before["vote"] in (*self._models, EQUAL) else None
+        row = {"id": asked.id, "question": asked.prompt.messages[-1].text, "reference": asked.reference}
+        return {**row, "picture": picture, "answers": [None] * len(self._models), "vote": vote}
+
+    def _put(self, number: int, **changed: Any) -> None:
+        rows = list(self.rows)
+        rows[number] = {**rows[number], **changed}
+        self.rows = rows
+
+    def _ask_all(self) -> None:
+        for number, asked in enumerate(self._questions):
+            texts = []
+            for model in self._models.values():
+                try:
+                    texts.append(model.reply(asked.prompt, self._options).text.strip())
+                except WorkbenchError as error:
+                    texts.append(f"({error})")
+            self._put(number, answers=marked(texts))
+
+
+def compare_answers(
+    models: Mapping[str, ChatModel | str | Path] | Sequence[ChatModel | str | Path],
+    questions: Dataset | Sequence[Question] | str,
+    *,
+    image: str | Path | None = None,
+    dataset: Dataset | str | Path | None = None,
+    votes: str | Path | None = "votes.jsonl",
+    blind: bool = False,
+    limit: int = 20,
+    options: SamplingOptions = GREEDY,
+) -> AnswersView:
+    """Ask several models the same questions and vote for the best answers.
+
+    models: models, or what `wb.open_model` opens (runs, folders, `MODEL@URL`), as a list or by the names to show.
+    questions: texts, all about `image` if there is one; conversations, whose last question is asked and last answer is
+    the reference; or a dataset, the first `limit` of its held-out ones. dataset: where pictures of conversations lie.
+    votes: the file that keeps votes, a line each; None keeps none. blind: names are hidden until a vote is cast.
+
+    Raises `DataError` for fewer than two models or no question, and what opening a model raises.
+    """
+    named = models if isinstance(models, Mapping) else _named(models)
+    if len(named) < 2:
+        raise DataError("compare_answers", found=f"{len(named)} model", expected="at least two")
+    if isinstance(questions, Dataset):
+        dataset, asked = questions, questions.conversations("test")[:limit]
+    else:
+        asked = _asked([questions] if isinstance(questions, str) else questions, image)
+    if not asked:
+        raise DataError("compare_answers", found="no question", expected="at least one")
+    open_image = opener(dataset)
+    opened = {
+        name: open_model(one, open_image=open_image) if isinstance(one, (str, Path)) else one
+        for name, one in named.items()
+    }
+    return AnswersView(opened, asked, open_image=open_image, options=options, votes=votes, blind=blind)
+
+
+def _named(models: Sequence[ChatModel | str | Path]) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    for one in models:
+        name = shown = Path(one).name if isinstance(one, (str, Path)) else one.name
+        while shown in named:
+            shown = f"{name} {len(named) + 1}"
+        named[shown] = one
+    return named
+
+
+def _asked(questions: Sequence[Question], image: str | Path | None) -> list[Conversation]:
+    from workbench.inference.attachments import attached
+
+    images = attached(image) if image is not None else []
+    return [
+        Conversation(new_id("question", one, str(image)), (Message("user", (*images, one)),))
+        if isinstance(one, str)
+        else one
+        for one in questions
+    ]
+
+
+def marked(texts: Sequence[str]) -> list[list[list[Any]]]:
+    """Each text as [piece, differs]: what the text before it (the first: the second) does not say is marked."""
+    split = [re.findall(r"\s*\S+", text) for text in texts]
+    made = []
+    for number, words in enumerate(split):
+        other = split[1 if number == 0 else 0] if len(split) > 1 else words
+        pieces: list[list[Any]] = []
+        matcher = difflib.SequenceMatcher(a=[_plain(word) for word in other], b=[_plain(word) for word in words])
+        for kind, _, _, begin, end in matcher.get_opcodes():
+            if begin < end:
+                pieces.append(["".join(words[begin:end]), kind != "equal"])
+        made.append(pieces)
+    return made
+
+
+def said(answer: Sequence[Sequence[Any]] | None) -> str:
+    """The text of a marked answer."""
+    return "".join(piece for piece, _ in answer or ())
+
+
+def _plain(word: str) -> str:
+    return word.strip().strip(".,;:!?").lower()
