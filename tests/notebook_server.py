@@ -50,7 +50,12 @@ def notebook(folder: Path, cells: Mapping[str, str], log: Path, **environment: s
 def run_cell(page: Any, number: int) -> Any:
     """Run one cell as a person does: once the kernel is idle, and again where the key was lost on a page still busy."""
     cell = page.locator(".jp-Notebook .jp-CodeCell").nth(number)
-    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for(state="attached")
+    idle = page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first
+    asks = page.locator(".jp-Dialog", has_text="Select Kernel").first  # where JupyterLab has not yet seen its kernels
+    idle.or_(asks).first.wait_for(state="attached")
+    if asks.is_visible():
+        asks.locator(".jp-mod-accept").click()
+    idle.wait_for(state="attached")
     for _ in range(10):
         cell.locator(".cm-content").click()
         page.keyboard.press("Control+Enter")
