@@ -16,8 +16,9 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 
 DEFAULT_BUDGET = 256 * 1024 * 1024
-BLOCK = 16
-"""Tokens of a prefix that are kept and found together."""
+BLOCK = 8
+"""Tokens of a prefix that are kept and found together. The rest of a block is computed again in every turn: of 16, that
+was a third of a turn's work."""
 
 
 class FeatureCache:
