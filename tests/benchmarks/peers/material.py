@@ -68,8 +68,11 @@ class Shape:
         return (self.side // 14) ** 2
 
 
-def make_model(folder: Path, shape: Shape) -> int:
-    """A LLaVA in Hugging Face's layout with random weights, its processor beside it; returns its parameters."""
+def make_model(folder: Path, shape: Shape, texts: Sequence[str] = ()) -> int:
+    """A LLaVA in Hugging Face's layout with random weights, its processor beside it; returns its parameters.
+
+    `texts`: their words are tokens, besides the made-up ones.
+    """
     import torch
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -90,7 +93,7 @@ def make_model(folder: Path, shape: Shape) -> int:
     side = {"height": shape.side, "width": shape.side}
     settings = ImageMode("pad", {"size": side, "crop_size": side}).processor_settings()
     (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=1))
-    make_tokenizer().save_pretrained(folder)
+    make_tokenizer(texts).save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(CHAT.replace("SYSTEM", SYSTEM))
     tells = {"processor_class": "LlavaProcessor", "patch_size": 14, "num_additional_image_tokens": 1}
     tells |= {"vision_feature_select_strategy": "default", "image_token": "<image>"}
@@ -98,14 +101,14 @@ def make_model(folder: Path, shape: Shape) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def make_tokenizer() -> Any:
-    """Whole words as tokens: the template's, punctuation, and made-up ones up to the vocabulary."""
+def make_tokenizer(texts: Sequence[str] = ()) -> Any:
+    """Whole words as tokens: the template's, punctuation, those of `texts`, and made-up ones up to the vocabulary."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     split = pre_tokenizers.Whitespace()
-    template = {part for part, _ in split.pre_tokenize_str(f"{SYSTEM} USER: ASSISTANT: ? .")}
-    names = [*SPECIAL, *sorted(template)]
+    known = [f"{SYSTEM} USER: ASSISTANT: ? .", *texts]
+    names = [*SPECIAL, *sorted({part for text in known for part, _ in split.pre_tokenize_str(text)})]
     names += [f"w{number}" for number in range(VOCABULARY - len(names))]
     backend = Tokenizer(models.WordLevel({name: id for id, name in enumerate(names)}, unk_token="<unk>"))
     backend.pre_tokenizer = split
