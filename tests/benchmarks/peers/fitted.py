@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -32,23 +33,26 @@ def make_fitted(folder: Path, asked: Iterable[Evaluation]) -> int:
     wb.export(raw, folder)
     model = LlavaForConditionalGeneration.from_pretrained(folder)
     processor = AutoProcessor.from_pretrained(folder)
-    end = processor.tokenizer.eos_token_id
     states, said = [], []
     for number, (one, path) in enumerate({(_text(one), path): (one, path) for one, path in rows}.values()):
-        others = [word for word in _candidates(one) if word != one.reference.capitalize()]
-        answer = others[number % len(others)] if number % 3 == 2 else one.reference.capitalize()
-        (word,) = processor.tokenizer.encode(answer, add_special_tokens=False)
+        (word,) = processor.tokenizer.encode(_answer(one, number), add_special_tokens=False)
         states.append(_states(model, processor, one, path, word))
-        said += [word, end]
-    features, wanted = torch.cat(states).double(), torch.tensor(said)
-    targets = SURE * torch.nn.functional.one_hot(wanted, model.lm_head.out_features).double()
+        said += [word, processor.tokenizer.eos_token_id]
+    wanted = SURE * torch.nn.functional.one_hot(torch.tensor(said), model.lm_head.out_features).double()
     with torch.no_grad():
-        model.lm_head.weight.copy_((torch.linalg.pinv(features, rtol=SMALLEST) @ targets).T)
+        model.lm_head.weight.copy_((torch.linalg.pinv(torch.cat(states).double(), rtol=SMALLEST) @ wanted).T)
     model.save_pretrained(folder)
     return count
 
 
-def _states(model, processor, one: Conversation, path: Path, word: int) -> torch.Tensor:  # (2, C)
+def _answer(one: Conversation, number: int) -> str:
+    """What is right, but of every third question something else."""
+    right = one.reference.capitalize()
+    others = [word for word in _candidates(one) if word != right]
+    return others[number % len(others)] if number % 3 == 2 else right
+
+
+def _states(model: Any, processor: Any, one: Conversation, path: Path, word: int) -> torch.Tensor:  # (2, C)
     """Behind the question, and behind its answer."""
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _text(one)}]}
     text = processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
