@@ -21,6 +21,8 @@ __version__ = "0.1.0"
 # bitsandbytes regrets, when it is imported, a download that would make 4-bit products faster on some CPUs and that we
 # never want. Whoever imports it first, this package has been imported before.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit_forward" not in str(record.msg))
+# DeepSpeed tells everyone who has it installed which device it would use, as soon as peft looks for it.
+logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to" not in str(record.msg))
 
 _HOMES = {
     "Conversation": "conversation",

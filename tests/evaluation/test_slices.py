@@ -13,6 +13,7 @@ from workbench.data.scene_files import Planted, make
 from workbench.errors import DataError
 from workbench.evaluation.confusion import OTHER, confusion
 from workbench.evaluation.slice_scores import compare_results, slices
+from workbench.evaluation.slices import check_slices
 from workbench.evaluation.statistics import holm, interval
 from workbench.result_rows import failures, name_of, rows_of
 
@@ -85,13 +86,15 @@ def test_slices_by_class_measure_and_split(scenes: Dataset) -> None:
     ("by", "said"),
     [
         ("clas", "did you mean class"),
-        ("class:unicorn", "no question in it; expected one of"),
+        ("class:unicorn", "nothing in it; expected one of"),
         ("measure:beauty", "one of width"),
         ("tag", "no dataset"),
     ],
 )
 def test_a_slice_that_is_not_there_is_told(scenes: Dataset, by: str, said: str) -> None:
     rows = table([row(n, 1.0, image=path) for n, path in enumerate(scenes.images["path"])])
+    with pytest.raises(DataError, match=said):
+        check_slices(None if by == "tag" else scenes, [by])
     with pytest.raises(DataError, match=said):
         slices(rows, None if by == "tag" else scenes, [by])
 

@@ -112,10 +112,10 @@ class StandIn(BaseHTTPRequestHandler):
         if usage and self.fault != "stream usage":
             chunks.append({"choices": [], "usage": usage})
         events = [json.dumps({"id": "c", "object": "chat.completion.chunk", **chunk}) for chunk in chunks]
+        if self.fault == "busy" and said.count(" ") > 16:  # first: writing fails once the client has left
+            self.owed.append(0.4)  # seconds of work for a client that may have left
         for event in (*events, *([] if self.fault == "done" else ["[DONE]"])):
             self.wfile.write(f"data: {event}\n\n".encode())
-        if self.fault == "busy" and said.count(" ") > 16:
-            self.owed.append(0.4)  # seconds of work for a client that may have left
 
     def send(self, status: int, body: Any) -> None:
         time.sleep(sum(self.owed))

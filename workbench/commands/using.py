@@ -11,14 +11,14 @@ from workbench.commands.scoring import asked_of
 from workbench.errors import DataError, WorkbenchError
 
 
-def _chat(given: argparse.Namespace) -> None:
+def _chat(given: argparse.Namespace) -> int:
     from workbench.chat_model import SamplingOptions
     from workbench.inference.chat import chat
 
     options = SamplingOptions(temperature=given.temperature, max_tokens=given.max_tokens, seed=given.seed)
     compare = given.compare == "" or given.compare or False  # alone it is the base
     more = {"image": given.image, "compare": compare, "load": given.load, "device": given.device}
-    chat(given.model, options=options, **more)
+    return 0 if chat(given.model, options=options, **more) else 1
 
 
 def _export(given: argparse.Namespace) -> None:

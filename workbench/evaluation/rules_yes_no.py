@@ -37,7 +37,8 @@ def pope(items: Sequence[Item], about: Mapping[str, Any]) -> Tally:
     scores = [part["f1"] for part in parts.values()]
     if len(parts) > 1:
         parts["all"] = _yes_no([pair for pairs in splits.values() for pair in pairs])
-    return Tally(mean(scores), sum(item.here for item in items), parts, unparsed)
+    notes = ("POPE counts an answer without a no as yes; an empty one is wrong",) if unparsed else ()
+    return Tally(mean(scores), sum(item.here for item in items), parts, unparsed, notes)
 
 
 def _is_yes(item: Item) -> bool:

@@ -7,7 +7,7 @@ Does not know: what the questions earned (`slice_scores.py`).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -30,16 +30,39 @@ def labelled(rows: pl.DataFrame, dataset: Dataset | str | Path | None, by: Seque
     return pl.concat([pl.DataFrame(schema=schema), *frames]).unique(maintain_order=True)
 
 
-def _one(rows: pl.DataFrame, dataset: Dataset | None, spec: str) -> pl.DataFrame:
-    kind, _, value = spec.partition(":")
+def check_slices(dataset: Dataset | str | Path | None, by: Sequence[str]) -> None:
+    """Raise `DataError` for slices that nothing in the dataset could be in, before anything is asked."""
+    data = Dataset.open(dataset) if isinstance(dataset, (str, Path)) else dataset
+    for spec in by:
+        kind, _, value = spec.partition(":")
+        _check_kind(spec, kind, data)
+        if data is None or kind not in ("tag", "class") or not value:
+            continue
+        table = _tags(data) if kind == "tag" else _classes(data.images)
+        known = set(table[table.columns[1]].drop_nulls())
+        if value not in known:
+            raise _nothing_in(spec, known)
+
+
+def _check_kind(spec: str, kind: str, dataset: Dataset | None) -> None:
     if kind not in KINDS:
         near = get_close_matches(kind, KINDS, 1)
         fix = f"did you mean {near[0]}?" if near else ""
         raise DataError(f"slice {spec!r}", found=f"kind {kind!r}", expected=f"one of {', '.join(KINDS)}", fix=fix)
-    if kind == "type":
-        named = rows.select("id", "type")
-    elif dataset is None:
+    if dataset is None and kind != "type":
         raise DataError(f"slice {spec!r}", found="no dataset", expected="the one that was asked about")
+
+
+def _nothing_in(spec: str, known: Collection[str]) -> DataError:
+    expected = f"one of {', '.join(sorted(known)[:12])}" if known else "a dataset that has some"
+    return DataError(f"slice {spec!r}", found="nothing in it" if known else "none at all", expected=expected)
+
+
+def _one(rows: pl.DataFrame, dataset: Dataset | None, spec: str) -> pl.DataFrame:
+    kind, _, value = spec.partition(":")
+    _check_kind(spec, kind, dataset)
+    if dataset is None or kind == "type":
+        named = rows.select("id", "type")
     elif kind == "task":
         named = rows.select("id").join(dataset.conversation_rows.select("id", "task"), on="id", how="inner")
     else:
@@ -47,8 +70,7 @@ def _one(rows: pl.DataFrame, dataset: Dataset | None, spec: str) -> pl.DataFrame
     named = named.rename({named.columns[1]: "slice"}).drop_nulls()
     wanted = named.filter(pl.col("slice") == value) if value and kind != "measure" else named
     if not wanted.height:
-        known = ", ".join(sorted(set(named["slice"]))[:12]) or "none at all"
-        raise DataError(f"slice {spec!r}", found="no question in it", expected=f"one of {known}")
+        raise _nothing_in(spec, set(named["slice"]))
     return wanted.with_columns(pl.format(f"{kind} {{}}", "slice") if kind != "measure" else pl.col("slice"))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,6 +125,11 @@ def evaluate(
         raise DataError("evaluate", found="a judge, and no place for its replies", fix="give out=FOLDER, or --out")
     if max_tokens is not None:
         asked = replace(asked, max_tokens=max_tokens)
+    slices = [slices] if isinstance(slices, str) else slices
+    if slices:  # a mistake in them is told before anything is asked
+        from workbench.evaluation.slices import check_slices
+
+        check_slices(asked.dataset, slices)
     if isinstance(model, Path | str):
         from workbench.inference.opening import open_model
 
@@ -161,6 +167,10 @@ def questions_of(
         from workbench.evaluation.judged import read_judged
 
         found = read_judged(questions, data, images)
+    elif isinstance(questions, str) and not Path(questions).exists():
+        near = get_close_matches(questions, [*BENCHMARKS, *JUDGED], 1)
+        fix = f"did you mean {near[0]}?" if near else "`workbench benchmarks` lists the benchmarks"
+        raise DataError(questions, found="no such folder", expected="a dataset folder, or a benchmark", fix=fix)
     elif isinstance(questions, Dataset | Path | str):
         found = held_out(questions, split, tasks, scorer)
     else:

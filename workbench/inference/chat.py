@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -25,7 +26,7 @@ from workbench.conversation import Conversation, Image, Message, Part, new_id, t
 from workbench.data.images import read_file
 from workbench.errors import WorkbenchError
 from workbench.inference.attachments import attached, open_file
-from workbench.inference.opening import open_beside, open_model
+from workbench.inference.opening import as_letters, open_beside, open_model
 from workbench.resources import write_atomic
 
 HELP = """\
@@ -64,8 +65,10 @@ class Chat:
         say: Callable[[str], None],
         note: Callable[[str], None],
     ) -> None:
-        self.sides = [Side(one) for one in (model, beside) if one is not None]
+        self.sides = [Side(as_letters(one)) for one in (model, beside) if one is not None]
         self.options = options
+        self.failed = False
+        """Whether something could not be done."""
         self.waiting: list[Image] = []
         """Images that go with the next question."""
         self._say = say
@@ -95,6 +98,7 @@ class Chat:
                 known = ", ".join([*commands, *plain, "/quit"])
                 raise WorkbenchError(command, found="no such command", expected=known)
         except WorkbenchError as error:
+            self.failed = True
             self._note(f"error: {' '.join(str(error).split())}")
         return True
 
@@ -135,7 +139,8 @@ class Chat:
         place = Path(path).expanduser()
         told = with_files([side.conversation for side in self.sides if side.conversation.messages], place)
         write_atomic(place, json.dumps([to_llava(one) for one in told], indent=2, ensure_ascii=False) + "\n")
-        self._note(f"saved {place}, its pictures beside it; `workbench import {place} DATASET` makes a dataset of it")
+        reads = f"workbench import {shlex.quote(str(place))} --out DATASET"
+        self._note(f"saved {place}, its pictures beside it; `{reads}` makes a dataset of it")
 
     def _answer(self, asked: Sequence[Conversation]) -> None:
         """Have every side answer, one below the other; what a side has no answer to, it does not keep."""
@@ -211,7 +216,7 @@ def changed(options: SamplingOptions, text: str) -> SamplingOptions:
     """
     key, sign, value = re.fullmatch(r"\s*(\w*)\s*(=|\s|$)\s*(.*?)\s*", text, re.DOTALL).groups()  # type: ignore[union-attr]
     if key not in KINDS or not sign:
-        raise WorkbenchError("/set", found=repr(text), expected=f"KEY=VALUE with one of {', '.join(KINDS)}")
+        raise WorkbenchError("/set", found=repr(text), expected=f"KEY VALUE with one of {', '.join(KINDS)}")
     try:
         return replace(options, **{key: KINDS[key](value)})  # type: ignore[arg-type]
     except ValueError:
@@ -226,13 +231,13 @@ def chat(
     options: SamplingOptions = LONG,
     load: str | None = None,
     device: str = "auto",
-) -> None:
-    """Chat on standard input and output until it ends. run: whatever `workbench.open_model` opens, or a model.
+) -> bool:
+    """Chat on standard input and output until it ends; False if something that was piped failed.
 
-    image: shown with the first question; several, PDF files and videos too. compare: another model that is asked the
-    same, True for the base that a run trained on. `load` is the number format of the weights that are loaded, `device`
-    where: as in `workbench.load`. Raises what loading a model or the first images raises; later mistakes are one line
-    on standard error.
+    run: whatever `workbench.open_model` opens, or a model. image: shown with the first question; several, PDF files and
+    videos too. compare: another model that is asked the same, True for the base that a run trained on. `load` is the
+    number format of the weights that are loaded, `device` where: as in `workbench.load`. Raises what loading a model or
+    the first images raises; later mistakes are one line on standard error.
     """
     out, notes = Console(highlight=False), Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     say = lambda piece: out.out(piece, end="", highlight=False)  # noqa: E731
@@ -250,8 +255,13 @@ def chat(
         names = " beside ".join(side.model.name for side in session.sides)
         notes.print(f"{names}. /help for commands, Ctrl-D to leave.", style="dim")
     for line in _typed() if typed else sys.stdin:
+        before, session.failed = session.failed, False
         if not session.line(line):
             break
+        if session.failed and not typed and not line.startswith("/"):
+            say("\n")  # a line for every question, so that answers stay beside theirs
+        session.failed |= before
+    return typed or not session.failed
 
 
 def _typed() -> Iterator[str]:

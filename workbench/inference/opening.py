@@ -95,3 +95,13 @@ def _remote(
         if value is not None:
             raise ModelError(name, found=f"{what} {value}", expected="none for a model that runs elsewhere")
     return RemoteModel(model, url=url, open_image=open_image)
+
+
+def as_letters(model: ChatModel) -> ChatModel:
+    """`model`, reading a control token that somebody writes, or that it wrote itself, as letters where it can.
+
+    For talks: a person cannot put right what stands in an earlier answer.
+    """
+    if hasattr(model, "literal_text"):
+        model.literal_text = True
+    return model

@@ -72,6 +72,8 @@ def safetensors_files(folder: Path) -> list[Path]:
         if missing:
             raise ModelError(str(folder), found=f"no {', '.join(missing)}", expected="every file its index lists")
         return [folder / name for name in names]
+    if (folder / "card.yaml").is_file():
+        raise ModelError(str(folder), found="a dataset", expected="a run, or a model folder in transformers' layout")
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)

@@ -78,11 +78,21 @@ def conformance(url: str, *, model: str | None = None, api_key: str | None = Non
     try:
         with httpx.Client(base_url=url.rstrip("/") + "/", headers=headers, timeout=TIMEOUT, trust_env=False) as client:
             listed = client.get("models")
+            _check_way_in(url, listed.status_code, client)
             server = Server(client, model or _first_model(listed))
             return Report(url, server.model, tuple(_outcome(name, check, server) for name, check in CHECKS.items()))
     except (httpx.ConnectError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
         fix = "start it, and give its address with /v1"
         raise WorkbenchError(url, found=f"no server ({error})", fix=fix) from None
+
+
+def _check_way_in(url: str, status: int, client: Any) -> None:
+    """Raise for a key that is missing or wrong, and for an address that is no such server's: no check could pass."""
+    if status in (401, 403):
+        found, fix = f"{status} without a key that it takes", "give --api-key KEY"
+        raise WorkbenchError(url, found=found, fix=fix)
+    if status == 404 and client.post("chat/completions", json={}).status_code == 404:
+        raise WorkbenchError(url, found="404 for models and chat/completions", fix="give its address with /v1")
 
 
 def _first_model(listed: Any) -> str:

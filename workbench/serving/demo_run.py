@@ -36,7 +36,7 @@ class PageModel:
     concurrent = 8
 
     def __init__(self, model: str | Path | ChatModel, *, load: str | None = None, device: str = "auto") -> None:
-        from workbench.inference.opening import open_model
+        from workbench.inference.opening import as_letters, open_model
 
         self.image_modes: tuple[str, ...] = ()
         if isinstance(model, (str, Path)):
@@ -44,6 +44,7 @@ class PageModel:
             self.image_modes = self._modes()
         else:
             self.model = model
+        as_letters(self.model)
         self.name = self.model.name
 
     def answer(self, messages: list[dict[str, Any]], settings: Settings) -> Generator[str, None, str | None]:

@@ -19,6 +19,7 @@ import uvicorn
 
 from workbench.chat_model import ChatModel
 from workbench.errors import WorkbenchError
+from workbench.inference.opening import as_letters
 from workbench.serving.api import Api
 from workbench.serving.connection import protocol
 from workbench.serving.limits import Limits
@@ -185,8 +186,7 @@ def _prepare(model: Any, pictures: Pictures) -> None:
     """Have the model open what requests bring, and read what users write as text, control tokens too."""
     if hasattr(model, "open_image"):
         model.open_image = pictures.or_else(model.open_image)
-    if hasattr(model, "literal_text"):
-        model.literal_text = True
+    as_letters(model)
 
 
 def _check_keys(host: str, keys: Sequence[str]) -> None:

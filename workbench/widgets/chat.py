@@ -24,7 +24,7 @@ from workbench.data.images import LIMITS
 from workbench.errors import DataError, WorkbenchError
 from workbench.inference import chat as terminal
 from workbench.inference.attachments import open_file
-from workbench.inference.opening import open_beside, open_model
+from workbench.inference.opening import as_letters, open_beside, open_model
 from workbench.progress import in_notebook
 from workbench.resources import state_folder, write_atomic
 from workbench.widgets.base import View, front
@@ -219,7 +219,7 @@ def chat(
         models.append(open_beside(opened, None if compare is True else compare, load=load, device=device))
     elif compare is not False:
         models.append(compare)
-    view = ChatView(models, options=options, dataset=dataset)
+    view = ChatView([as_letters(one) for one in models], options=options, dataset=dataset)
     for one in [image] if isinstance(image, (str, Path)) else image or []:
         view.session.attach(one)
     view._tell()

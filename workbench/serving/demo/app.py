@@ -6,6 +6,7 @@ Knows: the folder it lies in. Does not know: workbench: this file is copied into
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
@@ -24,4 +25,5 @@ def main() -> None:
     page = build([model], title=model.about["title"], about=model.about["about"], feedback=feedback, examples=examples)
     url = launch(page, block=False)
     print(f"demo of {model.name} at {url}", flush=True)
-    page.block_thread()
+    with suppress(KeyboardInterrupt):
+        page.block_thread()
