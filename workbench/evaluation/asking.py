@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from workbench.chat_model import ChatModel, SamplingOptions
+from workbench.chat_model import Answer, ChatModel, SamplingOptions
 from workbench.conversation import Conversation, Image, Message, to_llava
 from workbench.errors import RenderError
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 BATCH = 64
 """Questions handed to a model at once."""
+WORTH = 576
+"""Tokens that sharing a beginning must save to be worth a pass of its own. Below, questions about many pictures go
+through the engine's batch together: each step of it costs about as much as one of a single picture's questions."""
 RANKED = "the likeliest first token of the candidates"
 """The rule of rows whose answer was not written but chosen."""
 
@@ -105,6 +108,8 @@ class ModelAsker(_Asker):
     def __init__(self, model: ChatModel, evaluation: Evaluation, together: bool) -> None:
         super().__init__(evaluation)
         self.model, self.together = model, together
+        if together and _is_engine(model):  # which tells how sure the first token was
+            self.options = replace(self.options, logprobs=2)
 
     def __call__(self, lines: Sequence[Line]) -> Iterator[list[Given]]:
         for part in parts(lines, BATCH if self.together else 1):
@@ -120,7 +125,14 @@ class ModelAsker(_Asker):
                 return [self._ask([one])[0] for one in asked]
             return [Given(asked[0], None, _written(asked[0]), error=told(error))]
         spent = (time.perf_counter() - began) / len(asked)
-        return [Given(one, text, _written(one), None, spent) for one, text in zip(asked, texts, strict=True)]
+        found = zip(asked, texts, map(_margin, answers), strict=True)
+        return [Given(one, text, _written(one), margin, spent) for one, text, margin in found]
+
+
+def _margin(answer: Answer) -> float | None:
+    """Log probability of the first token above that of the second likeliest; None where a model does not show it."""
+    top = answer.logprobs[0].top if answer.logprobs else ()
+    return top[0][2] - top[1][2] if len(top) > 1 else None
 
 
 class EngineAsker(_Asker):
@@ -143,8 +155,14 @@ class EngineAsker(_Asker):
             ready, failed = self._ready(part)
             if failed:
                 yield failed
+            few: list[Ready] = []
             for group in _alike(ready):
-                yield self._group(group)
+                if self.likelihood or _saved(group) >= WORTH:
+                    yield self._group(group)
+                else:
+                    few += group
+            if few:
+                yield from self._batches([one.line for one in few])
 
     def _batches(self, lines: Sequence[Line]) -> Iterator[list[Given]]:
         """The plain path, and that of models whose branches cannot share a row."""
@@ -241,6 +259,12 @@ def _alike(ready: Iterable[Ready]) -> list[list[Ready]]:
     """Lines by how they begin."""
     ordered = sorted(ready, key=lambda one: hash(one.rows[0].prefix_key))
     return [list(group) for _, group in groupby(ordered, key=lambda one: one.rows[0].prefix_key)]
+
+
+def _saved(group: Sequence[Ready]) -> int:
+    """Tokens that are computed once instead of once for each row."""
+    rows = [row for ready in group for row in ready.rows]
+    return rows[0].prefix * (len(rows) - 1)
 
 
 def _own(engine: Engine, evaluation: Evaluation, reuse: bool) -> Engine:
