@@ -8,6 +8,7 @@ from workbench import errors
 from workbench.errors import WorkbenchError
 
 FAMILY = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+FAMILY.remove(errors.ContextError)  # which says its parts itself
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,12 @@ FAMILY = [value for value in vars(errors).values() if isinstance(value, type) an
 )
 def test_any_of_the_four_parts_may_be_absent(parts: dict[str, str], text: str) -> None:
     assert str(WorkbenchError(**parts)) == text
+
+
+def test_a_prompt_that_is_too_long_is_told_with_both_numbers() -> None:
+    error = errors.ContextError("here", 5099, 256, fix="shorten it")
+    assert isinstance(error, errors.RenderError) and (error.tokens, error.limit) == (5099, 256)
+    assert "5099" in error.found and "256" in error.expected
 
 
 @pytest.mark.parametrize("kind", FAMILY)

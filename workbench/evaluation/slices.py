@@ -36,6 +36,8 @@ def check_slices(dataset: Dataset | str | Path | None, by: Sequence[str]) -> Non
     for spec in by:
         kind, _, value = spec.partition(":")
         _check_kind(spec, kind, data)
+        if kind == "measure":
+            _check_measure(spec, value)
         if data is None or kind not in ("tag", "class") or not value:
             continue
         table = _tags(data) if kind == "tag" else _classes(data.images)
@@ -51,6 +53,13 @@ def _check_kind(spec: str, kind: str, dataset: Dataset | None) -> None:
         raise DataError(f"slice {spec!r}", found=f"kind {kind!r}", expected=f"one of {', '.join(KINDS)}", fix=fix)
     if dataset is None and kind != "type":
         raise DataError(f"slice {spec!r}", found="no dataset", expected="the one that was asked about")
+
+
+def _check_measure(spec: str, name: str) -> None:
+    from workbench.curation.image_measures import MEANING
+
+    if name not in MEANING:
+        raise DataError(f"slice {spec!r}", found=f"measure {name!r}", expected=f"one of {', '.join(MEANING)}")
 
 
 def _nothing_in(spec: str, known: Collection[str]) -> DataError:
@@ -111,10 +120,9 @@ def _classes(images: pl.DataFrame) -> pl.DataFrame:
 
 def _binned(dataset: Dataset, images: pl.DataFrame, name: str, spec: str) -> pl.DataFrame:
     """The pictures that were asked about in four parts of equal size by a measure, each named with its limits."""
-    from workbench.curation.image_measures import MEANING, image_measures
+    from workbench.curation.image_measures import image_measures
 
-    if name not in MEANING:
-        raise DataError(f"slice {spec!r}", found=f"measure {name!r}", expected=f"one of {', '.join(MEANING)}")
+    _check_measure(spec, name)
     measured = image_measures(dataset, images).select("id", pl.col(name).cast(pl.Float64)).drop_nulls().sort(name, "id")
     rank = (measured[name].rank("min") - 1) * BINS // measured.height  # equal pictures are never in two parts
     table = measured.with_columns(part=rank.cast(pl.Int64))
