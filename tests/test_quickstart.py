@@ -25,7 +25,7 @@ FEW = ["--set", "train.max_steps=3", "--set-align", "train.max_steps=3"]
 def run_command(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "workbench.cli", *arguments]
     environment = {**os.environ, "WORKBENCH_HOME": str(home)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=560, check=False)
 
 
 def test_the_quickstart_leaves_a_report_and_a_model_that_answers(tmp_path: Path, home: Path) -> None:
@@ -84,6 +84,7 @@ def test_a_mistyped_override_is_told_before_anything_is_done(which: str, tmp_pat
     assert not (tmp_path / "run").exists() and not (home / "datasets").exists()
 
 
+@pytest.mark.timeout(900)  # twice a quickstart, on a machine without a fast way to multiply by four bits
 def test_ctrl_c_in_a_stage_ends_the_quickstart_and_resume_goes_on(tmp_path: Path, home: Path) -> None:
     out = tmp_path / "quick"
     command = [sys.executable, "-m", "workbench.cli", "quickstart", "--count", "80", "--out", str(out)]
