@@ -70,7 +70,7 @@ class Paced:
         return Answer(write)
 
     def reply_batch(self, conversations: Any, options: SamplingOptions = GREEDY) -> list[Answer]:
-        raise NotImplementedError
+        return [self.reply(one, options) for one in conversations]
 
 
 class Client:

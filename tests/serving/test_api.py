@@ -225,7 +225,7 @@ def test_a_prompt_that_is_too_long_is_told_with_both_numbers(serving: Serving) -
         assert "maximum context length is 4096 tokens" in answer.text and "5000" in answer.text
 
 
-@pytest.mark.parametrize("problem", [ValueError("/root/secret/x.py at 10.0.0.7"), KeyError("x")])
+@pytest.mark.parametrize("problem", [ValueError("/home/secret/x.py at 10.0.0.7"), KeyError("x")])
 def test_a_fault_of_ours_tells_nothing_of_this_machine(
     serving: Serving, problem: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
