@@ -144,7 +144,7 @@ class EngineAsker(_Asker):
         super().__init__(evaluation)
         self.engine = _own(engine, evaluation, reuse)
         self.reuse, self.likelihood = reuse, likelihood
-        self.share = (reuse or likelihood) and _alone(engine) and shareable(engine.llava)
+        self.share = (reuse or likelihood) and not engine.swaps and shareable(engine.llava)
         self._prompts: dict[str, str] = {}  # of the rows that are being asked
 
     def __call__(self, lines: Sequence[Line]) -> Iterator[list[Given]]:
@@ -152,23 +152,38 @@ class EngineAsker(_Asker):
             yield from self._batches(lines)
             return
         for part in parts(lines, BATCH if self.reuse else 1):
-            ready, failed = self._ready(part)
+            shared = part if self.likelihood else self._worth(part)
+            ready, failed = self._ready(shared)
             if failed:
                 yield failed
-            few: list[Ready] = []
             for group in _alike(ready):
-                if self.likelihood or _saved(group) >= WORTH:
-                    yield self._group(group)
-                else:
-                    few += group
-            if few:
-                yield from self._batches([one.line for one in few])
+                yield self._group(group)
+            chosen = set(map(id, shared))
+            yield from self._batches([line for line in part if id(line) not in chosen])
+
+    def _worth(self, lines: Sequence[Line]) -> list[Line]:
+        """Those about one picture that save enough by sharing it, told before any picture is opened."""
+        found: list[Line] = []
+        for _, group in groupby(lines, key=lambda line: line.forms[0].images):
+            some = list(group)
+            if self._begins(some[0].forms[0]) * (sum(len(line.forms) for line in some) - 1) >= WORTH:
+                found += some
+        return found
+
+    def _begins(self, asked: Conversation) -> int:
+        """Tokens that questions about the same picture may begin with; 0 for one that cannot be asked."""
+        llava = self.engine.llava
+        try:
+            made = llava.renderer.prompt(asked.prompt)
+        except Exception:  # its row says what is wrong with it
+            return 0
+        return made.prefix + sum(token < 0 for token in made.ids[: made.prefix]) * (llava.image_tokens - 1)
 
     def _batches(self, lines: Sequence[Line]) -> Iterator[list[Given]]:
         """The plain path, and that of models whose branches cannot share a row."""
         plain = ModelAsker(self.engine, self.evaluation, self.reuse)
         for given in plain(lines):
-            yield [_with_prompt(one, self._prompt(one.asked)) for one in given]
+            yield [replace(one, prompt=self._prompt(one.asked)) for one in given]
 
     def _prompt(self, asked: Conversation) -> str | None:
         """The text as sent, with the template's words."""
@@ -213,7 +228,7 @@ class EngineAsker(_Asker):
             if len(rows) == 1:
                 return [Given(lines[0].forms[0], None, self._prompt(lines[0].forms[0]), error=told(error))]
             alone = ModelAsker(self.engine, self.evaluation, together=False)
-            return [_with_prompt(one, self._prompt(one.asked)) for given in alone(lines) for one in given]
+            return [replace(one, prompt=self._prompt(one.asked)) for given in alone(lines) for one in given]
 
     def _ask(self, branches: Branches, asked: list[Conversation], rows: Sequence[Row]) -> list[Given]:
         began = time.perf_counter()
@@ -261,19 +276,13 @@ def _alike(ready: Iterable[Ready]) -> list[list[Ready]]:
     return [list(group) for _, group in groupby(ordered, key=lambda one: one.rows[0].prefix_key)]
 
 
-def _saved(group: Sequence[Ready]) -> int:
-    """Tokens that are computed once instead of once for each row."""
-    rows = [row for ready in group for row in ready.rows]
-    return rows[0].prefix * (len(rows) - 1)
-
-
 def _own(engine: Engine, evaluation: Evaluation, reuse: bool) -> Engine:
     """The engine as this evaluation needs it: opening its pictures, and on the plain path keeping nothing."""
     from workbench.inference.attachments import open_file
     from workbench.inference.engine import PREFIX_BYTES, Engine
     from workbench.inference.prefix_cache import FeatureCache
 
-    if not _alone(engine):
+    if engine.swaps:  # such a one answers through its own thread only
         return engine
     return Engine(
         engine.llava,
@@ -282,11 +291,6 @@ def _own(engine: Engine, evaluation: Evaluation, reuse: bool) -> Engine:
         prefix_bytes=PREFIX_BYTES if reuse else 0,
         name=engine.name,
     )
-
-
-def _alone(engine: Engine) -> bool:
-    """Whether no other adapter may be put on the model meanwhile: then it answers through its own thread only."""
-    return len(engine._adapters._places) == 1
 
 
 def sent(evaluation: Evaluation, asked: Conversation) -> Conversation:
@@ -306,10 +310,6 @@ def sent(evaluation: Evaluation, asked: Conversation) -> Conversation:
         for turn in prompt.messages
     ]
     return replace(prompt, messages=tuple(turns))
-
-
-def _with_prompt(given: Given, prompt: str | None) -> Given:
-    return Given(given.asked, given.text, prompt, given.margin, given.seconds, given.error, given.rule)
 
 
 def _written(asked: Conversation) -> str:

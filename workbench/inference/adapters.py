@@ -36,6 +36,9 @@ class Adapters:
         """Name -> peft's name of its LoRA (None: none), and its projector."""
         self._in_place: str | None = None
 
+    def __len__(self) -> int:
+        return len(self._places)
+
     def __contains__(self, name: str | None) -> bool:
         return name in self._places
 

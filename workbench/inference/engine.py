@@ -186,6 +186,11 @@ class Engine:
 
     # --- adapters -----------------------------------------------------------------------------------------------
 
+    @property
+    def swaps(self) -> bool:
+        """Whether another adapter may be put on the model between two answers."""
+        return len(self._adapters) > 1
+
     def base(self) -> Engine:
         """The model before this run trained it: the same weights without the adapter, and with the projector that it
         began with, where that is known. Shares batch, thread and memory with this engine; an answer of one runs while
