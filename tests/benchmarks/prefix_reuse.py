@@ -15,11 +15,8 @@ import base64
 import contextlib
 import io
 import json
-import os
 import platform
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,12 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from PIL import Image as PILImage
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from peers.material import Shape, make_model
+from peers.served import Served, free_port, served
 
 from workbench.chat_model import SamplingOptions
 from workbench.conversation import Conversation, Image
@@ -81,12 +78,11 @@ class Ours:
 class Theirs:
     """`transformers serve` in its own process."""
 
-    def __init__(self, folder: Path, port: int, process: subprocess.Popen[bytes]) -> None:
-        self.folder, self.url, self.process = folder, f"http://127.0.0.1:{port}", process
+    def __init__(self, side: Served) -> None:
+        self.side = side
 
     def cpu(self) -> float:
-        times = psutil.Process(self.process.pid).cpu_times()
-        return times.user + times.system
+        return self.side.cpu()
 
     def ask(self, number: int, text: str, before: list[tuple[str, str]], options: SamplingOptions) -> str:
         written = io.BytesIO()
@@ -97,37 +93,24 @@ class Theirs:
             messages.append({"role": "user", "content": [{"type": "text", "text": said}]})
             messages += [{"role": "assistant", "content": [{"type": "text", "text": answer}]}] if answer else []
         messages[0]["content"].insert(0, {"type": "image_url", "image_url": {"url": uri}})
-        body = {"model": str(self.folder), "messages": messages, "max_tokens": options.max_tokens, "temperature": 0}
+        body = {"model": self.side.model, "messages": messages, "max_tokens": options.max_tokens, "temperature": 0}
         told = self._post("/v1/chat/completions", body)
         return told["choices"][0]["message"]["content"] or ""
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         head = {"content-type": "application/json"}
-        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), head)
+        request = urllib.request.Request(self.side.url + path, json.dumps(body).encode(), head)
         with urllib.request.urlopen(request, timeout=600) as got:
             return json.loads(got.read())
 
 
 @contextlib.contextmanager
 def serving(folder: Path, threads: int) -> Iterator[Theirs]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     program = str(Path(sys.executable).parent / "transformers")
     command = [program, "serve", str(folder), "--port", str(port), "--device", "cpu", "--dtype", "float32"]
-    own = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command, env=own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(600):
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                break
-            if process.poll() is not None:
-                raise SystemExit(f"transformers serve ended with {process.returncode}")
-            time.sleep(0.5)
-        yield Theirs(folder, port, process)
-    finally:
-        process.terminate()
-        process.wait(30)
+    with served(command, port, str(folder), folder.parent / "log", threads) as side:
+        yield Theirs(side)
 
 
 def measure(side: Ours | Theirs, function: Callable[[], Any]) -> tuple[float, float]:

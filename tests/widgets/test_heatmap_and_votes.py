@@ -13,15 +13,9 @@ from workbench.chat_model import ScriptedModel
 from workbench.conversation import Conversation, Image, Message
 from workbench.errors import DataError, ModelError
 from workbench.inference.engine import Engine
-from workbench.model.llava import Llava, build
-from workbench.recipe import ModelSpec
+from workbench.model.llava import Llava
 from workbench.widgets.heatmap import SIDE, heatmap
 from workbench.widgets.votes import compare_answers, marked, said
-
-
-@pytest.fixture(scope="module")
-def llava() -> Llava:
-    return build(ModelSpec(vision="tiny", language="tiny", load="fp32"), template="v1", image_mode="square")
 
 
 @pytest.fixture

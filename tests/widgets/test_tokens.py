@@ -13,18 +13,12 @@ from workbench.chat_model import ScriptedModel
 from workbench.conversation import Conversation, Image, Message
 from workbench.errors import ModelError
 from workbench.inference.engine import Engine
-from workbench.model.llava import Llava, build
+from workbench.model.llava import Llava
 from workbench.model.pieces import pieces
 from workbench.model.renderer import Renderer
 from workbench.model.tokenizers import load_tokenizer
-from workbench.recipe import ModelSpec
 from workbench.resources import tiny_folder
 from workbench.widgets.tokens import tokens
-
-
-@pytest.fixture(scope="module")
-def llava() -> Llava:
-    return build(ModelSpec(vision="tiny", language="tiny", load="fp32"), template="v1", image_mode="square")
 
 
 @pytest.fixture
