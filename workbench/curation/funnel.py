@@ -5,7 +5,6 @@ Knows: how that is shown. Does not know: how a filter decides (`filters.py`).
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import polars as pl
 
 from workbench.curation.measures import image_paths
 from workbench.data.dataset import Dataset
-from workbench.data.images import load_image
+from workbench.data.images import load_image, thumbnail_uri
 from workbench.errors import ImageError
 from workbench.resources import write_atomic
 
@@ -106,10 +105,6 @@ class Funnel:
 def _thumbnail(path: Path) -> str | None:
     """A small JPEG as a data URL; None for a file that cannot be read."""
     try:
-        picture = load_image(path)
+        return thumbnail_uri(load_image(path), THUMBNAIL)
     except ImageError:
         return None
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -7,6 +7,7 @@ Does not know: datasets, roots, or what a model wants (`model/images.py` resizes
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import importlib.util
 import io
@@ -213,3 +214,12 @@ def _grey8(grey: np.ndarray) -> np.ndarray:
     elif low >= 0 and high <= 1:
         low, high = 0.0, 1.0
     return np.round((values - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
+
+
+def thumbnail_uri(picture: PILImage.Image, side: int, *, quality: int = 80) -> str:
+    """The picture as a JPEG of at most `side` pixels each way, as a text that an `img` takes."""
+    small = picture.convert("RGB")
+    small.thumbnail((side, side))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=quality)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

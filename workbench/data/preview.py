@@ -5,14 +5,12 @@ Knows: HTML of a handful of pictures. Does not know: FiftyOne, or how to look at
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from typing import TYPE_CHECKING
 
 import polars as pl
 
-from workbench.data.images import load_image
+from workbench.data.images import load_image, thumbnail_uri
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -48,12 +46,8 @@ def _tile(dataset: Dataset, path: str, root: str, text: str) -> str:
     from workbench.conversation import Image
 
     try:
-        picture = load_image(dataset.resolve(Image(path, root)))
-        picture.thumbnail((SIDE, SIDE))
-        buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=80)
-        data = base64.b64encode(buffer.getvalue()).decode()
-        inside = f'<img src="data:image/jpeg;base64,{data}" alt="{html.escape(path)}">'
+        source = thumbnail_uri(load_image(dataset.resolve(Image(path, root))), SIDE)
+        inside = f'<img src="{source}" alt="{html.escape(path)}">'
     except DataError as problem:
         inside = html.escape(problem.found or str(problem))
     return f'<div style="{_TILE.format(side=SIDE)}">{inside}<br>{html.escape(text[:60] or path)}</div>'

@@ -20,7 +20,7 @@ import traitlets
 from workbench.chat_model import ChatModel, SamplingOptions
 from workbench.conversation import Conversation, Image
 from workbench.data.adopt import adopt
-from workbench.data.images import LIMITS
+from workbench.data.images import LIMITS, thumbnail_uri
 from workbench.errors import DataError, WorkbenchError
 from workbench.inference import chat as terminal
 from workbench.inference.attachments import open_file
@@ -28,7 +28,6 @@ from workbench.inference.opening import as_letters, open_beside, open_model
 from workbench.progress import in_notebook
 from workbench.resources import state_folder, write_atomic
 from workbench.widgets.base import View, front
-from workbench.widgets.pictures import data_uri
 from workbench.widgets.session import Exchange, Session
 from workbench.widgets.static import page
 
@@ -189,7 +188,7 @@ class ChatView(View):
     def _pictures(self, images: Sequence[Image]) -> list[dict[str, str]]:
         for image in images:
             if image not in self._small:
-                self._small[image] = data_uri(open_file(image), SIDE)
+                self._small[image] = thumbnail_uri(open_file(image), SIDE)
         return [{"name": Path(image.path).name, "picture": self._small[image]} for image in images]
 
 

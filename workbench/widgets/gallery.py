@@ -16,10 +16,11 @@ import traitlets
 
 from workbench.conversation import Conversation, Image
 from workbench.data.dataset import Dataset
+from workbench.data.images import thumbnail_uri
 from workbench.errors import DataError, WorkbenchError
 from workbench.evaluation.results import Results
 from workbench.widgets.base import View, front
-from workbench.widgets.pictures import Opener, data_uri, opener
+from workbench.widgets.pictures import Opener, opener
 from workbench.widgets.static import page
 
 SIDE = 224
@@ -70,7 +71,7 @@ class GalleryView(View):
         """None where there is no picture, or none that can be opened."""
         image = self._images[number]
         try:
-            return None if image is None else data_uri(self._open_image(image), SIDE)
+            return None if image is None else thumbnail_uri(self._open_image(image), SIDE)
         except DataError:
             return None
 

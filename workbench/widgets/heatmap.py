@@ -18,6 +18,7 @@ import traitlets
 from workbench.chat_model import Answer, ChatModel, SamplingOptions
 from workbench.conversation import Conversation
 from workbench.data.dataset import Dataset
+from workbench.data.images import thumbnail_uri
 from workbench.errors import ModelError, WorkbenchError
 from workbench.inference.engine import Engine
 from workbench.inference.opening import open_model
@@ -26,7 +27,7 @@ from workbench.model.llava import Llava
 from workbench.model.pieces import pieces
 from workbench.resources import write_atomic
 from workbench.widgets.base import View, front
-from workbench.widgets.pictures import data_uri, opener
+from workbench.widgets.pictures import opener
 from workbench.widgets.static import page
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class HeatmapView(View):
         texts = [said[number].text for number in self.relevance.tokens]
         question = conversation.prompt.messages[-1].text
         big = [square.resize((SIDE, SIDE)) for square in self._squares]
-        super().__init__(tokens=texts, pictures=[data_uri(one, SIDE) for one in big], question=question)
+        super().__init__(tokens=texts, pictures=[thumbnail_uri(one, SIDE) for one in big], question=question)
         self.look(next((number for number, text in enumerate(texts) if text.strip()), 0))
 
     def __repr__(self) -> str:
@@ -101,7 +102,7 @@ class HeatmapView(View):
         return Path(path)
 
     def html(self) -> str:
-        pictures = [data_uri(self.picture(number), SIDE) for number in range(len(self._squares))]
+        pictures = [thumbnail_uri(self.picture(number), SIDE) for number in range(len(self._squares))]
         return page("heatmap", tokens=self.tokens, shown=self.shown, question=self.question, pictures=pictures)
 
     def act(self, action: str, given: dict[str, Any]) -> None:

@@ -1,13 +1,11 @@
 """Pictures as widgets show them.
 
-Knows: how a reference is opened with or without its dataset, and small JPEGs as data URIs.
+Knows: how a reference is opened with or without its dataset.
 Does not know: files' formats (`data/images.py`), pages and frames (`inference/attachments.py`).
 """
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,12 +27,3 @@ def opener(dataset: Dataset | str | Path | None) -> Opener:
         return open_file
     resolve = (dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)).resolver()
     return lambda image: load_image(resolve(image))
-
-
-def data_uri(picture: Picture, side: int, *, quality: int = 82) -> str:
-    """The picture as a JPEG of at most `side` pixels each way, as a text that an `img` takes."""
-    small = picture.convert("RGB")
-    small.thumbnail((side, side))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=quality)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

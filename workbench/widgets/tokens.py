@@ -16,6 +16,7 @@ import traitlets
 from workbench.chat_model import ChatModel
 from workbench.conversation import Conversation
 from workbench.data.dataset import Dataset
+from workbench.data.images import thumbnail_uri
 from workbench.errors import DataError, ModelError
 from workbench.inference.engine import Engine
 from workbench.inference.opening import open_model
@@ -27,7 +28,7 @@ from workbench.model.templates import Template
 from workbench.model.tokenizers import load_tokenizer
 from workbench.resources import tiny_folder
 from workbench.widgets.base import View, front
-from workbench.widgets.pictures import Opener, data_uri, opener
+from workbench.widgets.pictures import Opener, opener
 from workbench.widgets.static import page
 
 SIDE = 96
@@ -142,6 +143,6 @@ def _told(
 def _small(image: Any, open_image: Opener) -> str | None:
     """None for a picture that is not there: the ids are told all the same."""
     try:
-        return data_uri(open_image(image), SIDE)
+        return thumbnail_uri(open_image(image), SIDE)
     except DataError:
         return None

@@ -20,11 +20,12 @@ import traitlets
 from workbench.chat_model import GREEDY, ChatModel, SamplingOptions
 from workbench.conversation import Conversation, Message, new_id
 from workbench.data.dataset import Dataset
+from workbench.data.images import thumbnail_uri
 from workbench.errors import DataError, WorkbenchError
 from workbench.inference.opening import open_model
 from workbench.json_lines import JsonLines
 from workbench.widgets.base import View, front
-from workbench.widgets.pictures import Opener, data_uri, opener
+from workbench.widgets.pictures import Opener, opener
 from workbench.widgets.static import page
 
 SIDE = 200
@@ -97,7 +98,7 @@ class AnswersView(View):
     def _row(self, asked: Conversation, before: Mapping[str, Any] | None) -> dict[str, Any]:
         picture = None
         with suppress(DataError):  # the models say themselves what is wrong with a picture
-            picture = data_uri(self._open_image(asked.images[0]), SIDE) if asked.images else None
+            picture = thumbnail_uri(self._open_image(asked.images[0]), SIDE) if asked.images else None
         vote = before["vote"] if before is not None and before["vote"] in (*self._models, EQUAL) else None
         row = {"id": asked.id, "question": asked.prompt.messages[-1].text, "reference": asked.reference}
         return {**row, "picture": picture, "answers": [None] * len(self._models), "vote": vote}

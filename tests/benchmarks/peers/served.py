@@ -10,7 +10,6 @@ import asyncio
 import base64
 import json
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,8 @@ from typing import Any
 
 import httpx
 import psutil
+
+from workbench.curation.server import free_port as free_port  # for who starts one
 
 READY = 300.0
 """Seconds that a server may take to load its model."""
@@ -84,11 +85,6 @@ def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         except httpx.HTTPError:
             time.sleep(0.2)
     raise SystemExit(f"the server did not start:\n{log.read_text(errors='replace')[-3000:]}")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        return held.getsockname()[1]
 
 
 def request(model: str, image: Path, question: str, tokens: int, **more: Any) -> bytes:
