@@ -165,6 +165,12 @@ def test_a_nearly_full_disk_is_refused_before_anything_is_started(users: Users) 
     assert said.startswith(f"DiskError {users.folder}: found ") and "set WORKBENCH_HOME" in said
 
 
+def test_fiftyone_is_imported_where_a_package_replaced_the_reader_of_metadata(users: Users) -> None:
+    pytest.importorskip("importlib_metadata", reason="comes with litellm, of the test extra")
+    code = "import importlib_metadata; from workbench.curation.database import open_fiftyone as o; print(o().__name__)"
+    assert users.attempt(code) == "fiftyone"
+
+
 def test_a_named_server_is_used_and_none_is_started(users: Users, tmp_path: Path) -> None:
     uri = users.uri(users.start())
     elsewhere = Users(tmp_path / "elsewhere")

@@ -12,10 +12,12 @@ import atexit
 import os
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import psutil
 
@@ -38,9 +40,31 @@ def database_folder() -> Path:
 def open_fiftyone() -> ModuleType:
     """The `fiftyone` package, imported once its database is there. Raises `DatabaseError` or `DiskError`."""
     ensure_database()
+    _import_eta()
     import fiftyone
 
     return fiftyone
+
+
+def _import_eta() -> None:
+    """FiftyOne's library eta, which asks for fields that its own metadata lacks, where that is an error.
+
+    The standard library answers None; the package importlib_metadata, which takes its place for the whole process once
+    anything (litellm, opentelemetry) imported it, raises KeyError since 8.0.
+    """
+    import importlib.metadata as standard
+
+    read = standard.metadata
+
+    def lenient(name: str) -> Any:
+        found = read(name)
+        return defaultdict(str, {key.lower(): found[key] for key in found})
+
+    standard.metadata = lenient  # type: ignore[assignment]
+    try:
+        import eta.constants  # noqa: F401
+    finally:
+        standard.metadata = read
 
 
 def ensure_database() -> str:

@@ -87,7 +87,8 @@ class Api:
         )
         app.get("/v1/models", response_model=ModelList)(self.list_models)
         app.get("/v1/models/{model:path}", response_model=ModelCard)(self.one_model)
-        app.post("/v1/chat/completions", response_model=Completion)(self.chat)
+        streamed = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+        app.post("/v1/chat/completions", response_model=Completion, responses={200: streamed})(self.chat)
         app.get("/health", response_model=HealthBody, responses={503: {"model": HealthBody}})(self.tell_health)
         app.get("/metrics", response_class=Response)(self.tell_metrics)
         for kind, answer in (
