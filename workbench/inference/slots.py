@@ -57,9 +57,8 @@ class Slots(Cache):
         """Give the memory back; every row is lost."""
         self.data, self._room = None, (0, 0)
 
-    def load(self, slot: int, blocks: Sequence[torch.Tensor]) -> None:
-        """Put blocks of a prefix, each (layers, 2, heads, tokens, width), at the beginning of a slot."""
-        column = 0
+    def load(self, slot: int, blocks: Sequence[torch.Tensor], column: int = 0) -> None:
+        """Put blocks of a prefix, each (layers, 2, heads, tokens, width), into a slot from this column on."""
         for block in blocks:
             data = self._made(block.shape[2], block.shape[4], block)
             data[:, :, slot, :, column : column + block.shape[3]] = block
