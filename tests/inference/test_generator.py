@@ -20,7 +20,7 @@ from tests.asking import IMAGE_TOKENS, asked, picture, random_llava, thirty
 from workbench.chat_model import SamplingOptions
 from workbench.conversation import Conversation, Image
 from workbench.errors import BusyError, ModelError, WorkbenchError
-from workbench.inference import decoding
+from workbench.inference import decoding, generator
 from workbench.inference.engine import Engine
 from workbench.inference.prefix_cache import BLOCK
 from workbench.model.llava import Llava
@@ -201,15 +201,42 @@ def test_a_json_schema_is_satisfied_beside_answers_without_one() -> None:
 # --- reuse ------------------------------------------------------------------------------------------------------
 
 
-def test_a_second_turn_computes_only_what_is_new(llava: Llava) -> None:
+def test_a_second_turn_computes_only_what_is_new(llava: Llava, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(llava, open_image=picture)
     one = asked(4)
     first = engine.reply(one, SamplingOptions(max_tokens=20))
     again = one.add("assistant", first.text).add("user", "and now?")
     second = engine.reply(again, SHORT)
     known = first.usage.prompt_tokens + len(first.ids) - 1
-    assert second.usage.cached_tokens >= known // BLOCK * BLOCK > first.usage.prompt_tokens
+    assert second.usage.cached_tokens == known > first.usage.prompt_tokens
     assert second.ids == expected(engine, again)
+    monkeypatch.setattr(generator, "LINGER", 0.0)
+    until(lambda: engine._generator._thread is None)  # its slot is gone, the blocks of its beginning are not
+    third = engine.reply(again, SHORT)
+    assert third.usage.cached_tokens == (second.usage.prompt_tokens - 1) // BLOCK * BLOCK and third.ids == second.ids
+
+
+def test_nothing_is_taken_for_a_talk_that_goes_on(llava: Llava) -> None:
+    """One request after the other, each in the slot that the one before left: what it finds there is its own."""
+    engine = Engine(llava, open_image=picture)
+    base, draw = engine.base(), random.Random(1)
+    talks = [asked(number, image, words=3) for number in range(2) for image in ("a", "b", None)]
+    talks += [
+        one.add("assistant", "a red cube").add("user", *more, "and now?") for one in talks for more in ((), ("so",))
+    ]
+    truth = [expected(engine, one) for one in talks]
+    bare = without_adapter(llava, lambda: [expected(engine, one) for one in talks])
+    went_on = 0
+    for _ in range(120):
+        place, through = draw.randrange(len(talks)), draw.random() < 0.2
+        answer = (base if through else engine).reply(talks[place], SHORT)
+        for _ in zip(answer, range(draw.choice((1, 9))), strict=False):  # some are given up in the middle
+            pass
+        answer.cancel()
+        wanted = (bare if through else truth)[place]
+        assert answer.ids == wanted[: len(answer.ids)]
+        went_on += answer.usage.cached_tokens % BLOCK > 0  # only the slot of the one before gives part of a block
+    assert went_on > 20
 
 
 def test_answers_that_read_alike_are_found_as_they_were_written(llava: Llava) -> None:
@@ -358,8 +385,6 @@ def test_closing_ends_everything_and_refuses_more(llava: Llava) -> None:
 
 
 def test_the_thread_ends_when_idle_and_gives_memory_back(llava: Llava, monkeypatch: pytest.MonkeyPatch) -> None:
-    from workbench.inference import generator
-
     monkeypatch.setattr(generator, "LINGER", 0.05)
     engine = Engine(llava, open_image=picture)
     assert engine.reply(asked(1), SHORT).text is not None

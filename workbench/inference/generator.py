@@ -31,6 +31,8 @@ from workbench.model.llava import Llava
 CHUNK = 256, 4096
 """Tokens of prompts that are computed between two steps of the answers that run: at least and at most on a CPU (the
 smaller the model, the more), and on other devices half of the most."""
+SPARE = 256
+"""Columns beyond those that one row alone asks for, so that the next turns of its talk find room."""
 LINGER = 0.5
 """Seconds that the thread waits for more before it ends and gives the rows' memory back."""
 RECENT = 10.0
@@ -48,8 +50,8 @@ class Request:
     row: Row
     images: list[tuple[int, int, str]]
     """(first slot, the one after the last, hash of the pixels) of each image."""
-    pixels: dict[str, torch.Tensor]
-    """Hash -> (3, H, W)."""
+    pixels: dict[str, Callable[[], torch.Tensor]]
+    """Hash -> what gives the pixels, (3, H, W)."""
     events: SimpleQueue[Event] = field(default_factory=SimpleQueue)
     streams: bool = True
     """Whether pieces are told of as they come, or the end only."""
@@ -71,6 +73,25 @@ class Request:
     @property
     def unwanted(self) -> bool:
         return self.cancelled.is_set() or self.reader() is None
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What the last answer left in the first slot when nobody else was there: the next turn of its talk goes on from
+    its very last token, and nothing is copied."""
+
+    ids: Sequence[int]
+    images: Sequence[tuple[int, int, str]]
+    adapter: str | None
+
+    def shared(self, request: Request) -> int:
+        """How many of its tokens a request begins with; the last token of a request is always its own."""
+        if request.adapter != self.adapter:
+            return 0
+        most = min(len(self.ids), len(request.row.ids) - 1)
+        same = next((n for n in range(most) if self.ids[n] != request.row.ids[n]), most)
+        others = zip(self.images, request.images, strict=False)
+        return min([same, *(mine[0] for mine, other in others if mine != other)])
 
 
 @dataclass(frozen=True)
@@ -118,6 +139,7 @@ class Generator:
         self._decoding = Decoding(llava)
         self._adapter: str | None = None
         self._weights: dict[str | None, object] = {}
+        self._rest: Rest | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
         self._tokens = self._failed = 0
@@ -187,6 +209,7 @@ class Generator:
                 if not self._busy:
                     self._thread = None
                     self._decoding.slots.release()
+                    self._rest = None
                     return
                 self._moved = time.monotonic()
             try:
@@ -250,6 +273,7 @@ class Generator:
         now = weights_state(self.llava.model)
         if self._weights.setdefault(self._adapter, now) != now:
             self.prefixes.clear()
+            self._rest = None
             self._weights = {self._adapter: now}
 
     def _pick(self, waiting: Sequence[Request]) -> list[Request]:
@@ -297,30 +321,41 @@ class Generator:
 
     def _join(self, group: Sequence[Request]) -> None:
         begun = [self.prefixes.find(one.keys[: (len(one.row.ids) - 1) // BLOCK]) for one in group]
+        there = [self._left_for(group[0]), *[0] * (len(group) - 1)]
         pixels = {
             name: request.pixels[name]
-            for request, blocks in zip(group, begun, strict=True)
+            for request, blocks, left in zip(group, begun, there, strict=True)
             for _, last, name in request.images
-            if last > len(blocks) * BLOCK
+            if last > max(left, len(blocks) * BLOCK)
         }
         through = self._adapter if self.adapters.seen_through else None
         seen = self.vision.look(pixels, through) if pixels else {}
-        self._make_room(group)
-        for request, blocks in zip(group, begun, strict=True):
+        self._make_room(group, any(there))
+        for request, blocks, left in zip(group, begun, there, strict=True):
             empty = next(iter(seen.values()))[:0] if seen else None
             parts = [seen.get(name) for _, _, name in request.images]
             request.row.features = _joined(parts, request.images, empty)
-            self._decoding.add(request.row, blocks)
+            if left < len(blocks) * BLOCK:
+                left = left // BLOCK * BLOCK
+            self._decoding.add(request.row, blocks[-(-left // BLOCK) :], left)
 
-    def _make_room(self, group: Sequence[Request]) -> None:
-        """Room for the group beside the rows that run, and for as many again where the budget allows."""
+    def _left_for(self, request: Request) -> int:
+        """How many tokens of a request lie in the first slot already. Whoever joins next finds nothing there."""
+        rest, self._rest = self._rest, None
+        return 0 if rest is None or self._decoding.rows else rest.shared(request)
+
+    def _make_room(self, group: Sequence[Request], left: bool) -> None:
+        """Room for the group beside the rows that run, and for as many again where the budget allows. `left`: keep
+        what lies in the first slot."""
         held = self._decoding.rows
         count = len(held) + len(group)
         columns = max(request.columns for request in self._running.values())
         most = max(count, min(self.rows, 2 * count, self._budget // (columns * self._token_bytes)))
         slots = self._decoding.slots
         if count > slots.room[0] or columns > slots.room[1]:
-            slots.reserve(most, columns, keep=len(held))
+            if count == 1 and 2 * (columns + SPARE) * self._token_bytes <= self._budget:
+                columns += SPARE
+            slots.reserve(most, columns, keep=max(len(held), int(left)))
 
     # --- passes -------------------------------------------------------------------------------------------------
 
@@ -381,9 +416,13 @@ class Generator:
         row, decoding = request.row, self._decoding
         slot = next((place for place, one in enumerate(decoding.rows) if one is row), None)
         if slot is not None:
-            if problem is None and slot < decoding.ready:
+            whole = problem is None and slot < decoding.ready
+            if whole:
                 self._keep(slot, request)
             decoding.remove(slot)
+            if whole and not decoding.rows and self.prefixes.budget:
+                ids = [*row.ids, *row.written][: row.computed]
+                self._rest = Rest(ids, request.images, request.adapter)
         with self._changed:
             self._running.pop(id(row), None)
             self._failed += problem is not None
