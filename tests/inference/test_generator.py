@@ -331,7 +331,7 @@ def test_an_answer_that_nobody_can_read_is_given_up(llava: Llava, gate: threadin
 
 def test_a_long_prompt_does_not_hold_up_a_running_answer(llava: Llava, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(llava, open_image=picture)
-    engine._generator._chunk = 16
+    engine._generator.batch.chunk = 16
     order: list[str] = []
     for name in ("step", "advance"):
         one = getattr(decoding.Decoding, name)
@@ -389,5 +389,5 @@ def test_the_thread_ends_when_idle_and_gives_memory_back(llava: Llava, monkeypat
     engine = Engine(llava, open_image=picture)
     assert engine.reply(asked(1), SHORT).text is not None
     until(lambda: engine._generator._thread is None)
-    assert engine._generator._decoding.slots.nbytes == 0
+    assert engine._generator.batch.decoding.slots.nbytes == 0
     assert engine.reply(asked(1), SHORT).usage.cached_tokens > 0

@@ -110,7 +110,7 @@ def test_what_is_forgotten_is_opened_again(llava: Llava, tmp_path: Path) -> None
     first = engine.reply(asked(path), SHORT)
     engine._generator.prefixes.clear()
     engine.features.clear()
-    engine._generator._rest = None
+    engine._generator.batch.beginnings.rest = None
     again = engine.reply(asked(path), SHORT)
     assert (again.ids, again.usage.cached_tokens, files.opened) == (first.ids, 0, 2)
 

@@ -26,10 +26,11 @@ from workbench.errors import BusyError, ContextError, ModelError
 from workbench.inference.adapters import BASE, Adapters
 from workbench.inference.attachments import open_file
 from workbench.inference.decoding import Row
-from workbench.inference.generator import EngineState, Event, Generator, Request
+from workbench.inference.generator import Generator
 from workbench.inference.grammar import Grammars
 from workbench.inference.pixels import Pixels
 from workbench.inference.prefix_cache import FeatureCache, PrefixCache, prefix_key
+from workbench.inference.requests import EngineState, Event, Request
 from workbench.inference.sampling import generator
 from workbench.inference.spoken import Spoken
 from workbench.inference.text import TextStream
