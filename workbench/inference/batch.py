@@ -17,6 +17,7 @@ from workbench.inference.beginnings import Beginnings
 from workbench.inference.decoding import Decoding, Row
 from workbench.inference.prefix_cache import BLOCK, PrefixCache
 from workbench.inference.requests import Request
+from workbench.inference.shared_attention import Groups, find_groups
 from workbench.inference.vision import Vision
 from workbench.model.llava import Llava
 
@@ -48,6 +49,8 @@ class Batch:
         self.chunk = _chunk(llava)
         self._kv_bytes, self._token_bytes = kv_bytes, _bytes_per_token(llava)
         self._adapter: str | None = None
+        self._shared: tuple[list[Row], Groups | None] = [], None
+        """Rows of the last step, and which of them begin alike."""
 
     @property
     def ready(self) -> list[Row]:
@@ -127,7 +130,7 @@ class Batch:
     def release(self) -> None:
         """Give the rows' memory back; nobody runs."""
         self.decoding.slots.release()
-        self.beginnings.rest = None
+        self.beginnings.rest, self._shared = None, ([], None)
 
     # --- passes -------------------------------------------------------------------------------------------------
 
@@ -142,12 +145,17 @@ class Batch:
             return None
         for slot, request in enumerate(self.of(rows), decoding.ready):
             self.beginnings.keep(request, slot)
+            request.row.features = None  # in keys and values now
         decoding.ready = len(decoding.rows)
         return logits
 
     def step(self) -> torch.Tensor:
         """The logits after the last token of every answer that is being written: (rows, vocabulary)."""
-        return self.decoding.step()
+        rows = self.ready
+        if list(map(id, rows)) != list(map(id, self._shared[0])):
+            keys = [request.keys for request in self.of(rows)] if self.decoding.shares else []
+            self._shared = rows, find_groups(keys, BLOCK)
+        return self.decoding.step(self._shared[1])
 
     # --- room ---------------------------------------------------------------------------------------------------
 
