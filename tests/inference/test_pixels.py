@@ -51,6 +51,12 @@ def asked(path: Path, text: str = "what is it") -> Conversation:
     return Conversation("c", ()).add("user", Image(str(path)), text)
 
 
+def forget(engine: Engine) -> None:
+    engine._generator.prefixes.clear()
+    engine.features.clear()
+    engine._generator.batch.beginnings.rest = None
+
+
 def test_a_second_question_and_a_second_turn_open_nothing(llava: Llava, tmp_path: Path) -> None:
     files = Files(tmp_path)
     path = files.write("a.bmp", "a")
@@ -95,8 +101,7 @@ def test_what_changes_between_asking_and_looking_is_refused(llava: Llava, tmp_pa
     assert engine.reply(asked(path), SHORT).text is not None
     answer = engine.reply(asked(path, "how many"), SHORT)  # begins when it is read
     files.write("a.bmp", "b")
-    engine._generator.prefixes.clear()
-    engine.features.clear()
+    forget(engine)
     with pytest.raises(ImageError, match="a picture that changed while it was asked about; ask again"):
         assert answer.text
     assert engine.reply(asked(path), SHORT).ids == Engine(llava, open_image=picture).reply(asked(Path("b")), SHORT).ids
@@ -108,9 +113,7 @@ def test_what_is_forgotten_is_opened_again(llava: Llava, tmp_path: Path) -> None
     path = files.write("a.bmp", "a")
     engine = Engine(llava, open_image=files.opener)
     first = engine.reply(asked(path), SHORT)
-    engine._generator.prefixes.clear()
-    engine.features.clear()
-    engine._generator.batch.beginnings.rest = None
+    forget(engine)
     again = engine.reply(asked(path), SHORT)
     assert (again.ids, again.usage.cached_tokens, files.opened) == (first.ids, 0, 2)
 
