@@ -17,7 +17,6 @@ from workbench.inference.beginnings import Beginnings
 from workbench.inference.decoding import Decoding, Row
 from workbench.inference.prefix_cache import BLOCK, PrefixCache
 from workbench.inference.requests import Request
-from workbench.inference.shared_attention import Groups, find_groups
 from workbench.inference.vision import Vision
 from workbench.model.llava import Llava
 
@@ -26,6 +25,10 @@ CHUNK = 256, 4096
 smaller the model, the more), and on other devices half of the most."""
 SPARE = 256
 """Columns beyond those that one row alone asks for, so that the next turns of its talk find room."""
+
+
+RESTING = 0.25
+"""What share of the budget for kept beginnings the slots of one talk may have while nobody asks."""
 
 
 class Batch:
@@ -49,8 +52,6 @@ class Batch:
         self.chunk = _chunk(llava)
         self._kv_bytes, self._token_bytes = kv_bytes, _bytes_per_token(llava)
         self._adapter: str | None = None
-        self._shared: tuple[list[Row], Groups | None] = [], None
-        """Rows of the last step, and which of them begin alike."""
 
     @property
     def ready(self) -> list[Row]:
@@ -127,10 +128,16 @@ class Batch:
                 self.beginnings.leave(request)
         self.requests.pop(id(request.row), None)
 
+    def rest(self) -> None:
+        """Nobody runs: give the rows' memory back, but for the slot of a talk that may go on if it is not large."""
+        slots, beginnings = self.decoding.slots, self.beginnings
+        if beginnings.rest is None or slots.nbytes > RESTING * beginnings.prefixes.budget:
+            self.release()
+
     def release(self) -> None:
-        """Give the rows' memory back; nobody runs."""
+        """Give all of the rows' memory back."""
         self.decoding.slots.release()
-        self.beginnings.rest, self._shared = None, ([], None)
+        self.beginnings.rest = None
 
     # --- passes -------------------------------------------------------------------------------------------------
 
@@ -151,11 +158,7 @@ class Batch:
 
     def step(self) -> torch.Tensor:
         """The logits after the last token of every answer that is being written: (rows, vocabulary)."""
-        rows = self.ready
-        if list(map(id, rows)) != list(map(id, self._shared[0])):
-            keys = [request.keys for request in self.of(rows)] if self.decoding.shares else []
-            self._shared = rows, find_groups(keys, BLOCK)
-        return self.decoding.step(self._shared[1])
+        return self.decoding.step()
 
     # --- room ---------------------------------------------------------------------------------------------------
 

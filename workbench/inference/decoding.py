@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from workbench.chat_model import GREEDY, Ending, SamplingOptions, TokenLogprob, Usage
-from workbench.inference.shared_attention import Groups, sharing
 from workbench.inference.slots import Slots
 from workbench.inference.text import TextStream
 from workbench.model.llava import Llava
@@ -180,26 +179,17 @@ class Decoding:
             row.computed = end
         return self._logits(last)
 
-    @property
-    def shares(self) -> bool:
-        """Whether rows that begin alike may be attended to together, and gain by it: where memory is read slowly."""
-        plain = all(window is None for window in self.windows.values())
-        return plain and self.device.type == "cpu" and self.language.config._attn_implementation == "sdpa"
-
     @torch.no_grad()
-    def step(self, shared: Groups | None = None) -> torch.Tensor:
-        """The logits after the last written token of each ready row: (ready, vocabulary). `shared`: those of them that
-        begin alike, where `shares`."""
+    def step(self) -> torch.Tensor:
+        """The logits after the last written token of each ready row: (ready, vocabulary)."""
         rows = self.rows[: self.ready]
         ids = torch.tensor([row.written[-1] for row in rows], device=self.device)
-        hidden = self._forward(self.embedding(ids[:, None]), 0, [row.computed for row in rows], shared)
+        hidden = self._forward(self.embedding(ids[:, None]), 0, [row.computed for row in rows])
         for row in rows:
             row.computed += 1
         return self._logits(hidden[:, -1])
 
-    def _forward(
-        self, embedded: torch.Tensor, first: int, starts: Sequence[int], shared: Groups | None = None
-    ) -> torch.Tensor:
+    def _forward(self, embedded: torch.Tensor, first: int, starts: Sequence[int]) -> torch.Tensor:
         """embedded: (rows, tokens, width) of the slots from `first` on, each from its own position on."""
         tokens = embedded.shape[1]
         columns = max(starts) + tokens
@@ -208,23 +198,18 @@ class Decoding:
         begin = torch.tensor(starts, device=self.device)
         positions = begin[:, None] + torch.arange(tokens, device=self.device)
         self.slots.aim(first, positions, columns, alike)
-        mask = self._mask(positions, columns, alike, whole=shared is not None)
-        more = {} if shared is None else {"shared": shared}
-        together = nullcontext() if shared is None else sharing(self.language.config)
-        with evaluating(self.llava.model), self.llava.autocast(), together:
+        with evaluating(self.llava.model), self.llava.autocast():
             return self.language(
                 inputs_embeds=embedded,
-                attention_mask=mask,
+                attention_mask=self._mask(positions, columns, alike),
                 position_ids=positions,
                 use_cache=True,
                 **self.holding,
-                **more,
             ).last_hidden_state
 
-    def _mask(self, positions: torch.Tensor, columns: int, alike: int | None, *, whole: bool) -> Any:
-        """Which columns each token sees: (rows, 1, tokens, columns), by kind of layer where a model has several.
-        `whole`: also where torch would do it of itself."""
-        plain = not whole and alike is not None and (positions.shape[1] == 1 or alike == 0)
+    def _mask(self, positions: torch.Tensor, columns: int, alike: int | None) -> Any:
+        """Which columns each token sees: (rows, 1, tokens, columns), by kind of layer where a model has several."""
+        plain = alike is not None and (positions.shape[1] == 1 or alike == 0)
         made: dict[str, torch.Tensor | None] = {}
         for kind, window in self.windows.items():
             if plain and (window is None or columns <= window):

@@ -27,7 +27,7 @@ from workbench.inference.vision import Vision
 from workbench.model.llava import Llava
 
 LINGER = 0.5
-"""Seconds that the thread waits for more before it ends and gives the rows' memory back."""
+"""Seconds that the thread waits for more before it ends and lets the batch rest."""
 RECENT = 10.0
 """Seconds over which the speed is measured."""
 
@@ -103,6 +103,7 @@ class Generator:
             self._changed.notify_all()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+        self.batch.release()
         self.prefixes.clear()
 
     # --- the thread ---------------------------------------------------------------------------------------------
@@ -116,7 +117,7 @@ class Generator:
                     self._changed.wait(LINGER)
                 if not self._busy:
                     self._thread = None
-                    self.batch.release()
+                    self.batch.rest()
                     return
                 self._moved = time.monotonic()
             try:
