@@ -111,7 +111,7 @@ class Desk:
         """Send the last request of the longest line away, or the one that comes where its own line is as long."""
         message = f"{self.waiting} requests wait already; try again later."
         full = ApiError(429, message, code="rate_limit_exceeded", retry_after=self.retry_after())
-        longest = max(self._lines.values(), key=len, default=())
+        longest = max(self._lines.values(), key=len, default=deque[_Place]())
         if len(longest) <= len(self._lines.get(client, ())) + 1:
             raise full
         place = longest[-1]
