@@ -115,7 +115,8 @@ def test_a_second_question_and_a_second_turn_find_what_was_computed(openai: Any)
     first = ask(openai, ASK, data)
     again = ask(openai, "how many are there?", data)
     other = ask(openai, "how many are there?", uri(encoded(picture(78))))
-    assert first.usage.prompt_tokens_details.cached_tokens == 0 == other.usage.prompt_tokens_details.cached_tokens
+    for new in (first, other):  # what stands before a picture at most
+        assert new.usage.prompt_tokens_details.cached_tokens < 0.5 * new.usage.prompt_tokens_details.image_tokens
     assert again.usage.prompt_tokens_details.cached_tokens > 0.5 * again.usage.prompt_tokens
     messages = asked(ASK, data)["messages"]
     said = {"role": "assistant", "content": first.choices[0].message.content}
