@@ -87,7 +87,7 @@ class Api:
         )
         app.get("/v1/models", response_model=ModelList)(self.list_models)
         app.get("/v1/models/{model:path}", response_model=ModelCard)(self.one_model)
-        # OpenAPI 3.2's word for what each event of a stream is; in 3.1 it says nothing, and `schema` is read in two ways.
+        # OpenAPI 3.2's word for what an event of a stream is; in 3.1 it says nothing, and `schema` is read in two ways.
         event = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
         streamed = {"content": {"text/event-stream": {"itemSchema": event}}}
         app.post("/v1/chat/completions", response_model=Completion, responses={200: streamed})(self.chat)
