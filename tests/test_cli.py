@@ -248,6 +248,13 @@ def test_import_and_generate_make_conversations(tmp_path: Path, capsys: pytest.C
     assert counts and all(count > 0 for count in counts.values())
     assert cli.main(["evaluate", "nowhere", out]) == 1
     assert "found no question in split test" in capsys.readouterr().err
+    assert cli.main(["evaluate", "nowhere", out, "--split", "train", "--tasks", "nope"]) == 1
+    told = capsys.readouterr().err
+    assert "found no nope in split train; expected tasks of that split: caption, conversation" in told
+    (tmp_path / "file").touch()
+    page = str(tmp_path / "file" / "far" / "page.html")
+    assert cli.main(["evaluate", "nowhere", out, "--report", page]) == 1
+    assert "file/far: found a file where a folder has to be" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals and pipes of Unix")

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from PIL import Image as PILImage
 
-from workbench.chat_model import SamplingOptions
+from workbench.chat_model import SamplingOptions, Usage
 from workbench.conversation import Conversation, Image, Message
 from workbench.errors import ImageError, WorkbenchError
 from workbench.remote import RemoteError, RemoteModel, retry_after
@@ -164,6 +164,17 @@ def test_every_failure_that_may_pass_says_so(fault: str) -> None:
         assert error.retry_after == (7 if fault == "429 after" else None)
         assert "<h1>" not in str(error)
         assert "What is" in ask(model).text, "and the next try gets its answer"
+
+
+def test_tokens_of_pictures_and_cached_ones_are_counted_where_they_are_told() -> None:
+    told = {
+        "prompt_tokens": 90,
+        "completion_tokens": 2,
+        "prompt_tokens_details": {"cached_tokens": 8, "image_tokens": 64},
+    }
+    choice = {"index": 0, "message": {"role": "assistant", "content": "red"}, "finish_reason": "stop"}
+    with answering(json.dumps({"id": "x", "model": "m", "choices": [choice], "usage": told}).encode()) as (url, _):
+        assert ask(RemoteModel("gpt", url=url)).usage == Usage(90, 2, 8, 64)
 
 
 def test_an_empty_text_is_a_reply() -> None:

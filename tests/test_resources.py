@@ -110,6 +110,24 @@ def test_a_file_or_a_folder_in_the_way_is_one_clear_error_that_names_it(tmp_path
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
+def test_a_place_where_no_folder_can_be_is_one_clear_error(tmp_path: Path) -> None:
+    name = "x" * 300
+    for place in (tmp_path / name / "file", Path("/proc/nowhere/file")) if os.path.isdir("/proc/self") else ():
+        for write in (lambda p: write_atomic(p, "x"), resources.make_folder, resources.check_writable, _folder_at):
+            with pytest.raises(DiskError) as caught:
+                write(place)
+            assert ("x" * 300 in str(caught.value)) == (name in str(place))
+            assert "too long" in str(caught.value) or "no folder can be made" in str(caught.value)
+    resources.check_writable(tmp_path / "new" / "page.html")
+    resources.check_writable(tmp_path)
+    assert os.listdir(tmp_path) == ["new"]
+
+
+def _folder_at(path: Path) -> None:
+    with atomic_folder(path):
+        pass
+
+
 def test_another_os_error_is_left_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), disk_errors(tmp_path):
         (tmp_path / "missing").read_text()

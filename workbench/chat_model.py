@@ -82,6 +82,8 @@ class Usage:
     completion_tokens: int = 0
     cached_tokens: int = 0
     """Tokens of the prompt that were not computed, because they had been before."""
+    image_tokens: int = 0
+    """Tokens of the prompt that stand for pictures and frames; 0 where a model does not say."""
 
 
 @dataclass(frozen=True)

@@ -421,8 +421,9 @@ _SEE_URL = "see that the URL is that of the endpoint, up to and including /v1"
 def _usage(told: Mapping[str, Any]) -> Usage:
     """Tokens, as an endpoint tells them."""
     details = told.get("prompt_tokens_details") or {}
-    counts = told.get("prompt_tokens"), told.get("completion_tokens"), details.get("cached_tokens")
-    return Usage(*(int(count or 0) for count in counts))
+    counts = told.get("prompt_tokens"), told.get("completion_tokens")
+    of_prompt = details.get("cached_tokens"), details.get("image_tokens")
+    return Usage(*(int(count or 0) for count in (*counts, *of_prompt)))
 
 
 def _logprobs(told: Mapping[str, Any]) -> Iterator[TokenLogprob]:

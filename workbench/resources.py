@@ -31,6 +31,8 @@ DISK_ERRORS = {
     errno.EDQUOT: ("a used-up disk quota", "free space"),
     errno.EROFS: ("a read-only file system", "a folder that can be written"),
     errno.EACCES: ("no permission to write", "a folder that can be written"),
+    errno.EPERM: ("no permission to write", "a folder that can be written"),
+    errno.ENAMETOOLONG: ("a name that is too long", "a shorter one"),
     errno.EEXIST: ("something of that name", "a new or empty folder"),
     errno.ENOTDIR: ("a file where a folder has to be", "a folder"),
     errno.EISDIR: ("a folder", "a file"),
@@ -69,9 +71,7 @@ def state_folder() -> Path:
     """The one home of cache, database and made data: `$WORKBENCH_HOME`, else the platform's cache folder. Created."""
     chosen = os.environ.get("WORKBENCH_HOME")
     path = Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("workbench", appauthor=False))
-    with disk_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
-    return path.resolve()
+    return make_folder(path).resolve()
 
 
 def _shipped(name: str) -> Path:
@@ -100,12 +100,33 @@ def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         raise DiskError(where, found=found, expected=expected, fix=fix) from error
 
 
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """A folder and those above it, made where they are not there. Raises `DiskError`, also where none can be made."""
+    path = Path(path)
+    with disk_errors(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # below `/proc`, say, or a folder that was removed
+            fix = "choose another folder"
+            raise DiskError(str(path), found="a place where no folder can be made", fix=fix) from error
+    return path
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise `DiskError` now where a file could not be written later, after hours of work."""
+    path = Path(path)
+    with disk_errors(path):
+        folder = path if path.is_dir() else make_folder(path.parent)
+    if not os.access(folder, os.W_OK):
+        raise DiskError(str(folder), found="no permission to write", fix="choose another folder")
+
+
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Write a file whole or not at all: temporary name, fsync, rename. Text is UTF-8. Raises `DiskError`."""
     path = Path(path)
     raw = data.encode() if isinstance(data, str) else data
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary = _temporary(path)
         try:
             with open(temporary, "wb") as file:
@@ -127,12 +148,15 @@ def atomic_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Ite
     `recover_folder`. Without it an existing folder that is not empty raises `FileExistsError`. Raises `DiskError`.
     """
     path = Path(path)
-    recover_folder(path)
-    if not replace and path.exists() and any(path.iterdir()):
+    with disk_errors(path):
+        recover_folder(path)
+        in_the_way = path.exists() and any(path.iterdir())
+    if in_the_way and not replace:
         raise FileExistsError(errno.EEXIST, "the folder is not empty", str(path))
     temporary = _temporary(path)
     with disk_errors(path):
-        temporary.mkdir(parents=True)
+        make_folder(path.parent)
+        temporary.mkdir()
         try:
             yield temporary
             for inside in temporary.rglob("*"):

@@ -2,10 +2,11 @@
 
     python tests/benchmarks/prefix_reuse.py [--rounds 9] [--threads 1] [--no-peer]
 
-Makes a random LLaVA (59 million parameters, 576 image tokens, float32). Each round shows a new picture to the engine,
-in this process, and to `transformers serve`, in its own: a first question, another about the same picture, and a second
-turn after an answer of 16 tokens. One new token each, so that the time is that to the first. Prints medians of
-processor and wall seconds, and their share of the first question's. The first round warms both and is not counted.
+Makes a random LLaVA (59 million parameters, 576 image tokens, float32). Each round shows a new picture, a PNG file, to
+the engine, in this process, and to `transformers serve`, in its own: a first question, another about the same picture,
+and a second turn after an answer of 16 tokens; and once more a second turn, after a second in which the engine gave its
+batch's memory back. One new token each, so that the time is that to the first. Prints medians of processor and wall
+seconds, and their share of the first question's. The first round warms both and is not counted.
 """
 
 from __future__ import annotations
@@ -37,14 +38,16 @@ from workbench.chat_model import SamplingOptions
 from workbench.conversation import Conversation, Image
 
 ONE, SOME = SamplingOptions(max_tokens=1), SamplingOptions(max_tokens=16)
-KINDS = ("first question", "second question", "second turn")
+KINDS = ("first question", "second question", "second turn", "the same, a second later")
 Spent = dict[str, list[tuple[float, float]]]
 """Kind of request -> (processor, wall) seconds of each round."""
 
 
-def picture(number: int) -> PILImage.Image:
+def picture(number: int) -> bytes:
     noise = np.random.default_rng(number).integers(0, 255, (336, 336, 3), dtype=np.uint8)
-    return PILImage.fromarray(noise)
+    written = io.BytesIO()
+    PILImage.fromarray(noise).save(written, "PNG")
+    return written.getvalue()
 
 
 def question(number: int) -> str:
@@ -54,7 +57,7 @@ def question(number: int) -> str:
 class Ours:
     """The engine in this process."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int, rounds: int) -> None:
         import torch
 
         from workbench.inference.engine import Engine
@@ -62,7 +65,9 @@ class Ours:
 
         torch.set_num_threads(threads)
         loaded = llava.load(folder, template="v1", image_mode="pad", device="cpu")
-        self.engine = Engine(loaded, open_image=lambda image: picture(int(image.path)))
+        self.engine, self.folder = Engine(loaded), folder.parent
+        for number in range(rounds + 1):
+            (self.folder / f"{number}.png").write_bytes(picture(number))
 
     def cpu(self) -> float:
         return time.process_time()
@@ -70,7 +75,7 @@ class Ours:
     def ask(self, number: int, text: str, before: list[tuple[str, str]], options: SamplingOptions) -> str:
         asked = Conversation(f"c{number}", ())
         for turn, (said, answer) in enumerate([*before, (text, "")]):
-            asked = asked.add("user", *([Image(str(number))] if not turn else []), said)
+            asked = asked.add("user", *([Image(str(self.folder / f"{number}.png"))] if not turn else []), said)
             asked = asked.add("assistant", answer) if answer else asked
         return self.engine.reply(asked, options).text
 
@@ -85,9 +90,7 @@ class Theirs:
         return self.side.cpu()
 
     def ask(self, number: int, text: str, before: list[tuple[str, str]], options: SamplingOptions) -> str:
-        written = io.BytesIO()
-        picture(number).save(written, "PNG")
-        uri = "data:image/png;base64," + base64.b64encode(written.getvalue()).decode()
+        uri = "data:image/png;base64," + base64.b64encode(picture(number)).decode()
         messages: list[dict[str, Any]] = []
         for said, answer in [*before, (text, "")]:
             messages.append({"role": "user", "content": [{"type": "text", "text": said}]})
@@ -125,6 +128,8 @@ def one_round(side: Ours | Theirs, number: int, spent: Spent) -> None:
     spent[KINDS[1]].append(measure(side, lambda: side.ask(number, other, [], ONE)))
     answer = side.ask(number, first, [], SOME)
     spent[KINDS[2]].append(measure(side, lambda: side.ask(number, other, [(first, answer)], ONE)))
+    time.sleep(1)
+    spent[KINDS[3]].append(measure(side, lambda: side.ask(number, question(number + 70), [(first, answer)], ONE)))
 
 
 def main() -> None:
@@ -136,7 +141,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
         folder = Path(place, "model")
         size = make_model(folder, Shape())
-        sides: dict[str, Ours | Theirs] = {"workbench": Ours(folder, args.threads)}
+        sides: dict[str, Ours | Theirs] = {"workbench": Ours(folder, args.threads, args.rounds)}
         if not args.no_peer:
             sides["transformers serve"] = stack.enter_context(serving(folder, args.threads))
         spent: dict[str, Spent] = {name: {kind: [] for kind in KINDS} for name in sides}

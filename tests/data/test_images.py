@@ -64,12 +64,20 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "empty.jpg", "an empty file", "download or copy it again")
 
 
-@pytest.mark.parametrize("content", [b"this is text, not an image\n" * 20, b"hello", b"<!DOCTYPE html>", b"\0" * 500])
-def test_a_file_that_is_no_image_shows_how_it_begins(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "begins"),
+    [
+        (b"this is text, not an image\n" * 20, "'this is text, not an ima'"),
+        (b"hello", "'hello'"),
+        ("<p>grün".encode() * 9, "'<p>grün<p>grün<p>grün'"),
+        (b"\0\1" * 500, "the bytes 00 01 00 01 00 01 00 01"),
+        (b"\xfe\xca", "the bytes fe ca"),
+    ],
+)
+def test_a_file_that_is_no_image_shows_how_it_begins(tmp_path: Path, content: bytes, begins: str) -> None:
     (tmp_path / "a.png").write_bytes(content)
-    refused(
-        tmp_path / "a.png", "not an image", repr(content[:10])[2:-1], "JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF or HEIC"
-    )
+    expected = "JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF or HEIC"
+    refused(tmp_path / "a.png", f"not an image: it begins with {begins};", expected)
 
 
 @pytest.mark.parametrize(

@@ -236,10 +236,10 @@ def test_cancel_computes_at_most_one_more_token(llava: Llava, monkeypatch: pytes
     late: list[bool] = []
     step = decoding.Decoding.step
 
-    def slow(self):
+    def slow(self, *given):
         late.append(answer._cancelled.is_set())
         time.sleep(0.02)
-        return step(self)
+        return step(self, *given)
 
     monkeypatch.setattr(decoding.Decoding, "step", slow)
     pieces = iter(answer)

@@ -20,7 +20,7 @@ from tests.asking import IMAGE_TOKENS, asked, picture, random_llava, thirty
 from workbench.chat_model import SamplingOptions
 from workbench.conversation import Conversation, Image
 from workbench.errors import BusyError, ModelError, WorkbenchError
-from workbench.inference import decoding
+from workbench.inference import decoding, generator
 from workbench.inference.engine import Engine
 from workbench.inference.prefix_cache import BLOCK
 from workbench.model.llava import Llava
@@ -208,8 +208,35 @@ def test_a_second_turn_computes_only_what_is_new(llava: Llava) -> None:
     again = one.add("assistant", first.text).add("user", "and now?")
     second = engine.reply(again, SHORT)
     known = first.usage.prompt_tokens + len(first.ids) - 1
-    assert second.usage.cached_tokens >= known // BLOCK * BLOCK > first.usage.prompt_tokens
+    assert second.usage.cached_tokens == known > first.usage.prompt_tokens
     assert second.ids == expected(engine, again)
+    engine._generator.batch.release()  # its slot is gone, the blocks of its beginning are not
+    third = engine.reply(again, SHORT)
+    assert third.usage.cached_tokens == (second.usage.prompt_tokens - 1) // BLOCK * BLOCK and third.ids == second.ids
+
+
+def test_nothing_is_taken_for_a_talk_that_goes_on(llava: Llava) -> None:
+    """One request after the other, each in the slot that the one before left: what it finds there is its own."""
+    engine = Engine(llava, open_image=picture)
+    base, draw = engine.base(), random.Random(1)
+    talks = [asked(number, image, words=3) for number in range(2) for image in ("a", "b", None)]
+    talks += [
+        one.add("assistant", "a red cube").add("user", *more, "and now?") for one in talks for more in ((), ("so",))
+    ]
+    with engine.alone():  # whatever another engine on this model has left in place
+        truth = [expected(engine, one) for one in talks]
+    bare = without_adapter(llava, lambda: [expected(engine, one) for one in talks])
+    went_on = 0
+    for _ in range(120):
+        place, through = draw.randrange(len(talks)), draw.random() < 0.2
+        answer = (base if through else engine).reply(talks[place], SHORT)
+        for _ in zip(answer, range(draw.choice((1, 9))), strict=False):  # some are given up in the middle
+            pass
+        answer.cancel()
+        wanted = (bare if through else truth)[place]
+        assert answer.ids == wanted[: len(answer.ids)]
+        went_on += answer.usage.cached_tokens % BLOCK > 0  # only the slot of the one before gives part of a block
+    assert went_on > 5
 
 
 def test_answers_that_read_alike_are_found_as_they_were_written(llava: Llava) -> None:
@@ -256,9 +283,9 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     opened = threading.Event()
     step = decoding.Decoding.step
 
-    def held(self: decoding.Decoding) -> torch.Tensor:
+    def held(self: decoding.Decoding, *given: Any) -> torch.Tensor:
         assert opened.wait(20)
-        return step(self)
+        return step(self, *given)
 
     monkeypatch.setattr(decoding.Decoding, "step", held)
     yield opened
@@ -304,12 +331,13 @@ def test_an_answer_that_nobody_can_read_is_given_up(llava: Llava, gate: threadin
 
 def test_a_long_prompt_does_not_hold_up_a_running_answer(llava: Llava, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(llava, open_image=picture)
-    engine._generator._chunk = 16
+    lasting = next(one for one in (asked(n, None) for n in range(99)) if len(engine.reply(one, LONG).ids) > 30)
+    engine._generator.batch.chunk = 16
     order: list[str] = []
     for name in ("step", "advance"):
         one = getattr(decoding.Decoding, name)
         monkeypatch.setattr(decoding.Decoding, name, lambda *given, n=name, f=one: (order.append(n), f(*given))[1])
-    running = engine.reply(asked(7, None), LONG)
+    running = engine.reply(lasting, LONG)
     pieces = iter(running)
     next(pieces)
     long = engine.reply(asked(8, "a", words=20), SHORT, start=True)
@@ -358,11 +386,15 @@ def test_closing_ends_everything_and_refuses_more(llava: Llava) -> None:
 
 
 def test_the_thread_ends_when_idle_and_gives_memory_back(llava: Llava, monkeypatch: pytest.MonkeyPatch) -> None:
-    from workbench.inference import generator
-
+    """All of it after several answers; after one the slot in which its talk goes on stays, if it is small."""
     monkeypatch.setattr(generator, "LINGER", 0.05)
-    engine = Engine(llava, open_image=picture)
-    assert engine.reply(asked(1), SHORT).text is not None
-    until(lambda: engine._generator._thread is None)
-    assert engine._generator._decoding.slots.nbytes == 0
-    assert engine.reply(asked(1), SHORT).usage.cached_tokens > 0
+    for kept, count, held in ((512 * 2**20, 1, True), (512 * 2**20, 8, True), (300_000, 8, False), (0, 1, False)):
+        with Engine(llava, open_image=picture, prefix_bytes=kept) as engine:
+            answers = [engine.reply(asked(number), SHORT, start=True) for number in range(count)]
+            assert all(answer.text is not None for answer in answers)
+            until(lambda engine=engine: engine._generator._thread is None)
+            slots = engine._generator.batch.decoding.slots
+            assert (0 < slots.nbytes <= kept / 4) if held else slots.nbytes == 0
+            again = asked(count - 1).add("assistant", answers[-1].text).add("user", "and now?")
+            assert (engine.reply(again, SHORT).usage.cached_tokens > 0) == (kept > 0)
+        assert slots.nbytes == 0

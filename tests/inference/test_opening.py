@@ -33,6 +33,7 @@ def test_a_checkpoint_answers_about_a_file(checkpoint: Path, tmp_path: Path) -> 
     assert isinstance(model, Engine) and model.name == "checkpoint"
     asked = Conversation("c", ()).add("user", Image(str(tmp_path / "a.png")), "what is it?")
     assert model.reply(asked, SHORT).ids == Engine(llava.load(checkpoint)).reply(asked, SHORT).ids
+    assert repr(model) == "Engine('checkpoint', LlamaModel in float32 on cpu, 64 image tokens)"
 
 
 def test_a_url_is_an_endpoint() -> None:

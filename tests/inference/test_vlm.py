@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import shutil
 import threading
 import time
@@ -170,6 +171,9 @@ def test_it_says_what_generate_says(load: Callable[..., VisionLanguageModel], ki
     assert "".join(answer) == answer.text
     assert list(answer.ids) == plain.tolist()
     assert answer.usage.prompt_tokens == inputs["input_ids"].shape[1] > len("user: What color?")
+    slot = model.processor.tokenizer.convert_tokens_to_ids("<|image_pad|>" if kind == "qwen2_vl" else "<image>")
+    assert answer.usage.image_tokens == int((inputs["input_ids"] == slot).sum()) > 0
+    assert re.fullmatch(r"VisionLanguageModel\('.+', \w+ForConditionalGeneration in float32 on cpu\)", repr(model))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -32,6 +32,15 @@ def test_a_name_that_is_neither_is_refused_before_any_network():
         resolve("./missing/deep/folder")
 
 
+def test_a_near_miss_on_the_disk_is_asked_about(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "holiday").mkdir(parents=True)
+    (tmp_path / "runs" / "holidaz.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/holidya", "./runs/holidya", str(tmp_path / "runs" / "holidya")):
+        with pytest.raises(ModelError, match="did you mean .*runs/holiday\\?$"):
+            resolve(name)
+
+
 def test_weights_that_an_index_lists_must_all_be_there(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
     with pytest.raises(ModelError, match="found no model-1.safetensors"):

@@ -54,7 +54,7 @@ def test_an_answer_has_every_field_that_clients_read(serving: Serving) -> None:
     assert body["choices"] == [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}]
     assert body["usage"]["prompt_tokens"] == 3 and body["usage"]["completion_tokens"] == 6
     assert body["usage"]["total_tokens"] == 9
-    assert body["usage"]["prompt_tokens_details"] == {"cached_tokens": 0, "audio_tokens": 0}
+    assert body["usage"]["prompt_tokens_details"] == {"cached_tokens": 0, "image_tokens": 0, "audio_tokens": 0}
 
 
 def test_a_stream_says_the_same_piece_by_piece_and_ends_with_done(serving: Serving) -> None:

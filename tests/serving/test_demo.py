@@ -237,6 +237,30 @@ def test_the_command_shows_a_run_with_examples_of_its_validation_set(run: Path, 
     assert said == [model.model.reply(conversation, SamplingOptions(max_tokens=256)).text.strip()]
 
 
+@browser_test
+@pytest.mark.parametrize(("count", "width"), [(1, 390), (2, 1200)])
+def test_six_examples_are_seen_without_scrolling(count: int, width: int, picture: Path, tmp_path: Path) -> None:
+    from workbench.serving.demo.page import build, launch
+
+    examples = [
+        (f"What is at the far left of picture {number}, and what colour is it? " * 2, picture) for number in range(6)
+    ]
+    models = [PageModel(SlowModel(f"model {number}")) for number in range(count)]
+    page_of_six = build(models, title="six", about="", feedback=Feedback(tmp_path), examples=examples)
+    try:
+        with page_of(launch(page_of_six, block=False), viewport={"width": width, "height": 900}) as (page, _):
+            page.locator("#chats .example").nth(6 * count - 1).wait_for()
+            assert page.locator("#chats .example").count() == 6 * count
+            for number in range(count):
+                wrap = page.locator("#chats .bubble-wrap").nth(number).bounding_box()
+                cards = [page.locator("#chats .example").nth(6 * number + n).bounding_box() for n in range(6)]
+                assert all(wrap["y"] <= one["y"] for one in cards), "the first is not hidden above"
+                assert all(one["y"] + one["height"] <= wrap["y"] + wrap["height"] for one in cards)
+                assert page.get_by_text("or take one of these").nth(number).bounding_box()["y"] >= wrap["y"]
+    finally:
+        page_of_six.close(verbose=False)
+
+
 def test_every_image_mode_shows_the_model_what_that_mode_makes(run: Path, tmp_path: Path) -> None:
     from workbench.model.images import ImageMode
 

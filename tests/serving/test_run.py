@@ -97,6 +97,9 @@ def test_any_other_address_needs_a_key(host: str, capsys: pytest.CaptureFixture[
         (["--port", "99999"], "--port"),
         (["--allow-remote-images", "https://example.org"], "--allow-remote-images"),
         (["--load", "3bit"], "invalid choice"),
+        (["--temperature", "5"], "--temperature: found 5; expected from 0 (the likeliest) to 2"),
+        (["--temperature", "-0.1"], "--temperature: found -0.1"),
+        (["--temperature", "nan"], "--temperature: found nan"),
         ([], "nothing-there"),
     ],
 )

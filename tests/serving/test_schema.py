@@ -64,6 +64,7 @@ def test_every_answer_is_as_the_schema_says(schema: Any, label: str, mode: Any) 
         case = data.draw(cases)
         if mode is GenerationMode.POSITIVE and isinstance(case.body, dict):
             case.body["model"] = "a"  # else every request ends at the name of the model
+            case.body["stream"] = data.draw(st.booleans())
             if data.draw(st.booleans()):  # and many at what roles or data URIs may be
                 case.body["messages"] = [{"role": "user", "content": data.draw(st.text(min_size=1))}]
         wrong = [negative_data_rejection] if mode is GenerationMode.NEGATIVE else []

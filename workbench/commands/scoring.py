@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench import resources
 from workbench.commands.common import AddVerb, add_json, add_loading, add_model, positive, show
 from workbench.errors import WorkbenchError
 
@@ -19,6 +20,8 @@ def _evaluate(given: argparse.Namespace) -> None:
     rows_only = out is not None and out.suffix in (".jsonl", ".ndjson")
     if out is not None:  # told before the questions are asked, not after
         _check_out(out, rows_only)
+    if given.report:
+        resources.check_writable(given.report)
     scorer = "judge" if given.judge and given.scorer == "normalised" else given.scorer
     if scorer == "judge" and not given.judge:  # before a model is loaded
         fix = "--judge MODEL@URL, local:MODEL or a YAML file"
@@ -42,6 +45,8 @@ def _check_out(out: Path, rows_only: bool) -> None:
         ResultFolder(out).check_free()
     elif out.is_dir():
         raise WorkbenchError(str(out), found="a folder", expected="a file to write, or a name without .jsonl")
+    else:
+        resources.check_writable(out)
 
 
 def _told(results: Results) -> str:

@@ -120,10 +120,12 @@ class Folder:
 
     def _way_to_one(self) -> str:
         """What to do where there is no card: people name their pictures where a dataset is meant."""
+        if not self.path.exists():
+            return "check the path; `workbench import FILES --out DIR` makes a dataset"
         interrupted = any(self.path.glob("*.parquet")) or any(
             (self.path / name).exists() for name in (REPORT, LOCK, CHECKS)
         )
-        if interrupted or not self.path.exists() or not (self.path.is_file() or any(self.path.iterdir())):
+        if interrupted or not (self.path.is_file() or any(self.path.iterdir())):
             return "check the path; if an import was interrupted, run it again: it goes on"
         return f"make one first: workbench import {self.path} --out DIR"
 

@@ -155,10 +155,18 @@ def _decode(data: bytes, where: str, limits: Limits) -> tuple[PILImage.Image, st
             found = "a damaged or truncated image (its header cannot be read)"
             raise ImageError(where, found=found, fix="download or copy it again") from None
         expected = "JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF or HEIC"
-        raise ImageError(where, found=f"not an image: it begins with {data[:24]!r}", expected=expected) from None
+        raise ImageError(where, found=f"not an image: it begins with {beginning(data)}", expected=expected) from None
     except Exception as problem:  # a decoder meeting broken bytes raises anything, from SyntaxError to struct.error
         found = f"a damaged or truncated image ({problem or type(problem).__name__})"
         raise ImageError(where, found=found, fix="download or copy it again") from problem
+
+
+def beginning(data: bytes) -> str:
+    """How a file begins, to read: quoted where it is text, else a few bytes in hexadecimal."""
+    text = data[:24].decode("utf-8", "ignore")
+    if text and text.encode() == data[: len(text.encode())] and text.replace("\n", "").replace("\t", "").isprintable():
+        return repr(text)
+    return f"the bytes {data[:8].hex(' ')}"
 
 
 def _check_size(pixels: int, text: str, where: str, limits: Limits) -> None:

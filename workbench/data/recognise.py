@@ -71,7 +71,9 @@ def _file(path: Path) -> str:
         return kind
     with open(path, "rb") as file:
         start = file.read(24)
-    found = f"a file that begins with {start!r}" if start else "an empty file"
+    from workbench.data.images import beginning
+
+    found = f"a file that begins with {beginning(start)}" if start else "an empty file"
     keys = _keys(path) if start.lstrip()[:1] in (b"{", b"[") else []
     found = f"JSON with the keys {', '.join(keys[:8])}" if keys else found
     expected = "a LLaVA, ShareGPT or COCO file, a PDF, Parquet, or a folder of pictures"

@@ -21,7 +21,7 @@ import polars as pl
 
 from workbench.errors import DataError
 from workbench.json_lines import JsonLines
-from workbench.resources import disk_errors, write_atomic
+from workbench.resources import make_folder, write_atomic
 from workbench.result_rows import failures
 
 if TYPE_CHECKING:
@@ -181,8 +181,7 @@ class ResultFolder:
             self.check_free()
         else:
             self._check_same(before, settings, fixed)
-        with disk_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         self.settings = {**settings, "started": (before or settings).get("started"), "status": "running"}
         self._write(SETTINGS, self.settings)
         return kept_rows(self.path)

@@ -188,8 +188,10 @@ def held_out(dataset: Dataset | Path | str, split: str, tasks: Sequence[str], sc
     data = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
     asked = data.conversations(split, tasks=tasks)
     if not asked:
-        found = f"no {' or '.join(tasks)} in split {split}"
-        raise DataError(str(data.path), found=found, fix="`workbench generate` writes some; --split and --tasks choose")
+        there = sorted({one.task or "none" for one in data.iter_conversations(split)})
+        fix = "--tasks and --split choose" if there else "`workbench generate` writes some; --split chooses"
+        found, expected = f"no {' or '.join(tasks)} in split {split}", f"tasks of that split: {', '.join(there)}"
+        raise DataError(str(data.path), found=found, expected=expected if there else "", fix=fix)
     chosen = {"split": split, "tasks": list(tasks)}
     where = data.path.absolute()
     return Evaluation(

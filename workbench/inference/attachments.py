@@ -2,21 +2,25 @@
 
     report.pdf#page=3    the third page          clip.mp4#t=1.25    what is seen after 1.25 seconds
 
-Knows: how a file becomes references to pictures and a reference a picture, which pages and frames are taken, limits.
+Knows: how a file becomes references to pictures and a reference a picture, when that is still the same one, which
+pages and frames are taken, limits.
 Does not know: models, how many pictures one takes (a prompt that is too long says so), conversations.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.conversation import Image
-from workbench.data.images import LIMITS, load_image, read_file
+from workbench.data.images import LIMITS, beginning, load_image, read_file
 from workbench.errors import ImageError
 
 if TYPE_CHECKING:
@@ -28,8 +32,22 @@ PAGES = 16
 """Of a PDF file at most, its first ones."""
 DPI = 150
 """Dots per inch of a page: of A4 1240 x 1754 pixels."""
+SETTLED = 0.1
+"""Seconds after which a file that is written once more has another time: clocks of file systems are coarse."""
 _PART = re.compile(r"(?P<file>.+)#(?P<kind>page|t)=(?P<value>\d+(?:\.\d+)?)", re.DOTALL)
 _EXPECTED = "an image, a video or a PDF file"
+
+
+@dataclass(frozen=True)
+class TrackedOpener:
+    """What opens pictures and knows when one is still the same. An `open_image` may be one, or any other function."""
+
+    open: Callable[[Image], Picture]
+    state: Callable[[Image], Hashable]
+    """Equal only while the picture is; None where that cannot be told."""
+
+    def __call__(self, image: Image) -> Picture:
+        return self.open(image)
 
 
 def attached(path: str | Path, *, frames: int = FRAMES, pages: int = PAGES) -> list[Image]:
@@ -48,13 +66,28 @@ def attached(path: str | Path, *, frames: int = FRAMES, pages: int = PAGES) -> l
     return [Image(f"{place}#t={moment:.3f}") for moment in _moments(place, frames)]
 
 
-def open_file(image: Image) -> Picture:
-    """The picture at `image.path`: a file on this disk, a page or a frame of one. Raises `ImageError`."""
+def _open(image: Image) -> Picture:
     part = _PART.fullmatch(image.path)
     if part is None or Path(image.path).is_file():
         return load_image(image.path)
     file, value = Path(part["file"]), part["value"]
     return _page(file, int(float(value))) if part["kind"] == "page" else _frame(file, float(value))
+
+
+def file_state(image: Image) -> Hashable:
+    """Of the file that `image.path` is, or is a part of; None for one that is not there, or was written just now."""
+    part = _PART.fullmatch(image.path)
+    try:
+        held = os.stat(image.path if part is None or Path(image.path).is_file() else part["file"])
+    except (OSError, ValueError):
+        return None
+    if time.time() - max(held.st_mtime, held.st_ctime) < SETTLED:
+        return None
+    return held.st_dev, held.st_ino, held.st_size, held.st_mtime_ns, held.st_ctime_ns
+
+
+open_file = TrackedOpener(_open, file_state)
+"""The picture at `image.path`: a file on this disk, a page or a frame of one. Raises `ImageError`."""
 
 
 def video_frames(source: Path | bytes, frames: int = FRAMES) -> list[Picture]:
@@ -76,7 +109,7 @@ def _kind(place: Path) -> str:
         _moments(place, 1)
         return "video"
     except ImageError:
-        raise ImageError(str(place), found=f"a file that begins with {begin[:16]!r}", expected=_EXPECTED) from None
+        raise ImageError(str(place), found=f"a file that begins with {beginning(begin)}", expected=_EXPECTED) from None
 
 
 # --- pages ------------------------------------------------------------------------------------------------------

@@ -52,6 +52,8 @@ class Row:
     """Tokens whose keys and values lie in the row's slot."""
     cached: int = 0
     """Those of them that were not computed for this row."""
+    image_tokens: int = 0
+    """Those of the prompt that stand for pictures."""
     keeps_logits: bool = False
     logits: torch.Tensor | None = None
     """With `keeps_logits`: those after the prompt, (vocabulary,)."""
@@ -90,7 +92,7 @@ class Row:
 
     @property
     def ending(self) -> Ending:
-        usage = Usage(len(self.ids), len(self.written), self.cached)
+        usage = Usage(len(self.ids), len(self.written), self.cached, self.image_tokens)
         return Ending(self.finish_reason or "stop", usage, tuple(self.written), tuple(self.logprobs))
 
 
@@ -114,11 +116,12 @@ class Decoding:
 
     # --- rows come and go ---------------------------------------------------------------------------------------
 
-    def add(self, row: Row, blocks: Sequence[torch.Tensor] = ()) -> None:
-        """Give a row the next slot. `blocks`: keys and values of its first tokens, as `Slots.block` gives them."""
+    def add(self, row: Row, blocks: Sequence[torch.Tensor] = (), there: int = 0) -> None:
+        """Give a row the next slot, which holds the keys and values of its first tokens if so many are `there`.
+        `blocks`: those of the tokens after them, as `Slots.block` gives them."""
         self.slots.reserve(len(self.rows) + 1, len(row.ids) + 1)
-        self.slots.load(len(self.rows), blocks)
-        row.computed = row.cached = sum(block.shape[3] for block in blocks)
+        self.slots.load(len(self.rows), blocks, there)
+        row.computed = row.cached = there + sum(block.shape[3] for block in blocks)
         self.rows.append(row)
 
     def remove(self, index: int) -> None:

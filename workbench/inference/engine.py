@@ -26,9 +26,11 @@ from workbench.errors import BusyError, ContextError, ModelError
 from workbench.inference.adapters import BASE, Adapters
 from workbench.inference.attachments import open_file
 from workbench.inference.decoding import Row
-from workbench.inference.generator import EngineState, Event, Generator, Request
+from workbench.inference.generator import Generator
 from workbench.inference.grammar import Grammars
-from workbench.inference.prefix_cache import FeatureCache, PrefixCache, pixel_hash, prefix_key
+from workbench.inference.pixels import Pixels
+from workbench.inference.prefix_cache import FeatureCache, PrefixCache, prefix_key
+from workbench.inference.requests import EngineState, Event, Request
 from workbench.inference.sampling import generator
 from workbench.inference.spoken import Spoken
 from workbench.inference.text import TextStream
@@ -44,7 +46,8 @@ class Engine:
     """Answers with `llava`. The model may train between calls: nothing is reused that its weights have outgrown.
 
     open_image: gives the picture of an `Image`; for a dataset `lambda image: load_image(dataset.resolve(image))`, for
-    a baseline any other picture. What it raises reaches the caller.
+    a baseline any other picture. What it raises reaches the caller. By an `attachments.TrackedOpener` a picture that
+    has not changed is opened once.
     features: share one between engines on the same model, for example one per `open_image`.
     rows, kv_bytes: how much runs together at most: rows of a batch, and bytes of keys and values (None: 1 GiB, or half
     of what is free on a CUDA device). prefix_bytes: keys and values kept for prompts that begin alike; 0 keeps none.
@@ -75,6 +78,7 @@ class Engine:
         self.literal_text = False
         """Whether a control token that a question writes is read as letters, not refused (see `Renderer.prompt`)."""
         self._vision = Vision(llava, self.features)
+        self._pixels = Pixels()
         self._adapters = Adapters(llava)
         self._generator = Generator(
             llava, self._vision, PrefixCache(prefix_bytes), rows=rows, kv_bytes=kv_bytes, adapters=self._adapters
@@ -83,6 +87,12 @@ class Engine:
         self._text = llava.model.config.get_text_config()
         self._adapter: str | None = None
         self._grammars = Grammars(llava.tokenizer, self._text.vocab_size, llava.renderer.end_ids)
+
+    def __repr__(self) -> str:
+        llava = self.llava
+        what = f"{type(llava.model.get_decoder()).__name__} in {str(llava.dtype).removeprefix('torch.')}"
+        through = f", with {Path(self._adapter).name}" if self._adapter else ""
+        return f"Engine({self.name!r}, {what} on {llava.device}, {llava.image_tokens} image tokens{through})"
 
     def __enter__(self) -> Engine:
         return self
@@ -258,10 +268,8 @@ class Engine:
         ended: SimpleQueue[Event] | None = None,
     ) -> list[Request]:
         """One request per prompt; every image is opened once. `ended`: where ends are told of, and nothing else."""
-        opened: dict[Image, tuple[str, torch.Tensor]] = {}
-        for image in dict.fromkeys(image for _, rendered in asked for image in rendered.images):
-            pixels = self.llava.image_mode.pixels(self.open_image(image))
-            opened[image] = pixel_hash(pixels), pixels
+        shown = dict.fromkeys(image for _, rendered in asked for image in rendered.images)
+        opened = {image: self._pixels.of(image, self.open_image, self.llava.image_mode) for image in shown}
         made = [self._request(index, rendered, opened, options) for index, rendered in asked]
         if ended is not None:
             for request in made:
@@ -272,7 +280,7 @@ class Engine:
         self,
         index: int,
         rendered: Rendered,
-        opened: dict[Image, tuple[str, torch.Tensor]],
+        opened: dict[Image, tuple[str, Callable[[], torch.Tensor]]],
         options: SamplingOptions,
     ) -> Request:
         llava = self.llava
@@ -294,6 +302,7 @@ class Engine:
             options=options,
             generator=generator(options, index),
             grammar=self._grammars.of(options.json_schema),
+            image_tokens=sum(last - first for first, last, _ in images),
         )
         return Request(row, images, dict(opened[image] for image in rendered.images), adapter=self._adapter)
 

@@ -6,14 +6,18 @@ Does not know: whose rows these are, tokens, or what a prefix is worth keeping f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import Cache
 
 STEP = 64
 """Columns by which room grows."""
+ALIGN = 64
+"""Bytes at whose multiples torch lets tensors begin."""
 
 
 class Slots(Cache):
@@ -50,16 +54,15 @@ class Slots(Cache):
         if old is not None and not keep:
             self.data = None
         elif old is not None:
-            self.data = old.new_zeros(*old.shape[:2], self._room[0], old.shape[3], self._room[1], old.shape[5])
+            self.data = _zeros((*old.shape[:2], self._room[0], old.shape[3], self._room[1], old.shape[5]), old)
             self.data[:, :, :keep, :, : have[1]] = old[:, :, :keep]
 
     def release(self) -> None:
         """Give the memory back; every row is lost."""
         self.data, self._room = None, (0, 0)
 
-    def load(self, slot: int, blocks: Sequence[torch.Tensor]) -> None:
-        """Put blocks of a prefix, each (layers, 2, heads, tokens, width), at the beginning of a slot."""
-        column = 0
+    def load(self, slot: int, blocks: Sequence[torch.Tensor], column: int = 0) -> None:
+        """Put blocks of a prefix, each (layers, 2, heads, tokens, width), into a slot from this column on."""
         for block in blocks:
             data = self._made(block.shape[2], block.shape[4], block)
             data[:, :, slot, :, column : column + block.shape[3]] = block
@@ -106,5 +109,15 @@ class Slots(Cache):
 
     def _made(self, heads: int, width: int, like: torch.Tensor) -> torch.Tensor:
         if self.data is None:
-            self.data = like.new_zeros(self.count, 2, self._room[0], heads, self._room[1], width)
+            self.data = _zeros((self.count, 2, self._room[0], heads, self._room[1], width), like)
         return self.data
+
+
+def _zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+    """Zeros of the type and on the device of `like`. On a CPU memory that nobody writes is never touched: torch writes
+    all of it at once, and of room for many rows little is used at first."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    held = np.zeros(math.prod(shape) * like.itemsize + ALIGN, np.uint8)  # the system's own zeros
+    begin = -held.ctypes.data % ALIGN
+    return torch.from_numpy(held[begin : len(held) - ALIGN + begin]).view(like.dtype).view(shape)

@@ -6,7 +6,7 @@ Does not know: files, prompts, rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
@@ -25,8 +25,10 @@ class Vision:
         self.llava, self.features = llava, features
 
     @torch.no_grad()
-    def look(self, pixels: Mapping[str, torch.Tensor], through: str | None = None) -> dict[str, torch.Tensor]:
-        """Hash -> (3, H, W) pixels becomes hash -> (tokens, width of the language model).
+    def look(
+        self, pixels: Mapping[str, Callable[[], torch.Tensor]], through: str | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Hash -> what gives its pixels, (3, H, W), becomes hash -> (tokens, width of the language model).
 
         through: the adapter on the tower, where there are several.
         """
@@ -38,7 +40,7 @@ class Vision:
                 tower[name] = found
         with evaluating(self.llava.model), self.llava.autocast():
             for batch in _slices([name for name in pixels if name not in tower]):
-                stacked = torch.stack([pixels[name] for name in batch])
+                stacked = torch.stack([pixels[name]() for name in batch])
                 for name, features in zip(batch, self.llava.tower_features(stacked), strict=True):
                     tower[name] = features.clone()
                     self.features.put((state, name), tower[name])

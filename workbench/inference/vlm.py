@@ -66,7 +66,13 @@ class VisionLanguageModel:
         self._grammars = Grammars(tokenizer, self.model.config.get_text_config().vocab_size, self._ends)
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         image = getattr(self.processor, "image_token", None)
+        shown = ("image_token_id", "image_token_index", "video_token_id")
+        self._image_ids = {id for id in (getattr(self.model.config, name, None) for name in shown) if id is not None}
         self._controls = special | set(tokenizer.all_special_tokens) | ({image} if image else set())
+
+    def __repr__(self) -> str:
+        number = str(self.model.dtype).removeprefix("torch.")
+        return f"VisionLanguageModel({self.name!r}, {type(self.model).__name__} in {number} on {self.model.device})"
 
     # --- answering ----------------------------------------------------------------------------------------------
 
@@ -182,6 +188,7 @@ class VisionLanguageModel:
             options=options,
             generator=generator(options, index),
             grammar=self._grammars.of(options.json_schema),
+            image_tokens=sum(id in self._image_ids for id in ids),
         )
 
     def _inputs(self, conversations: Sequence[Conversation], messages: Sequence[Any]) -> dict[str, Any]:

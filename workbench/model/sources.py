@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def local(source: str | Path, part: str) -> Path | None:
     if folder.is_dir():
         return folder.resolve()
     if not NAME.fullmatch(str(source)):
-        raise ModelError(str(source), found="no such folder", expected="a folder or a Hub name such as owner/name")
+        expected = "a folder or a Hub name such as owner/name"
+        raise ModelError(str(source), found="no such folder", expected=expected, fix=_near(folder))
     return _cached(str(source))
 
 
@@ -113,7 +115,12 @@ def _cached(name: str) -> Path | None:
 
 def _look_at(name: str, say: Callable[[str], None]) -> int:
     """Say size and licence of a repository on the Hub before anything is downloaded; returns the size in bytes."""
-    info = describe(name, ModelError)
+    try:
+        info = describe(name, ModelError)
+    except ModelError as problem:
+        if near := _near(Path(name)):
+            raise ModelError(name, found=problem.found, fix=near) from problem
+        raise
     weights = [file for file in info.siblings or [] if file.rfilename.endswith(".safetensors")]
     if not weights:
         fix = "look for a conversion among its pull requests and write owner/name@refs/pr/NUMBER"
@@ -121,6 +128,14 @@ def _look_at(name: str, say: Callable[[str], None]) -> int:
     size, licence = size_and_licence(info, weights)
     say(f"{name}: {size / 1e9:.2f} GB to download, licence {licence or 'not stated'}")
     return size
+
+
+def _near(folder: Path) -> str:
+    """A folder on this disk that may be meant, as a question; empty where there is none."""
+    beside = folder.parent
+    names = [one.name for one in beside.iterdir() if one.is_dir()] if beside.is_dir() else []
+    near = get_close_matches(folder.name, names, 1)
+    return f"did you mean {beside / near[0]}?" if near else ""
 
 
 def _check_room(names: Sequence[str], size: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -146,11 +146,12 @@ class Exchange:
         self._writings: list[Writing] = []
         self._items: asyncio.Queue[tuple[int, Item]] = asyncio.Queue()
 
-    async def begin(self, asked: Asked, options: Sequence[SamplingOptions]) -> None:
-        """Wait for a slot for each of `options`, and have the answers begun. Raises what `Desk.enter` raises."""
+    async def begin(self, asked: Asked, options: Sequence[SamplingOptions], client: Hashable = None) -> None:
+        """Wait for a slot for each of `options`, in the turn of `client`, and have the answers begun. Raises what
+        `Desk.enter` raises."""
         room, going = self._room, len(options)
         try:
-            await room.desk.enter(going)
+            await room.desk.enter(going, client)
         except BaseException:
             room.pictures.drop(asked.held)
             raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Hashable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
@@ -87,7 +87,9 @@ class Api:
         )
         app.get("/v1/models", response_model=ModelList)(self.list_models)
         app.get("/v1/models/{model:path}", response_model=ModelCard)(self.one_model)
-        streamed = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+        # OpenAPI 3.2's word for what an event of a stream is; in 3.1 it says nothing, and `schema` is read in two ways.
+        event = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
+        streamed = {"content": {"text/event-stream": {"itemSchema": event}}}
         app.post("/v1/chat/completions", response_model=Completion, responses={200: streamed})(self.chat)
         app.get("/health", response_model=HealthBody, responses={503: {"model": HealthBody}})(self.tell_health)
         app.get("/metrics", response_class=Response)(self.tell_metrics)
@@ -118,10 +120,10 @@ class Api:
     async def chat(self, request: Request, asked: ChatRequest) -> Response:
         """One or several answers to a conversation, whole or as server-sent events."""
         self._check_model(asked.model)
-        id, begun = request.state.id, time.monotonic()
+        id, begun, client = request.state.id, time.monotonic(), request.state.client
         exchange = Exchange(self.room)
         shape = Shape(id, self.card.id, logprobs=bool(asked.logprobs))
-        items = self._items(exchange, asked, id, begun)
+        items = self._items(exchange, asked, id, begun, client)
         streams = False
         try:
             if not asked.stream:
@@ -148,12 +150,12 @@ class Api:
     # --- the way of a request -----------------------------------------------------------------------------------
 
     async def _items(
-        self, exchange: Exchange, asked: ChatRequest, id: str, begun: float
+        self, exchange: Exchange, asked: ChatRequest, id: str, begun: float, client: Hashable
     ) -> AsyncIterator[tuple[int, Piece | Written]]:
         """Everything that is written for a request, measured; raises what goes wrong."""
         options = options_of(asked, self.limits, self.temperature)
         taken = await conversation_of(asked, id, self.pictures, self.remote)
-        await exchange.begin(taken, options)
+        await exchange.begin(taken, options, client)
         deadline = asyncio.get_running_loop().time() + self.limits.answer_seconds
         seen, wholes = False, 0
         items = exchange.items()

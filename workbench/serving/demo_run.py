@@ -17,6 +17,7 @@ from workbench.chat_model import ChatModel, SamplingOptions
 from workbench.conversation import Conversation, Image, from_chat
 from workbench.data.images import load_image, read_file
 from workbench.errors import WorkbenchError
+from workbench.inference.attachments import TrackedOpener, file_state
 
 if TYPE_CHECKING:
     import gradio
@@ -40,7 +41,9 @@ class PageModel:
 
         self.image_modes: tuple[str, ...] = ()
         if isinstance(model, (str, Path)):
-            self.model: ChatModel = open_model(model, load=load, device=device, open_image=self._open)
+            self.model: ChatModel = open_model(
+                model, load=load, device=device, open_image=TrackedOpener(self._open, file_state)
+            )
             self.image_modes = self._modes()
         else:
             self.model = model

@@ -69,30 +69,35 @@ class Guard:
             body.release()
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        """Raise `ApiError` for what may not pass, and say in `state.client` who it is: by key where there are several,
+        else by address."""
         # The server library bounds headers that come in parts, not those that come at once.
         if sum(map(len, itertools.chain(*scope["headers"]))) + len(scope["raw_path"]) > self.limits.header_bytes:
             told = f"The headers are larger than {self.limits.header_bytes:,} bytes."
             raise ApiError(431, told, code="invalid_http")
-        self._check_key(scope["path"], headers)
+        key = self._check_key(scope["path"], headers)
+        scope["state"]["client"] = (scope.get("client") or ("",))[0] if len(self._digests) < 2 else key
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if scope["method"] == "POST" and kind != b"application/json":
             # Also what keeps pages of other origins out: a browser asks first before it sends this type.
             raise ApiError(415, "The body has to be application/json.", code="unsupported_media_type")
 
-    def _check_key(self, path: str, headers: dict[bytes, bytes]) -> None:
+    def _check_key(self, path: str, headers: dict[bytes, bytes]) -> bytes | None:
+        """What a key is known by here; None without one. Raises `ApiError` 401 or 403."""
         if not self._digests:
             host = headers.get(b"host", b"").decode("latin-1")
             name = host if host.endswith("]") else host.rpartition(":")[0] or host
             if name.lower() not in _LOCAL:
                 # A page elsewhere whose name was made to lead to this machine would say its own name here.
                 raise ApiError(403, "Without an API key only localhost is answered.", code="host_not_allowed")
-            return
+            return None
         kind, _, key = headers.get(b"authorization", b"").partition(b" ")
         given = _digest(key.strip()) if kind.lower() == b"bearer" else _digest(b"")
         known = [hmac.compare_digest(given, each) for each in self._digests]
         if path not in OPEN and not any(known):
             told = "The API key is wrong." if key else "An API key is needed: Authorization: Bearer KEY."
             raise ApiError(401, told, code="invalid_api_key")
+        return given
 
     def hold(self, count: int) -> None:
         self._held += count

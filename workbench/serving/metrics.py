@@ -30,6 +30,7 @@ class Metrics:
         self.failed = Counter("failures", "Requests that failed by the server's own fault.", **made)
         self._prompt = Counter("prompt_tokens", "Tokens of prompts, those of images included.", **made)
         self._cached = Counter("cached_tokens", "Tokens of prompts that were not computed again.", **made)
+        self._image = Counter("image_tokens", "Tokens of prompts that stand for pictures.", **made)
         self._completion = Counter("completion_tokens", "Tokens of answers.", **made)
         self.first = Histogram(
             "time_to_first_token_seconds", "From a whole request to its first text.", buckets=_SECONDS, **made
@@ -45,6 +46,7 @@ class Metrics:
         if prompt:
             self._prompt.inc(usage.prompt_tokens)
             self._cached.inc(usage.cached_tokens)
+            self._image.inc(usage.image_tokens)
         self._completion.inc(usage.completion_tokens)
 
     def collect(self) -> Iterator[Metric]:

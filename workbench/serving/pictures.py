@@ -13,12 +13,13 @@ import io
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import TYPE_CHECKING
 
 from workbench.conversation import Image
 from workbench.data.images import load_image
 from workbench.errors import ImageError
+from workbench.inference.attachments import TrackedOpener
 from workbench.serving.errors import ApiError
 from workbench.serving.limits import Limits
 
@@ -63,9 +64,15 @@ class Pictures:
             raise ImageError(image.path, found="a request that has ended", fix="send it again")
         return load_image(data, where=image.path, limits=self.limits.image)
 
-    def or_else(self, other: Callable[[Image], Picture]) -> Callable[[Image], Picture]:
+    def or_else(self, other: Callable[[Image], Picture]) -> TrackedOpener:
         """`open` for what requests bring, `other` for the rest: a model that is served stays usable beside it."""
-        return lambda image: self.open(image) if image.root == ROOT else other(image)
+
+        def state(image: Image) -> Hashable:
+            if image.root == ROOT:
+                return image.hash  # of its content, so that it is always the same
+            return other.state(image) if isinstance(other, TrackedOpener) else None
+
+        return TrackedOpener(lambda image: self.open(image) if image.root == ROOT else other(image), state)
 
     def __len__(self) -> int:
         return len(self._held)

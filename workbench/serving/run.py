@@ -25,6 +25,7 @@ from workbench.serving.connection import protocol
 from workbench.serving.limits import Limits
 from workbench.serving.pictures import Pictures
 from workbench.serving.remote_images import RemoteImages
+from workbench.serving.schemas import HOTTEST
 
 KEY_VARIABLE = "WORKBENCH_API_KEY"
 _BACKLOG = 512
@@ -54,6 +55,7 @@ class Server:
     ) -> None:
         keys = [api_key] if isinstance(api_key, str) else list(api_key or ())
         _check_keys(host, keys)
+        _check_temperature(temperature)
         pictures = Pictures(limits or limits_for(model)) if pictures is None else pictures
         _prepare(model, pictures)
         self.api = Api(model, pictures=pictures, keys=keys, remote=remote, temperature=temperature)
@@ -151,6 +153,7 @@ def serve(
     """
     keys = api_key or os.environ.get(KEY_VARIABLE) or None
     _check_keys(host, [keys] if isinstance(keys, str) else list(keys or ()))
+    _check_temperature(temperature)
     _listening(host, port).close()
     held = Pictures(limits or Limits())
     # Before the model is loaded, so that a mistaken domain does not cost minutes.
@@ -199,6 +202,11 @@ def _check_keys(host: str, keys: Sequence[str]) -> None:
         return
     fix = "give --api-key KEY (or set WORKBENCH_API_KEY), or listen on 127.0.0.1"
     raise WorkbenchError(f"--host {host}", found="an address that others reach, and no API key", fix=fix)
+
+
+def _check_temperature(value: float) -> None:
+    if not 0 <= value <= HOTTEST:
+        raise WorkbenchError("--temperature", found=f"{value:g}", expected=f"from 0 (the likeliest) to {HOTTEST:g}")
 
 
 def _is_loopback(host: str) -> bool:

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+HOTTEST = 2.0
+"""The highest temperature."""
 _UNSUPPORTED = (
     "tools", "tool_choice", "functions", "function_call", "logit_bias", "presence_penalty", "frequency_penalty",
     "audio", "prediction", "web_search_options", "best_of", "echo", "prompt", "suffix", "guided_json", "guided_regex",
@@ -125,7 +127,7 @@ class ChatRequest(BaseModel):
     max_completion_tokens: int | None = Field(None, ge=1, le=2**31)
     max_tokens: int | None = Field(None, ge=1, le=2**31)
     """The older name of `max_completion_tokens`, which is taken where both are given."""
-    temperature: float | None = Field(None, ge=0, le=2)
+    temperature: float | None = Field(None, ge=0, le=HOTTEST)
     """Left out it is 0, not 1: the likeliest answer, as `workbench chat` gives it."""
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1, le=128)
@@ -205,6 +207,8 @@ class Choice(BaseModel):
 class PromptDetails(BaseModel):
     cached_tokens: int = 0
     """Those of the prompt that did not have to be computed again."""
+    image_tokens: int = 0
+    """Those of the prompt that stand for pictures and the frames of videos."""
     audio_tokens: int = 0
 
 

@@ -108,7 +108,7 @@ def usage(written: Sequence[Written]) -> schemas.Usage:
         prompt_tokens=first.prompt_tokens,
         completion_tokens=completion,
         total_tokens=first.prompt_tokens + completion,
-        prompt_tokens_details=schemas.PromptDetails(cached_tokens=first.cached_tokens),
+        prompt_tokens_details=schemas.PromptDetails(cached_tokens=first.cached_tokens, image_tokens=first.image_tokens),
     )
 
 

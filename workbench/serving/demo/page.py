@@ -160,7 +160,13 @@ class _Page:
             self._stops.pop(request.session_hash, None)
             for one in writing:
                 one.end()
-        yield [" · ".join(dict.fromkeys(one.note for one in writing if one.note)), *(one.history for one in writing)]
+        yield [self._noted([one.note for one in writing]), *(one.history for one in writing)]
+
+    def _noted(self, notes: Sequence[str]) -> str:
+        """What there is to say of the answers, with the model's name where there are several."""
+        if len(notes) == 1:
+            return notes[0]
+        return " · ".join(f"{model.name}: {note}" for model, note in zip(self.models, notes, strict=True) if note)
 
     def _voter(self, number: int) -> Callable[..., str]:
         def vote(like: gr.LikeData, history: History, *values: Any) -> str:
