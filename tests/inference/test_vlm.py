@@ -185,6 +185,22 @@ def test_a_batch_says_what_single_questions_say_and_another_picture_another_thin
     assert all(one.usage.completion_tokens == len(one.ids) for one in batch)
 
 
+@pytest.mark.parametrize("kind", ["qwen2_vl", "idefics3"])
+def test_it_is_asked_but_not_trained(folders: dict[str, Path], kind: str) -> None:
+    from workbench.model.llava import build
+    from workbench.model.outline import outline
+    from workbench.recipe import ModelSpec
+
+    for make in (build, outline):
+        with pytest.raises(
+            ModelError, match=f"a {kind} model; .*no other architecture is trained here; chat, generate"
+        ):
+            make(ModelSpec(checkpoint=str(folders[kind]), device="cpu"), template="v1", image_mode="pad")
+        with pytest.raises(ModelError, match=r"expected|trained"):
+            spec = ModelSpec(vision="tiny", language=str(folders[kind]), device="cpu")
+            make(spec, template="v1", image_mode="pad")
+
+
 def test_text_alone_and_two_pictures(load: Callable[..., VisionLanguageModel]) -> None:
     model = load("qwen2_vl")
     assert model.reply(asked("Hello"), OPTIONS).ids

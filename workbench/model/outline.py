@@ -25,7 +25,7 @@ from transformers import AutoModel, AutoModelForCausalLM, LlavaForConditionalGen
 from workbench.errors import CheckpointError, ModelError
 from workbench.hub import fetch
 from workbench.model import hf_folder
-from workbench.model.checkpoint import MANIFEST, read_manifest
+from workbench.model.checkpoint import MANIFEST, check_trainable, read_manifest
 from workbench.model.llava import Llava, assemble
 from workbench.model.lora import attach_config
 from workbench.model.parts import quietly, read_config, tower_config
@@ -73,6 +73,8 @@ def outline(spec: ModelSpec, *, template: str | Template, image_mode: str) -> Ou
     Raises `ModelError` as `build` does for whatever can be seen from configurations and tokenizers.
     """
     made = Outline()
+    if spec.checkpoint is not None:
+        check_trainable(spec.checkpoint)
     options = {"template": template, "image_mode": image_mode, "load": spec.load, "dtype": spec.dtype}
     with made.shapes():
         made.llava = (
