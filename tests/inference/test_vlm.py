@@ -192,9 +192,8 @@ def test_it_is_asked_but_not_trained(folders: dict[str, Path], kind: str) -> Non
     from workbench.recipe import ModelSpec
 
     for make in (build, outline):
-        with pytest.raises(
-            ModelError, match=f"a {kind} model; .*no other architecture is trained here; chat, generate"
-        ):
+        told = f"a {kind} model; .*no other architecture is trained here; chat, generate"
+        with pytest.raises(ModelError, match=told):
             make(ModelSpec(checkpoint=str(folders[kind]), device="cpu"), template="v1", image_mode="pad")
         with pytest.raises(ModelError, match=r"expected|trained"):
             spec = ModelSpec(vision="tiny", language=str(folders[kind]), device="cpu")

@@ -1,0 +1,133 @@
+"""The recipes of LLaVA-1.5 at full size, on shapes: numbers of every part as published, and what fits on which card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workbench.cli import main
+from workbench.model.lora import used_layers
+from workbench.model.outline import outline
+from workbench.model.stages import prepare
+from workbench.model.tokenizers import load_tokenizer
+from workbench.recipe import Recipe
+from workbench.training.cards import cards, full_pack
+from workbench.training.memory import part_of
+
+TOKENIZER = Path(__file__).parents[1] / "model" / "llava" / "tokenizer.model"
+CLIP = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+        "num_attention_heads": 16, "image_size": 336, "patch_size": 14, "projection_dim": 768}  # fmt: skip
+VICUNA = {
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
+}
+LANGUAGE = {"7b": 6_738_415_616, "13b": 13_015_864_320}
+"""Numbers in Vicuna, before any token is added."""
+TOWER = 303_507_456
+"""Numbers in CLIP ViT-L/14 at 336 px; its last layer (12,596,224 of them) is computed for nothing."""
+PROJECTOR = {"7b": 20_979_712, "13b": 31_467_520}
+Made = Callable[[str], Recipe]
+
+
+def lora(size: str, rank: int = 128) -> int:
+    """Numbers in adapters on every linear of the language model: rank x (in + out) for each."""
+    wide, inner, layers = (VICUNA[size][key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
+    return layers * rank * (4 * (wide + wide) + 3 * (wide + inner))
+
+
+@pytest.fixture(scope="session")
+def full_size(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """`full_size(name)`: a shipped recipe with the published models' configurations in place of their names."""
+    root = tmp_path_factory.mktemp("full")
+    (root / "clip").mkdir()
+    (root / "clip" / "config.json").write_text(json.dumps(CLIP))
+    for size, shape in VICUNA.items():
+        told = shape | {"model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 4096,
+                        "rms_norm_eps": 1e-05, "tie_word_embeddings": False}  # fmt: skip
+        (root / size).mkdir()
+        (root / size / "config.json").write_text(json.dumps(told))
+        shutil.copyfile(TOKENIZER, root / size / "tokenizer.model")
+        words = load_tokenizer(TOKENIZER)
+        words.add_special_tokens({"additional_special_tokens": ["<image>"]}, replace_extra_special_tokens=False)
+        words.save_pretrained(root / f"llava-{size}")
+        config = {"model_type": "llava", "text_config": told | {"vocab_size": 32064}, "vision_config": CLIP,
+                  "image_token_index": len(words) - 1, "vision_feature_layer": -2}  # fmt: skip
+        (root / f"llava-{size}" / "config.json").write_text(json.dumps(config))
+
+    def made(name: str) -> Recipe:
+        recipe, size = Recipe.load(name), "13b" if "13b" in name else "7b"
+        if recipe.model.checkpoint:
+            return recipe.with_overrides(f"model.checkpoint={root / f'llava-{size}'}", "model.device=cpu")
+        parts = (f"model.vision={root / 'clip'}", f"model.language={root / size}", "model.device=cpu")
+        return recipe.with_overrides(*parts)
+
+    return made
+
+
+RECIPES = [f"llava-1.5-{size}-{way}" for size in VICUNA for way in ("align", "full", "lora", "qlora")]
+RATES = {"align": {"projector": 1e-3}, "full": {"projector": 2e-5, "language full": 2e-5}}
+ADAPTED = {"projector": 2e-5, "language lora": 2e-4}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_part_has_the_published_numbers(name: str, full_size: Made) -> None:
+    recipe, size = full_size(name), "13b" if "13b" in name else "7b"
+    plain = recipe.with_overrides("model.load=bf16")  # a quantised weight is bytes
+    made = outline(plain.model, template=plain.template, image_mode=plain.image_mode)
+    with made.shapes():
+        groups = {group.name: group for group in prepare(made.llava, plain.train, say=lambda text: None)}
+    counts: dict[str, int] = {}
+    for key, parameter in made.llava.model.named_parameters():
+        counts[part_of(key)] = counts.get(part_of(key), 0) + parameter.numel()
+    rows = 64 * 2 * VICUNA[size]["hidden_size"] if recipe.model.checkpoint else 0  # of the converted checkpoint
+    assert counts["language model"] == LANGUAGE[size] + rows
+    assert (counts["vision tower"], counts["projector"]) == (TOWER, PROJECTOR[size])
+    assert used_layers(made.llava) == 23  # of 24
+    expected = {"projector": PROJECTOR[size]}
+    if recipe.train.language != "frozen":
+        full = recipe.train.language == "full"
+        expected["language full" if full else "language lora"] = LANGUAGE[size] if full else lora(size)
+    assert {key: group.count for key, group in groups.items()} == expected
+    assert {key: group.lr for key, group in groups.items()} == RATES.get(name.rpartition("-")[2], ADAPTED)
+
+
+def test_two_stages_of_the_paper_carry_llavas_own_numbers() -> None:
+    for size in VICUNA:
+        align, full = Recipe.load(f"llava-1.5-{size}-align"), Recipe.load(f"llava-1.5-{size}-full")
+        assert (align.train.batch_size, align.template, align.image_mode) == (256, "plain", "crop")
+        assert (full.train.batch_size, full.template, full.image_mode) == (128, "v1", "pad")
+        for train in (align.train, full.train):
+            usual = (train.weight_decay, train.warmup, train.schedule, train.max_tokens, train.clip, train.epochs)
+            assert usual == (0.0, 0.03, "cosine", 2048, 1.0, 1.0)
+
+
+def test_a_card_is_enough_or_the_reason_is_said(full_size: Made) -> None:
+    found = cards(full_size("llava-1.5-7b-qlora"), (8, 24, 80))
+    assert found.parameters["language model"] == LANGUAGE["7b"] + 64 * 2 * 4096
+    assert found.parameters["adapters"] == lora("7b") and found.unused == 1
+    assert found.training(8) is None and found.training(24) is not None and found.training(80) is not None
+    assert found.answering(8) == {"bf16": False, "8bit": False, "4bit": True}
+    assert found.answering(24) == {"bf16": True, "8bit": True, "4bit": True}
+    assert 13.5e9 < found.answers["bf16"] < 16e9  # published: about 16 GB
+    text = str(found)
+    assert "8 GB  no: at least" in text and "(its last layer is not used)" in text and "80 GB  yes: " in text
+
+
+def test_a_full_pack_is_full() -> None:
+    for tokens in (2048, 4096, 8192):
+        assert sum(tree.tokens for tree in full_pack(tokens, 576)) == tokens
+    assert sum(tree.tokens for tree in full_pack(100, 576)) > 576  # one conversation is never cut
+
+
+def test_cards_need_no_data(full_size: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe: Any = full_size("llava-1.5-7b-lora")
+    (tmp_path / "mine.yaml").write_text(recipe.to_yaml())
+    settings = ["--set", "train.checkpointing=on", "--set", "train.pack_tokens=2048"]
+    assert main(["plan", str(tmp_path / "mine.yaml"), "--cards", "24", "40", "--json", *settings]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["cards"]["40"]["training"]["pack_tokens"] == 2048 and told["cards"]["24"]["answering"]["bf16"]
