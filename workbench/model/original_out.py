@@ -211,7 +211,7 @@ def _write_parts(llava: Llava, folder: Path, weights: str) -> dict[str, torch.Te
 def _write_tower(llava: Llava, config: dict[str, Any], folder: Path) -> None:
     """Name the tower if it is one of the Hub as it was published, else put it into a folder of its own."""
     trained = "vision" in llava.spec["trained"]
-    told = config["mm_vision_tower"] if _kept(llava) else llava.spec.get("vision")
+    told = config.get("mm_vision_tower") if _kept(llava) else llava.spec.get("vision")
     squashed = llava.image_mode.mode == "square"
     if config.get("unfreeze_mm_vision_tower") or (told and _on_hub(str(told)) and not trained and not squashed):
         config["mm_vision_tower"] = str(told)
@@ -259,9 +259,10 @@ def _refuse(llava: Llava, weights: str) -> None:
     text = llava.model.config.text_config
     if weights not in WEIGHTS:
         raise ModelError("weights", found=repr(weights), expected=" or ".join(WEIGHTS))
-    if llava.tower.config.model_type != "clip_vision_model" or text.model_type not in LANGUAGES.values():
-        found = f"a {llava.tower.config.model_type} and a {text.model_type}"
-        expected = f"a CLIP and a {' or '.join(dict.fromkeys(LANGUAGES.values()))}"
+    kinds = (llava.model.config.model_type, llava.tower.config.model_type, text.model_type)
+    if kinds[:2] != ("llava", "clip_vision_model") or text.model_type not in LANGUAGES.values():
+        found, languages = " of ".join((kinds[0], " and ".join(kinds[1:]))), dict.fromkeys(LANGUAGES.values())
+        expected = f"a LLaVA 1.5 or before of a CLIP and a {' or '.join(languages)}"
         raise ModelError("LLaVA's own layout", found=found, expected=expected, fix="use --as hf")
     if weights == "merged":
         return
