@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -427,7 +428,7 @@ def test_a_llava_that_is_not_read_here_says_so(name: str, published: Made) -> No
         load_original(source.folder, vision_tower=source.tower)
 
 
-def test_files_that_are_missing_or_damaged_are_named(published: Made, parts: Any) -> None:
+def test_files_that_are_missing_or_damaged_are_named(published: Made, parts: Any, tmp_path: Path) -> None:
     source = published()
     folder = source.save("shards")
     with pytest.raises(ModelError, match="the vision tower 'openai/clip.*--vision-tower DIR"):
@@ -442,6 +443,10 @@ def test_files_that_are_missing_or_damaged_are_named(published: Made, parts: Any
     shard.unlink()
     with pytest.raises(CheckpointError, match="no pytorch_model-00002-of-00002.bin; expected every file"):
         load_original(folder, vision_tower=source.tower)
+    shard.write_bytes(pickle.dumps({"model.norm.weight": Harmful(tmp_path / "mark")}))
+    with pytest.raises(CheckpointError, match="a damaged or cut-off file; expected a file of torch.save"):
+        load_original(folder, vision_tower=source.tower)
+    assert not (tmp_path / "mark").exists()
     torch.save([1, 2], shard)
     with pytest.raises(CheckpointError, match="a pickle of something else; expected tensors by their names"):
         load_original(folder, vision_tower=source.tower)

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from transformers import AutoModel, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModel, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from workbench.errors import CheckpointError, ModelError
 from workbench.model.hf_folder import mode_of
@@ -32,7 +31,7 @@ from workbench.model.original import (
     settings_of,
     weight_files,
 )
-from workbench.model.parts import check_report, image_settings, load_tower, quietly, read_config, tower_config
+from workbench.model.parts import check_report, image_settings, language_config, load_tower, quietly, tower_config
 from workbench.model.precision import DTYPES, LANGUAGE, let_go_of_file, quantisation
 from workbench.model.proof import sha256
 from workbench.model.sources import read_json, resolve
@@ -71,7 +70,7 @@ def load_original(
     found = read_original(source)
     tower = _tower_folder(found, vision_tower)
     below = _base_folder(found, base)
-    text = _text_config(found.config, found.folder) if found.kind == "full" else read_config(below)
+    text = _text_config(found.config, found.folder) if found.kind == "full" else language_config(below)
     language = {name: tensor for name, tensor in found.tensors.items() if name.startswith((LANGUAGE, "lm_head."))}
     if found.kind != "full":
         check_base(found, below, text)

@@ -36,6 +36,7 @@ from workbench.model.original import (
     theirs,
 )
 from workbench.model.original_in import PROJECTOR, base_hashes, load_original
+from workbench.model.parts import quietly
 from workbench.model.precision import LANGUAGE
 from workbench.model.proof import affordable, prove
 from workbench.model.sources import NAME, read_json
@@ -132,6 +133,8 @@ def _derived(llava: Llava) -> dict[str, Any]:
         "vocab_size": llava.spec["vocabulary"]["rows_before"],
         "use_mm_proj": True,
         "mm_vision_tower": TOWER,
+        "mm_projector_type": llava.spec["projector"],
+        "mm_vision_select_feature": "patch",
         "mm_hidden_size": llava.tower.config.hidden_size,
         "mm_patch_merge_type": "flat",
         "mm_use_im_start_end": False,
@@ -216,7 +219,8 @@ def _write_tower(llava: Llava, config: dict[str, Any], folder: Path) -> None:
     if config.get("unfreeze_mm_vision_tower") or (told and _on_hub(str(told)) and not trained and not squashed):
         config["mm_vision_tower"] = str(told)
         return
-    llava.tower.save_pretrained(folder / TOWER)
+    with quietly(0):
+        llava.tower.save_pretrained(folder / TOWER)
     whole = {"height": llava.image_mode.side, "width": llava.image_mode.side}
     settings = llava.image_mode.processor_settings() | {"image_processor_type": "CLIPImageProcessor"}
     settings.pop("do_pad")
@@ -291,7 +295,8 @@ def _prove(llava: Llava, folder: Path, written: Mapping[str, torch.Tensor], weig
 def _reloaded(llava: Llava, folder: Path, again: Original, temporary: Path) -> Llava:
     tower = None
     if again.config["mm_vision_tower"] != TOWER:  # named: what lies under that name may not be on this machine
-        llava.tower.save_pretrained(temporary)
+        with quietly(0):
+            llava.tower.save_pretrained(temporary)
         settings = llava.spec["image_settings"]
         (temporary / "preprocessor_config.json").write_text(json.dumps(settings))
         tower = temporary

@@ -28,7 +28,7 @@ from workbench.model import hf_folder
 from workbench.model.checkpoint import MANIFEST, check_trainable, read_manifest
 from workbench.model.llava import Llava, assemble
 from workbench.model.lora import attach_config
-from workbench.model.parts import quietly, read_config, tower_config
+from workbench.model.parts import language_config, quietly, read_config, tower_config
 from workbench.model.precision import is_quantised, quantisation
 from workbench.model.sources import full_name, local
 from workbench.model.templates import Template
@@ -144,7 +144,7 @@ def _tower(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrained
 
 def _language(folder: Path, load: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """`parts.load_language`, of shapes."""
-    model = AutoModelForCausalLM.from_config(read_config(folder), dtype=dtype)
+    model = AutoModelForCausalLM.from_config(language_config(folder), dtype=dtype)
     return _quantised(model, load, dtype, inside_llava=False).to(device)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,8 @@ import torch
 
 from workbench.errors import CheckpointError
 
-ASKS = re.compile(r"(?:GLOBAL|global|class|call)\W+([\w.]+\.[\w.]+)")
+ASKS = re.compile(r"GLOBAL ([\w.]+)")
+"""The function that torch's reader did not call, in its own words."""
 
 
 def read_pickle(path: Path) -> dict[str, torch.Tensor]:
@@ -26,11 +28,12 @@ def read_pickle(path: Path) -> dict[str, torch.Tensor]:
     is cut off.
     """
     try:
-        held = torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings(action="ignore"):  # of a pickle that is not torch's; it is refused
+            held = torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        if "nsupported" not in str(error):  # torch's words for what its reader does not do
-            raise _damaged(path, error) from error
-        asked = ASKS.search(str(error).partition("WeightsUnpickler error:")[2])
+        if "Unsupported operand" in str(error):  # not written by torch.save
+            raise _damaged(path, None) from error
+        asked = ASKS.search(str(error))
         found = f"a pickle that would run code when it is opened{f' ({asked[1]})' if asked else ''}"
         fix = "it was not run; get these weights as safetensors from somebody you trust"
         raise CheckpointError(str(path), found=found, expected="tensors alone", fix=fix) from error
@@ -43,6 +46,7 @@ def read_pickle(path: Path) -> dict[str, torch.Tensor]:
     return {name: tensor.detach() for name, tensor in held.items()}
 
 
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    found = "a damaged or cut-off file (" + (str(error).splitlines() or [type(error).__name__])[0][:120] + ")"
-    return CheckpointError(str(path), found=found, expected="a file of torch.save", fix="copy or download it again")
+def _damaged(path: Path, error: Exception | None) -> CheckpointError:
+    told = f" ({(str(error).splitlines() or [type(error).__name__])[0][:120]})" if error else ""
+    found, fix = f"a damaged or cut-off file{told}", "copy or download it again"
+    return CheckpointError(str(path), found=found, expected="a file of torch.save", fix=fix)
