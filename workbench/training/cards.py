@@ -7,8 +7,10 @@ Does not know: a person's data, whose own worst pack `plan` finds; how fast anyt
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +59,18 @@ class Cards:
     """Layers of the tower behind the one whose output is taken."""
     groups: str
     """What trains, as a table."""
-    trials: list[Trial]
-    """The first that fits is the one to take; the last takes least."""
+    trials: dict[float, Trial | None]
+    """Memory of a card in GB -> the quickest settings with which training fits; None if none do."""
+    least: Trial
+    """The settings that take least."""
     answers: dict[str, int]
     """Number format -> bytes while it answers about a picture."""
     sizes: Sequence[float]
     processes: int
 
     def training(self, size: float) -> Trial | None:
-        """The settings with which it trains on a card of so many GB; None if with none."""
-        return next((each for each in self.trials if each.memory.peak <= MARGIN * size * 1e9), None)
+        """The settings with which it trains on one of the cards; None if with none."""
+        return self.trials[size]
 
     def answering(self, size: float) -> dict[str, bool]:
         """Number format -> whether it answers on such a card."""
@@ -74,7 +78,7 @@ class Cards:
 
     def reason(self) -> str:
         """Why the smallest cards are too small: the least it takes, and what for."""
-        least = self.trials[-1].memory
+        least = self.least.memory
         most = sorted(least.items.items(), key=lambda item: -item[1])[:2]
         parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in most)
         return f"at least {least.peak / 1e9:.1f} GB ({parts})"
@@ -120,11 +124,19 @@ def cards(recipe: Recipe | str | Path, sizes: Sequence[float] = SIZES, *, proces
     parameters: dict[str, int] = {}
     for name, parameter in made.llava.model.named_parameters():
         parameters[part_of(name)] = parameters.get(part_of(name), 0) + parameter.numel()
-    trials = []
-    for tokens, every in _settings(recipe):
-        trials.append(Trial(tokens, every, _peak(foresight, recipe, tokens, every, processes)))
-        if trials[-1].memory.peak <= MARGIN * min(sizes) * 1e9:
-            break
+    settings = list(_settings(recipe))
+
+    @cache
+    def trial(number: int) -> Trial:
+        return Trial(*settings[number], _peak(foresight, recipe, *settings[number], processes))
+
+    def quickest(size: float) -> Trial | None:
+        """Each setting takes less than the one before: the first that fits, found by halving."""
+        numbers = range(len(settings))
+        first = bisect_left(numbers, True, key=lambda number: trial(number).memory.peak <= MARGIN * size * 1e9)
+        return trial(first) if first < len(settings) else None
+
+    trials = {size: quickest(size) for size in sorted(sizes)}
     if recipe.model.load in QUANTISED:
         parameters |= _plain(recipe)
     return Cards(
@@ -133,6 +145,7 @@ def cards(recipe: Recipe | str | Path, sizes: Sequence[float] = SIZES, *, proces
         unused=made.llava.model.config.vision_config.num_hidden_layers - used_layers(made.llava),
         groups=table(foresight.groups),
         trials=trials,
+        least=trial(len(settings) - 1),
         answers={load: answer_memory(recipe, load) for load in FORMATS},
         sizes=sizes,
         processes=processes,
