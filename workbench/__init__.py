@@ -62,6 +62,7 @@ _HOMES = {
     "heatmap": "widgets.heatmap",
     "compare_answers": "widgets.votes",
     "compare_models": "evaluation.side_by_side",
+    "cards": "training.cards",
     "serve": "serving.run",
     "Server": "serving.run",
     "describe": "curation.describe",
@@ -170,6 +171,7 @@ if TYPE_CHECKING:
     from workbench.serving.export_demo import export_demo
     from workbench.serving.export_vllm import export_vllm
     from workbench.serving.run import Server, serve
+    from workbench.training.cards import cards
     from workbench.training.plan import plan
     from workbench.widgets.chat import chat
     from workbench.widgets.gallery import gallery

@@ -200,6 +200,27 @@ def test_it_is_asked_but_not_trained(folders: dict[str, Path], kind: str) -> Non
             make(spec, template="v1", image_mode="pad")
 
 
+def test_families_are_evaluated_and_stand_side_by_side(folders: dict[str, Path], tmp_path: Path) -> None:
+    from workbench.evaluation.side_by_side import compare_models
+    from workbench.evaluation.task import evaluate
+    from workbench.inference.opening import open_model
+
+    for name in COLORS:
+        open_image(Image(name)).save(tmp_path / f"{name}.png")
+    files = sorted(tmp_path.glob("*.png"))
+    names = [folders[kind] for kind in ("qwen2_vl", "idefics3")]
+    page = compare_models(names, files, "What color?", out=tmp_path / "page.html", device="cpu", max_tokens=6)
+    assert len(page.answers) == 4 and not any(one.error for one in page.answers)
+    questions = [
+        Conversation(
+            file.stem, (Message("user", (Image(str(file)), "What color?")), Message("assistant", (file.stem,)))
+        )
+        for file in files
+    ]
+    rows = evaluate(open_model(names[0], device="cpu"), questions, max_tokens=6).rows
+    assert rows["answer"].to_list() == [one.text for one in page.answers[:2]]
+
+
 def test_text_alone_and_two_pictures(load: Callable[..., VisionLanguageModel]) -> None:
     model = load("qwen2_vl")
     assert model.reply(asked("Hello"), OPTIONS).ids

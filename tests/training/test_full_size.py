@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,6 +17,7 @@ from workbench.model.tokenizers import load_tokenizer
 from workbench.recipe import Recipe
 from workbench.training.cards import cards, full_pack
 from workbench.training.memory import part_of
+from workbench.training.room import MARGIN
 
 TOKENIZER = Path(__file__).parents[1] / "model" / "llava" / "tokenizer.model"
 CLIP = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
@@ -106,28 +106,52 @@ def test_two_stages_of_the_paper_carry_llavas_own_numbers() -> None:
             assert usual == (0.0, 0.03, "cosine", 2048, 1.0, 1.0)
 
 
-def test_a_card_is_enough_or_the_reason_is_said(full_size: Made) -> None:
-    found = cards(full_size("llava-1.5-7b-qlora"), (8, 24, 80))
-    assert found.parameters["language model"] == LANGUAGE["7b"] + 64 * 2 * 4096
-    assert found.parameters["adapters"] == lora("7b") and found.unused == 1
-    assert found.training(8) is None and found.training(24) is not None and found.training(80) is not None
-    assert found.answering(8) == {"bf16": False, "8bit": False, "4bit": True}
-    assert found.answering(24) == {"bf16": True, "8bit": True, "4bit": True}
-    assert 13.5e9 < found.answers["bf16"] < 16e9  # published: about 16 GB
-    text = str(found)
-    assert "8 GB  no: at least" in text and "(its last layer is not used)" in text and "80 GB  yes: " in text
-
-
 def test_a_full_pack_is_full() -> None:
     for tokens in (2048, 4096, 8192):
         assert sum(tree.tokens for tree in full_pack(tokens, 576)) == tokens
     assert sum(tree.tokens for tree in full_pack(100, 576)) > 576  # one conversation is never cut
 
 
-def test_cards_need_no_data(full_size: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe: Any = full_size("llava-1.5-7b-lora")
-    (tmp_path / "mine.yaml").write_text(recipe.to_yaml())
-    settings = ["--set", "train.checkpointing=on", "--set", "train.pack_tokens=2048"]
-    assert main(["plan", str(tmp_path / "mine.yaml"), "--cards", "24", "40", "--json", *settings]) == 0
+def test_without_any_data_a_card_is_enough_or_the_reason_is_said(
+    full_size: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = ("train.checkpointing=on", "train.pack_tokens=2048")  # the setting that takes least, and no other
+    (tmp_path / "mine.yaml").write_text(full_size("llava-1.5-7b-qlora").with_overrides(*one).to_yaml())
+    command = ["plan", str(tmp_path / "mine.yaml"), "--cards", "8", "16", "24", "40", "80", "--json"]
+    assert main(command) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["cards"]["40"]["training"]["pack_tokens"] == 2048 and told["cards"]["24"]["answering"]["bf16"]
+    assert told["parameters"]["language model"] == LANGUAGE["7b"] + 64 * 2 * 4096
+    assert told["parameters"]["adapters"] == lora("7b")
+    fits = {card: bool(held["training"]) for card, held in told["cards"].items()}
+    assert fits == {"8": False, "16": True, "24": True, "40": True, "80": True}
+    assert told["cards"]["24"]["training"]["pack_tokens"] == 2048
+    assert told["cards"]["8"]["answering"] == {"bf16": False, "8bit": False, "4bit": True}
+    assert told["cards"]["16"]["answering"] == {"bf16": False, "8bit": True, "4bit": True}
+    assert told["cards"]["24"]["answering"] == {"bf16": True, "8bit": True, "4bit": True}
+    assert 13.5e9 < told["answering_bytes"]["bf16"] < 16e9  # published: about 16 GB
+    assert told["reason"].startswith("at least 1") and "language model 3.9" in told["reason"]
+
+
+def test_of_several_settings_the_quickest_that_fits_is_taken(made_small: Recipe) -> None:
+    whole = cards(made_small, (1000,))
+    quick = whole.trials[1000]
+    assert quick is not None and (quick.pack_tokens, quick.every) == (8192, 0)
+    assert whole.least.memory.peak < quick.memory.peak and whole.least.pack_tokens == 2048
+    between = (whole.least.memory.peak + quick.memory.peak) / 2e9 / MARGIN
+    found = cards(made_small, (between, 0.001))
+    chosen = found.trials[between]
+    assert chosen is not None and whole.least.memory.peak <= chosen.memory.peak < quick.memory.peak
+    assert found.trials[0.001] is None
+    text = str(found)
+    assert "(its last layer is not used)" in text and "no: at least " in text and "GB  yes: " in text
+
+
+@pytest.fixture
+def made_small(full_size: Made, tmp_path: Path) -> Recipe:
+    """`llava-1.5-7b-lora` with a language model of two narrow layers."""
+    recipe = full_size("llava-1.5-7b-lora")
+    told = json.loads(Path(str(recipe.model.language), "config.json").read_text())
+    told |= {"num_hidden_layers": 2, "hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    shutil.copyfile(TOKENIZER, tmp_path / "tokenizer.model")
+    return recipe.with_overrides(f"model.language={tmp_path}")

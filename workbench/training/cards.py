@@ -68,10 +68,6 @@ class Cards:
     sizes: Sequence[float]
     processes: int
 
-    def training(self, size: float) -> Trial | None:
-        """The settings with which it trains on one of the cards; None if with none."""
-        return self.trials[size]
-
     def answering(self, size: float) -> dict[str, bool]:
         """Number format -> whether it answers on such a card."""
         return {load: peak <= MARGIN * size * 1e9 for load, peak in self.answers.items()}
@@ -87,7 +83,7 @@ class Cards:
         """The numbers, for a program."""
         told: dict[str, Any] = {"parameters": self.parameters, "answering_bytes": self.answers, "cards": {}}
         for size in self.sizes:
-            trial = self.training(size)
+            trial = self.trials[size]
             settings = trial and {"pack_tokens": trial.pack_tokens, "checkpointed_every": trial.every,
                                   "bytes": trial.memory.peak}  # fmt: skip
             told["cards"][f"{size:g}"] = {"training": settings, "answering": self.answering(size)}
@@ -101,7 +97,7 @@ class Cards:
         lines = ["numbers in each part", *numbers, "", self.groups, ""]
         lines.append(f"training{each}, by the memory of a card (foreseen on shapes, not measured)")
         for size in self.sizes:
-            trial = self.training(size)
+            trial = self.trials[size]
             lines.append(f"  {size:>3g} GB  {_told(trial) if trial else f'no: {self.reason()}'}")
         lines += ["", f"answering about a picture in {CONTEXT:,} tokens, foreseen", "          " + _row(FORMATS)]
         for size in self.sizes:
@@ -154,7 +150,7 @@ def cards(recipe: Recipe | str | Path, sizes: Sequence[float] = SIZES, *, proces
 
 def answer_memory(recipe: Recipe, load: str) -> int:
     """Bytes at the fullest moment of an answer about one picture, the model held as `load` says."""
-    made = _outlined(recipe.with_overrides(f"model.load={load}", "model.dtype=bf16"))
+    made = _outlined(recipe, load=load, dtype="bf16")
     llava = made.llava
     with made.shapes(), Meter() as meter, torch.no_grad(), labels(llava, [], meter):
         for name, tensor in (*llava.model.named_parameters(), *llava.model.named_buffers()):
@@ -178,8 +174,10 @@ def full_pack(tokens: int, image_tokens: int) -> Pack:
             for number, branch in enumerate(branches)]  # fmt: skip
 
 
-def _outlined(recipe: Recipe) -> Outline:
-    return outline(recipe.model, template=recipe.template, image_mode=recipe.image_mode)
+def _outlined(recipe: Recipe, **model: str) -> Outline:
+    """The recipe's model of shapes, with some fields of `model` changed."""
+    changed = recipe.model.model_copy(update=model)
+    return outline(changed, template=recipe.template, image_mode=recipe.image_mode)
 
 
 def _settings(recipe: Recipe) -> Iterator[tuple[int, int]]:
@@ -203,7 +201,7 @@ def _peak(foresight: Foresight, recipe: Recipe, tokens: int, every: int, process
 
 def _plain(recipe: Recipe) -> dict[str, int]:
     """Numbers of the parts whose quantised weights are bytes."""
-    llava = _outlined(recipe.with_overrides("model.load=bf16")).llava
+    llava = _outlined(recipe, load="bf16", dtype="auto").llava
     held = [(part_of(name), each.numel()) for name, each in llava.model.named_parameters()]
     return {"language model": sum(count for part, count in held if part == "language model")}
 
