@@ -64,7 +64,7 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Made:
         if recipe.model.checkpoint:
             return recipe.with_overrides(f"model.checkpoint={root / f'llava-{size}'}", "model.device=cpu")
         parts = (f"model.vision={root / 'clip'}", f"model.language={root / size}", "model.device=cpu")
-        return recipe.with_overrides(*parts)
+        return recipe.with_overrides(*parts, "train.pack_tokens=4096")
 
     return made
 
@@ -135,7 +135,7 @@ def test_without_any_data_a_card_is_enough_or_the_reason_is_said(
 def test_of_several_settings_the_quickest_that_fits_is_taken(made_small: Recipe) -> None:
     whole = cards(made_small, (1000,))
     quick = whole.trials[1000]
-    assert quick is not None and (quick.pack_tokens, quick.every) == (8192, 0)
+    assert quick is not None and (quick.pack_tokens, quick.every) == (4096, 0)
     assert whole.least.memory.peak < quick.memory.peak and whole.least.pack_tokens == 2048
     between = (whole.least.memory.peak + quick.memory.peak) / 2e9 / MARGIN
     found = cards(made_small, (between, 0.001))
@@ -148,10 +148,14 @@ def test_of_several_settings_the_quickest_that_fits_is_taken(made_small: Recipe)
 
 @pytest.fixture
 def made_small(full_size: Made, tmp_path: Path) -> Recipe:
-    """`llava-1.5-7b-lora` with a language model of two narrow layers."""
+    """`llava-1.5-7b-lora` with a tower and a language model of two narrow layers."""
     recipe = full_size("llava-1.5-7b-lora")
-    told = json.loads(Path(str(recipe.model.language), "config.json").read_text())
-    told |= {"num_hidden_layers": 2, "hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8}
-    (tmp_path / "config.json").write_text(json.dumps(told))
-    shutil.copyfile(TOKENIZER, tmp_path / "tokenizer.model")
-    return recipe.with_overrides(f"model.language={tmp_path}")
+    parts = []
+    for part, source in (("vision", recipe.model.vision), ("language", recipe.model.language)):
+        told = json.loads(Path(str(source), "config.json").read_text())
+        told |= {"num_hidden_layers": 2, "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4}
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text(json.dumps(told))
+        parts.append(f"model.{part}={tmp_path / part}")
+    shutil.copyfile(TOKENIZER, tmp_path / "language" / "tokenizer.model")
+    return recipe.with_overrides(*parts, "train.pack_tokens=4096")
