@@ -137,7 +137,7 @@ def _ask(
         began = time.perf_counter()
         try:
             texts = [answer.text for answer in model.reply_batch([_question(*job) for job in batch], options)]
-            said = [(text.strip(), None) for text in texts]
+            said: list[tuple[str | None, str | None]] = [(text.strip(), None) for text in texts]
         except WorkbenchError:  # one of them; which one is found out by asking each alone
             said = [_alone(model, job, options) for job in batch]
         each = (time.perf_counter() - began) / len(batch)

@@ -84,8 +84,8 @@ def opened(
     """(the model with all its bits, the way to merge it)."""
     if kind_of(source):
         named = None if base == "nf4" else base
-        beside = {"vision_tower": vision_tower, "base": named, "template": template}
-        return load_original(source, device=device, **beside), "nf4"
+        found = load_original(source, vision_tower=vision_tower, base=named, device=device, template=template)
+        return found, "nf4"
     if vision_tower is not None:
         fix = "leave --vision-tower out"
         raise ModelError(str(source), found="a model with its tower", expected="one of LLaVA's own", fix=fix)
