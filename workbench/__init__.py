@@ -49,6 +49,7 @@ _HOMES = {
     "build": "model.llava",
     "load": "model.llava",
     "export": "model.export:export_hf",
+    "export_original": "model.export",
     "Engine": "inference.engine",
     "demo": "serving.demo_run",
     "export_demo": "serving.export_demo",
@@ -60,6 +61,8 @@ _HOMES = {
     "gallery": "widgets.gallery",
     "heatmap": "widgets.heatmap",
     "compare_answers": "widgets.votes",
+    "compare_models": "evaluation.side_by_side",
+    "cards": "training.cards",
     "serve": "serving.run",
     "Server": "serving.run",
     "describe": "curation.describe",
@@ -139,6 +142,7 @@ if TYPE_CHECKING:
     from workbench.evaluation.report import report
     from workbench.evaluation.results import Results
     from workbench.evaluation.score import score
+    from workbench.evaluation.side_by_side import compare_models
     from workbench.evaluation.slice_scores import compare_results, slices
     from workbench.evaluation.task import evaluate
     from workbench.inference.engine import Engine
@@ -153,6 +157,7 @@ if TYPE_CHECKING:
     from workbench.instruct.tasks import add_task
     from workbench.losses import worst
     from workbench.model.export import export_hf as export
+    from workbench.model.export import export_original
     from workbench.model.llava import build, load
     from workbench.model.render_file import render_file as render
     from workbench.model.renderer import Renderer
@@ -166,6 +171,7 @@ if TYPE_CHECKING:
     from workbench.serving.export_demo import export_demo
     from workbench.serving.export_vllm import export_vllm
     from workbench.serving.run import Server, serve
+    from workbench.training.cards import cards
     from workbench.training.plan import plan
     from workbench.widgets.chat import chat
     from workbench.widgets.gallery import gallery

@@ -283,7 +283,8 @@ class Recipe(Section):
     model: ModelSpec
     data: DataSpec
     template: str
-    """Prompt template: plain, v1, llava_v1, llama_2, mistral, chatml, qwen, tiny, or a YAML file of your own."""
+    """Prompt template: plain, v1, llava_v1, llama_2, llama_3, mistral, gemma, phi, chatml, qwen, tiny, or a YAML file
+    of your own."""
     image_mode: Literal["square", "pad", "crop"] = "pad"
     """How an image becomes the tower's square: squash it, pad it with the mean colour, or cut out its centre."""
     train: TrainSpec

@@ -189,6 +189,42 @@ def test_a_batch_says_what_single_questions_say_and_another_picture_another_thin
     assert all(one.usage.completion_tokens == len(one.ids) for one in batch)
 
 
+@pytest.mark.parametrize("kind", ["qwen2_vl", "idefics3"])
+def test_it_is_asked_but_not_trained(folders: dict[str, Path], kind: str) -> None:
+    from workbench.model.llava import build
+    from workbench.model.outline import outline
+    from workbench.recipe import ModelSpec
+
+    for make in (build, outline):
+        told = f"a {kind} model; .*no other architecture is trained here; chat, generate"
+        with pytest.raises(ModelError, match=told):
+            make(ModelSpec(checkpoint=str(folders[kind]), device="cpu"), template="v1", image_mode="pad")
+        with pytest.raises(ModelError, match=f"a {kind} model; expected a language model of Llama"):
+            spec = ModelSpec(vision="tiny", language=str(folders[kind]), device="cpu")
+            make(spec, template="v1", image_mode="pad")
+
+
+def test_families_are_evaluated_and_stand_side_by_side(folders: dict[str, Path], tmp_path: Path) -> None:
+    from workbench.evaluation.side_by_side import compare_models
+    from workbench.evaluation.task import evaluate
+    from workbench.inference.opening import open_model
+
+    for name in COLORS:
+        open_image(Image(name)).save(tmp_path / f"{name}.png")
+    files = sorted(tmp_path.glob("*.png"))
+    names = [folders[kind] for kind in ("qwen2_vl", "idefics3")]
+    page = compare_models(names, files, "What color?", out=tmp_path / "page.html", device="cpu", max_tokens=6)
+    assert len(page.answers) == 4 and not any(one.error for one in page.answers)
+    questions = [
+        Conversation(
+            file.stem, (Message("user", (Image(str(file)), "What color?")), Message("assistant", (file.stem,)))
+        )
+        for file in files
+    ]
+    rows = evaluate(open_model(names[0], device="cpu"), questions, max_tokens=6).rows
+    assert rows["answer"].to_list() == [one.text for one in page.answers[:2]]
+
+
 def test_text_alone_and_two_pictures(load: Callable[..., VisionLanguageModel]) -> None:
     model = load("qwen2_vl")
     assert model.reply(asked("Hello"), OPTIONS).ids

@@ -129,10 +129,10 @@ WORDS = (
 
 @pytest.fixture(scope="session")
 def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders with tokenizers of five kinds, each with `<image>`.
+    """Folders with tokenizers of eight kinds, each with `<image>`.
 
     `sentencepiece`, `sentencepiece_new` (not legacy) and `unigram`, as Llama has them; `gpt`, a byte-level one with
-    BOS; and `chatml`, one as Qwen has it, without.
+    BOS; `chatml`, one as Qwen has it, without; and such as `llama_3`, `phi` and `gemma` have them.
     """
     import json
     import logging
@@ -156,7 +156,13 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     shutil.copytree(root / "bare_sentencepiece", root / "bare_sentencepiece_new")
     (root / "bare_sentencepiece_new" / "tokenizer_config.json").write_text(json.dumps({"legacy": False}))
     made = {name: load_tokenizer(root / f"bare_{name}") for name in ("sentencepiece", "sentencepiece_new", "unigram")}
-    made |= {"gpt": _byte_pairs(bos=True), "chatml": _byte_pairs(bos=False)}
+    made |= {
+        "gpt": _byte_pairs("<s>", "</s>"),
+        "chatml": _byte_pairs(None, "<|im_end|>", "<|im_start|>", pad_token="<|endoftext|>"),
+        "llama_3": _byte_pairs("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"),
+        "phi": _byte_pairs(None, "<|endoftext|>"),
+        "gemma": _gemma(root),
+    }
     for name, tokenizer in made.items():
         tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]}, replace_extra_special_tokens=False)
         tokenizer.save_pretrained(root / name)
@@ -164,26 +170,45 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
-def _byte_pairs(*, bos: bool) -> Any:
+def _byte_pairs(bos: str | None, eos: str, *special: str, **more: str) -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     pattern = r"(?i:'s|'t)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    special = ["<s>", "</s>"] if bos else ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     backend = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(pattern), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
+    control = [*([bos] if bos else []), *more.values(), *special, eos]
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        vocab_size=400, special_tokens=control, initial_alphabet=alphabet, show_progress=False
     )
     backend.train_from_iterator([WORDS, "\n\n\n\n"] * 5, trainer)
     backend.post_processor = processors.ByteLevel(trim_offsets=True)
     if bos:
-        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-        return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+        begin = [(bos, backend.token_to_id(bos))]
+        backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=begin)
+        more["bos_token"] = bos
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>",
-        additional_special_tokens=["<|im_start|>"],
+        tokenizer_object=backend, eos_token=eos, additional_special_tokens=list(special), **more
+    )
+
+
+def _gemma(root: Path) -> Any:
+    """A sentencepiece model without a space mark at the beginning, and its turns between two control tokens."""
+    import sentencepiece
+
+    from workbench.model.tokenizers import load_tokenizer
+
+    (root / "bare_gemma").mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(root / "words.txt"), model_prefix=str(root / "bare_gemma" / "tokenizer"), model_type="bpe",
+        vocab_size=400, byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        add_dummy_prefix=False, bos_piece="<bos>", eos_piece="<eos>", minloglevel=2, hard_vocab_limit=False,
+        num_threads=1,
     )  # fmt: skip
+    tokenizer = load_tokenizer(root / "bare_gemma")
+    turns = {"additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"]}
+    tokenizer.add_special_tokens(turns, replace_extra_special_tokens=False)
+    return tokenizer

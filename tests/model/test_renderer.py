@@ -25,6 +25,7 @@ PAIRS = [
     for name in ("sentencepiece", "sentencepiece_new", "unigram", "gpt")
     for template in ("plain", "v1", "llava_v1", "llama_2", "mistral", "tiny")
 ] + [("chatml", template) for template in ("chatml", "qwen", "plain")]
+PAIRS += [(name, name) for name in ("llama_3", "phi", "gemma")]
 CAT = Image("cat.png")
 _renderers: dict[tuple[str, str], Renderer] = {}
 
@@ -163,6 +164,7 @@ def test_the_answer_and_its_end_are_trained_on_and_nothing_else(
     turns: list[Any] = [(CAT, "What colour is the cat?"), "Black — naïve 🙂."]
     turns += [] if pair[1] == "plain" else ["Is there a dog?", "No, there is not."]
     end = {"plain": "\n", "llama_2": " </s>", "mistral": " </s>", "chatml": "<|im_end|>", "qwen": "<|im_end|>"}
+    end |= {"llama_3": "<|eot_id|>", "phi": "<|endoftext|>", "gemma": "<end_of_turn>"}
     found = [text.lstrip(" ") for text in trained_text(renderer, talk(*turns))]
     assert found == [answer + end.get(pair[1], "</s>") for answer in turns[1::2]]
 

@@ -142,6 +142,7 @@ def add_verbs(verb: AddVerb) -> None:
         "render conversations.jsonl --template plain --tokenizer models/vicuna --show",
     ).add_argument
     add("file", metavar="FILE", help="LLaVA .json or .jsonl")
-    add("--template", required=True, help="plain, v1, llava_v1, llama_2, mistral, chatml, qwen, tiny, or a YAML file")
+    names = "plain, v1, llava_v1, llama_2, llama_3, mistral, gemma, phi, chatml, qwen, tiny, or a YAML file"
+    add("--template", required=True, help=names)
     add("--tokenizer", required=True, metavar="DIR", help="tokenizer folder, or a sentencepiece tokenizer.model")
     add("--show", action="store_true", help="show the text on stderr too, the trained tokens in colour")

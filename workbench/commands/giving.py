@@ -46,8 +46,9 @@ def export_run(given: argparse.Namespace) -> None:
 
 def add_export(add: Callable[..., Any]) -> None:
     """The arguments of `export` for these forms."""
-    weights = "of a demo: merged into one model (default), or the adapter beside its base"
-    add("--weights", default="merged", choices=("merged", "adapter"), help=weights)
+    weights = "of a demo or in LLaVA's layout: merged into one model (default), the adapter beside its base, "
+    weights += "or in LLaVA's layout the projector alone"
+    add("--weights", default="merged", choices=("merged", "adapter", "projector"), help=weights)
     add_examples(add)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from workbench.commands.common import AddVerb, add_json, show
+from workbench.commands.common import AddVerb, add_json, add_loading, positive, show
 from workbench.errors import DataError
 
 
@@ -47,8 +47,35 @@ def _changes(given: argparse.Namespace) -> None:
     show(given, "\n".join([*lines, f"written: {page}"]), {"sets": told, "written": str(page)})
 
 
+def _compare_models(given: argparse.Namespace) -> None:
+    from workbench.evaluation.side_by_side import QUESTION, compare_models
+
+    found = compare_models(
+        given.models, given.images, given.ask or QUESTION, out=given.out, limit=given.limit, load=given.load,
+        device=given.device, max_tokens=given.max_tokens,
+    )  # fmt: skip
+    show(given, found, found.summary())
+
+
 def add_verbs(verb: AddVerb) -> None:
     """The verbs of this module."""
+    add = verb(
+        "compare-models",
+        _compare_models,
+        "Ask several models about your pictures and see their answers side by side, on one page to keep or mail.",
+        "compare-models runs/mine llava-hf/llava-1.5-7b-hf --images photos --ask 'What is unusual here?'",
+        "compare-models runs/mine Qwen/Qwen2.5-VL-3B-Instruct gpt-4o@https://api.openai.com/v1 --images a.jpg b.jpg",
+    ).add_argument
+    told = "run or LLaVA folder, Hub name of a vision-language model, or MODEL@URL; only one is in memory at a time"
+    add("models", nargs="+", metavar="MODEL", help=told)
+    add("--images", nargs="+", required=True, metavar="FILE", help="pictures, PDF files, videos, folders of pictures")
+    add("--ask", action="append", metavar="QUESTION", help="may come several times (default: a detailed description)")
+    add("--limit", type=positive, default=20, metavar="N", help="the first N pictures (default: %(default)s)")
+    add("--max-tokens", type=positive, default=256, metavar="N", help="longest answer (default: %(default)s)")
+    add("--out", default="models.html", metavar="HTML", help="the page (default: %(default)s)")
+    add_loading(add)
+    add_json(add)
+
     add = verb(
         "report",
         _report,

@@ -22,6 +22,12 @@ def _plan(given: argparse.Namespace) -> int:
 
     named = [f"data.dataset={given.dataset}"] if given.dataset else []
     recipe = Recipe.load(given.recipe, [*(given.set or ()), *named])
+    if given.cards is not None:
+        from workbench.training.cards import SIZES, cards
+
+        found = cards(recipe, given.cards or SIZES, processes=given.processes)
+        show(given, found, found.summary())
+        return 0
     from workbench.training.plan import plan
 
     forecast = plan(recipe, fit=given.fit, processes=given.processes)
@@ -138,12 +144,15 @@ def add_verbs(verb: AddVerb) -> None:
         "plan tiny-align data/holiday",
         "plan llava-1.5-7b-lora --set train.memory_gb=80 --fit",
         "plan my-recipe.yaml --dry-run --json",
+        "plan llava-1.5-7b-qlora --cards 16 24",
     ).add_argument
     add("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
     add("dataset", nargs="?", metavar="DATASET", help="dataset folder (default: the recipe's)")
     add_set(add, "train.memory_gb=80")
     add("--fit", action="store_true", help="choose packs, checkpointing and feature cache so that it fits")
     add("--processes", type=positive, default=1, metavar="N", help="memory and time of each of so many")
+    told = "without any data: on which cards (GB; 16, 24, 40 and 80 if none is named) it trains, and the model answers"
+    add("--cards", type=float, nargs="*", metavar="GB", help=told)
     add("--dry-run", action="store_true", help="run the worst pack in a process of its own and measure its memory")
     add_json(add)
 

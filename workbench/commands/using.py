@@ -22,18 +22,23 @@ def _chat(given: argparse.Namespace) -> int:
 
 
 def _export(given: argparse.Namespace) -> None:
-    if given.form not in ("hf", *giving.FORMS):
+    dataset = Path(given.run, "card.yaml").is_file()
+    if given.form not in ("hf", *giving.FORMS) and (dataset or given.form != "llava"):
         return _export_dataset(given)
-    from workbench.model.export import export_hf
-
-    if Path(given.run, "card.yaml").is_file():
+    if dataset:
         fix = "--as llava, sharegpt, coco, hf-dataset, images, pdf or fiftyone"
         raise DataError(
             given.run, found="a dataset", expected=f"with --as {given.form} the run folder of a model", fix=fix
         )
     if given.form in giving.FORMS:
         return giving.export_run(given)
-    written = export_hf(given.run, given.out, base=given.base)
+    from workbench.model.export import export_hf, export_original
+
+    more = {"base": given.base, "vision_tower": given.vision_tower, "template": given.template}
+    if given.form == "llava":
+        written = export_original(given.run, given.out, weights=given.weights, **more)
+    else:
+        written = export_hf(given.run, given.out, **more)
     show(given, f"written: {written}", {"written": str(written)})
     if given.base == "original":
         _say_change(given)
@@ -87,23 +92,31 @@ def add_verbs(verb: AddVerb) -> None:
     add = verb(
         "export",
         _export,
-        "A run as a standard LLaVA folder, a demo to give away or a hand-over to vLLM; or a dataset in any format.",
+        "A model in another layout, as a demo to give away or a hand-over to vLLM; or a dataset in any format.",
         "export runs/mine exported --as hf",
         "export runs/mine exported --as hf --base original",
         "export runs/mine my-demo --as demo",
         "export runs/mine my-demo --as demo --weights adapter --examples 0",
         "export runs/mine for-vllm --as vllm",
+        "export llava-v1.5-7b llava-hf --as hf --vision-tower clip-vit-large-patch14-336",
+        "export llava-v1.5-7b-lora llava-hf --as hf --base vicuna-7b-v1.5 --vision-tower clip-vit-large-patch14-336",
+        "export runs/mine my-llava --as llava",
         "export data/holiday holiday.json --as llava",
         "export data/holiday holiday-hf --as hf-dataset --split train",
     ).add_argument
-    add("run", metavar="RUN|DATASET", help="run folder (its best), or RUN/checkpoints/last; or dataset folder")
+    told = "run folder (its best), RUN/checkpoints/last, LLaVA folder (transformers' or LLaVA's own); or dataset folder"
+    add("run", metavar="RUN|DATASET", help=told)
     add("out", metavar="OUT", help="folder to write; for llava, sharegpt, coco and pdf a file; for fiftyone a name")
-    forms = "of a run hf, a Hugging Face LLaVA (default), demo, a Gradio app that runs alone, or vllm, a hand-over; "
+    forms = "of a model hf, a Hugging Face LLaVA (default), llava, LLaVA's own layout, demo, a Gradio app that runs "
+    forms += "alone, or vllm, a hand-over; "
     forms += f"of a dataset {', '.join(FORMATS)}"
     add("--as", dest="form", default="hf", metavar="F", help=forms)
     add("--split", choices=("train", "val", "test"), help="this part of a dataset only")
-    bases = "merge onto the 4-bit weights it was trained on (default), or onto the original ones, and say what changes"
+    bases = "nf4: merge onto the 4-bit weights it was trained on (default); original: onto those before, and say what "
+    bases += "changes; for LoRA weights or a projector of LLaVA's own: the folder of their language model"
     add("--data", metavar="DATASET", help="with --base original: questions from here (default: the run's own dataset)")
-    add("--base", default="nf4", choices=("nf4", "original"), help=bases)
+    add("--base", default="nf4", metavar="nf4|original|DIR", help=bases)
+    add("--vision-tower", metavar="DIR", help="the CLIP of a checkpoint of LLaVA's own (default: what it names)")
+    add("--template", metavar="NAME", help="the prompt template of a model that does not say it")
     giving.add_export(add)
     add_json(add)

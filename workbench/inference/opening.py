@@ -1,7 +1,8 @@
 """One way to open anything that answers, told by what it is.
 
-Knows: run folders, checkpoints and LLaVA folders of ours or of Hugging Face (`Engine`), other vision-language models
-of transformers (`VisionLanguageModel`), names on the Hub of either, and `MODEL@URL` (`RemoteModel`).
+Knows: run folders, checkpoints and LLaVA folders of ours, of Hugging Face or of LLaVA's own (`Engine`), other
+vision-language models of transformers (`VisionLanguageModel`), names on the Hub of either, and `MODEL@URL`
+(`RemoteModel`).
 Does not know: how any of them answers.
 """
 
@@ -44,12 +45,13 @@ def open_model(
     if remote is not None:
         return _remote(str(name), remote["model"], remote["url"], load, open_image, adapter)
     from workbench.model import checkpoint, hf_folder  # torch and transformers: only where a model is really loaded
+    from workbench.model.original import kind_of
     from workbench.model.sources import resolve
 
-    folder = resolve(name)
+    folder = Path(name).expanduser() if kind_of(name) else resolve(name)
     ours = (folder / "run.json").is_file() or (folder / checkpoint.MANIFEST).is_file()
     shown = Path(name).name or str(name)
-    if not (ours or hf_folder.is_llava(folder)):
+    if not (ours or hf_folder.is_llava(folder) or kind_of(folder)):
         from workbench.inference.vlm import VisionLanguageModel
 
         return VisionLanguageModel(folder, load=load, device=device, open_image=open_image, adapter=adapter, name=shown)

@@ -13,6 +13,7 @@ from typing import Any
 from workbench.errors import CheckpointError, ModelError
 from workbench.model import hf_folder
 from workbench.model.llava import Llava, assemble
+from workbench.model.original import ORIGINAL
 from workbench.model.precision import DTYPES, QUANTISED, dequantise, dtype_name, pick_dtypes
 from workbench.model.proof import weight_bytes, weight_hashes
 from workbench.model.sources import resolve
@@ -30,6 +31,8 @@ def keep_base(part: str, llava: Llava, folder: Path) -> dict[str, Any]:
         return {"source": str(llava.spec[part]), "copied": False, "sha256": weight_hashes(source)}
     target = folder / "base" / part
     target.mkdir(parents=True)
+    if (source / ORIGINAL).is_dir():
+        shutil.copytree(source / ORIGINAL, target / ORIGINAL)
     for path in source.iterdir():
         if path.suffix in COPIED and path.is_file():
             shutil.copyfile(path, target / path.name)

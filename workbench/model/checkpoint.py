@@ -24,9 +24,11 @@ from workbench.model.base import keep_base, rebuild_base
 from workbench.model.export import export_hf as export_hf
 from workbench.model.llava import Llava
 from workbench.model.lora import adapter_parameters, attach_config, has_adapter
+from workbench.model.original import kind_of, read_original
+from workbench.model.original_in import load_original
 from workbench.model.precision import LANGUAGE
 from workbench.model.proof import Probed, affordable, check_files, compare_named, file_table, prove
-from workbench.model.sources import full_name, read_json, resolve, safetensors_files
+from workbench.model.sources import full_name, local, read_json, resolve, safetensors_files
 from workbench.model.templates import Template, chat_template, load_template
 from workbench.model.tensors import fill, named, read_tensors, write_tensors
 from workbench.resources import atomic_folder
@@ -161,14 +163,16 @@ def load_any(
     """`llava.load`: what a folder is follows from what lies in it."""
     options: dict[str, Any] = {"dtype": dtype, "device": device, "template": template, "image_mode": image_mode}
     folder = checkpoint_folder(source)
+    if kind_of(folder):
+        return load_original(folder, load=load, **options)
     if (folder / MANIFEST).is_file():
         return load_checkpoint(folder, load=load, **options)
     return hf_folder.load_folder(folder, source=full_name(source), load=load or "fp32", **options)
 
 
 def checkpoint_folder(source: str | Path) -> Path:
-    """The folder that holds the model: a run's best checkpoint, a checkpoint, or a Hugging Face LLaVA folder."""
-    folder = resolve(source)
+    """The folder that holds the model: a run's best checkpoint, a checkpoint, or a LLaVA of transformers or its own."""
+    folder = Path(source).expanduser() if kind_of(source) else resolve(source)
     if (folder / "run.json").is_file():
         from workbench.run import Run
 
@@ -176,7 +180,7 @@ def checkpoint_folder(source: str | Path) -> Path:
         if best is None:
             raise CheckpointError(str(source), found="a run without a checkpoint yet", expected="one that has saved")
         return best
-    if (folder / MANIFEST).is_file() or hf_folder.is_llava(folder):
+    if (folder / MANIFEST).is_file() or hf_folder.is_llava(folder) or kind_of(folder):
         return folder
     held = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) or "nothing"
     expected = f"run.json (a run), {MANIFEST} (a checkpoint) or config.json of a LLaVA"
@@ -184,8 +188,12 @@ def checkpoint_folder(source: str | Path) -> Path:
 
 
 def read_projector(source: str | Path) -> tuple[str, dict[str, torch.Tensor]]:
-    """(kind, tensors) of the projector in a run, a checkpoint or a Hugging Face LLaVA folder."""
+    """(kind, tensors) of the projector in a run, a checkpoint or a LLaVA; or in LLaVA's own `mm_projector.bin`."""
     folder = checkpoint_folder(source)
+    if kind_of(folder):
+        original = read_original(folder)
+        start = PREFIXES["projector"]
+        return original.projector, {name: each for name, each in original.tensors.items() if name.startswith(start)}
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
         check_files(folder, manifest["files"], only="projector.safetensors")
@@ -196,6 +204,21 @@ def read_projector(source: str | Path) -> tuple[str, dict[str, torch.Tensor]]:
         for name, tensor in read_tensors(path, containing="multi_modal_projector.").items():
             found["model." + name.removeprefix("model.")] = tensor
     return hf_folder.projector_name(act, folder), found
+
+
+def check_trainable(source: str | Path) -> None:
+    """Raise `ModelError` for what is answered with here, but not trained: other architectures, LLaVA's own layout."""
+    folder = Path(source).expanduser() if Path(source).expanduser().exists() else local(source, "")
+    if folder is None:
+        return
+    if kind_of(folder):
+        fix = f"convert it once: workbench export {source} FOLDER --as hf"
+        raise ModelError(str(source), found="LLaVA's own layout", expected="a LLaVA of transformers to train", fix=fix)
+    config = folder / "config.json"
+    if not (folder / MANIFEST).is_file() and config.is_file() and not hf_folder.is_llava(folder):
+        found = f"a {read_json(config).get('model_type')} model"
+        fix = "chat, generate, evaluate and compare work with it; train it with its makers' own code"
+        raise ModelError(str(source), found=found, expected="a LLaVA: no other architecture is trained here", fix=fix)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -17,27 +17,90 @@ from transformers import GenerationConfig, LlavaProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from workbench.errors import ModelError
-from workbench.model.hf_folder import load_folder, load_model
+from workbench.model.hf_folder import is_llava, load_folder, load_model
 from workbench.model.joint import tower_tokens
 from workbench.model.llava import Llava, load
 from workbench.model.lora import merge_into
+from workbench.model.original import kind_of
+from workbench.model.original_in import load_original
+from workbench.model.original_out import keep_original, write_original
 from workbench.model.parts import IMAGE_TOKEN, quietly
+from workbench.model.precision import DTYPES
 from workbench.model.proof import affordable, compare_tensors, prove
+from workbench.model.sources import safetensors_files
 from workbench.model.templates import chat_template
+from workbench.model.tensors import types_of
 from workbench.resources import atomic_folder
 
 
-def export_hf(source: str | Path, out: str | Path, *, base: str = "nf4", device: str = "auto") -> Path:
-    """Merge a run or checkpoint and write it as a standard LLaVA folder; returns the folder.
+def export_hf(
+    source: str | Path,
+    out: str | Path,
+    *,
+    base: str = "nf4",
+    device: str = "auto",
+    vision_tower: str | Path | None = None,
+    template: str | None = None,
+) -> Path:
+    """Merge a run or checkpoint, or convert LLaVA's own layout, into a standard LLaVA folder; returns the folder.
 
     `base="nf4"` merges onto the base the adapter was trained on, dequantised: logits equal within rounding.
     `base="original"` merges onto the weights before quantisation. The folder is loaded again and compared before it
     gets its name. Raises `ModelError` if `out` holds files, `CheckpointError` if the source is damaged.
+    For LLaVA's own layouts `base` is the language model of LoRA weights or a projector, and as `load_original` says.
     """
     out = Path(out)
     refuse_full(out)
-    llava = merge_into(load(source, device=device), base)
-    return write_folder(llava, out)
+    llava, base = opened(source, base, device, vision_tower, template)
+    return write_folder(merge_into(llava, base), out)
+
+
+def export_original(
+    source: str | Path,
+    out: str | Path,
+    *,
+    weights: str = "merged",
+    base: str = "nf4",
+    device: str = "auto",
+    vision_tower: str | Path | None = None,
+    template: str | None = None,
+) -> Path:
+    """Write a run, a checkpoint or any LLaVA in LLaVA's own layout; returns the folder.
+
+    weights: see `write_original`. Everything else, and what is raised, is as for `export_hf`.
+    """
+    out = Path(out)
+    refuse_full(out)
+    llava, base = opened(source, base, device, vision_tower, template)
+    if weights == "merged":
+        llava = merge_into(llava, base)
+        llava.model.to(llava.held)
+    return write_original(llava, out, weights)
+
+
+def opened(
+    source: str | Path, base: str, device: str, vision_tower: str | Path | None, template: str | None
+) -> tuple[Llava, str]:
+    """(the model with all its bits, the way to merge it)."""
+    if kind_of(source):
+        named = None if base == "nf4" else base
+        found = load_original(source, vision_tower=vision_tower, base=named, device=device, template=template)
+        return found, "nf4"
+    if vision_tower is not None:
+        fix = "leave --vision-tower out"
+        raise ModelError(str(source), found="a model with its tower", expected="one of LLaVA's own", fix=fix)
+    return load(source, load=saved_as(source), device=device, template=template), base
+
+
+def saved_as(source: str | Path) -> str | None:
+    """The number format of a Hugging Face folder's weights, float32 where they have several; None for a run of ours."""
+    from workbench.model.checkpoint import checkpoint_folder  # builds on this module
+
+    folder = checkpoint_folder(source)
+    if not is_llava(folder):
+        return None
+    types = {name for path in safetensors_files(folder) for name in types_of(path)}
+    return next((name for name, dtype in DTYPES.items() if types == {str(dtype)}), "fp32")
 
 
 def refuse_full(out: Path) -> None:
@@ -57,6 +120,7 @@ def write_folder(llava: Llava, out: Path) -> Path:
             with quietly(sum(parameter.nbytes for parameter in model.parameters())):
                 model.save_pretrained(temporary)
             processor(llava).save_pretrained(temporary)
+            keep_original(llava, temporary)
             template = llava.renderer.template.model_dump(mode="json")
             (temporary / "template.yaml").write_text(yaml.safe_dump(template, sort_keys=False))
             _prove(llava, temporary)

@@ -16,6 +16,7 @@ from transformers import LlavaForConditionalGeneration
 from workbench.errors import ModelError
 from workbench.model.joint import PROJECTORS, tower_tokens
 from workbench.model.llava import Llava, finish
+from workbench.model.original import says_llava
 from workbench.model.parts import IMAGE_TOKEN, add_image_token, image_settings, load_exactly, read_config
 from workbench.model.precision import check_quantised, let_go_of_file, pick_device, pick_dtypes, quantisation
 from workbench.model.sources import read_json
@@ -24,9 +25,9 @@ from workbench.model.tokenizers import load_tokenizer
 
 
 def is_llava(folder: Path) -> bool:
-    """Whether the folder's configuration says it is a LLaVA."""
-    path = folder / "config.json"
-    return path.is_file() and read_json(path).get("model_type") == "llava"
+    """Whether the folder's configuration says it is a LLaVA in this layout; LLaVA's own has the same `model_type`."""
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    return config.get("model_type") == "llava" and not says_llava(config)
 
 
 def load_model(folder: Path, load: str, dtype: torch.dtype, device: torch.device) -> LlavaForConditionalGeneration:
@@ -94,7 +95,7 @@ def mode_of(settings: dict[str, Any]) -> str:
     """The image mode that an image processor's settings describe."""
     if settings.get("do_pad"):
         return "pad"
-    whole = "shortest_edge" not in settings.get("size", {}) and isinstance(settings.get("size"), dict)
+    whole = isinstance(settings.get("size"), dict) and "shortest_edge" not in settings["size"]
     return "square" if whole or settings.get("do_center_crop") is False else "crop"
 
 

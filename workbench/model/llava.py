@@ -7,7 +7,7 @@ Does not know: what trains (stages.py), LoRA (lora.py), folders that hold traine
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +49,7 @@ class Llava:
     dtype: torch.dtype
     """The floating-point type the model computes in; trainable weights are float32 whatever this says."""
     folders: dict[str, Path] = field(default_factory=dict)
-    """Where the base lies on this disk: `vision` and `language`, or `llava`."""
+    """Where the base lies on this disk: `vision` and `language`, or `llava`; and LLaVA's own layout, `original`."""
 
     @property
     def tower(self) -> PreTrainedModel:
@@ -117,6 +117,9 @@ def build(spec: ModelSpec, *, template: str | Template, image_mode: str, seed: i
     Raises `ModelError` where the parts do not fit together.
     """
     if spec.checkpoint is not None:
+        from workbench.model.checkpoint import check_trainable  # builds on this module, as in `load`
+
+        check_trainable(spec.checkpoint)
         loaded = load(
             spec.checkpoint,
             load=spec.load,
@@ -151,7 +154,7 @@ def load(
     template: str | Template | None = None,
     image_mode: str | None = None,
 ) -> Llava:
-    """A LLaVA from a Hugging Face LLaVA folder or Hub name, a checkpoint folder of ours, or a run folder.
+    """A LLaVA from a Hugging Face LLaVA folder or Hub name, LLaVA's own layout, a checkpoint of ours, or a run folder.
 
     What a folder is follows from its content. `load=None` means as it was saved (float32 for a Hugging Face folder).
     A checkpoint trained on a quantised base and loaded as `fp32`, `bf16` or `fp16` gets that base dequantised: the
@@ -169,16 +172,19 @@ def assemble(
     template: str | Template,
     device: str = "auto",
     read: tuple[Callable[..., PreTrainedModel], Callable[..., PreTrainedModel]] = (load_tower, load_language),
+    tokens: Sequence[str] = (),
 ) -> Llava:
     """Put a tower and a language model from these folders together, as `record` says. No weight exists twice.
 
-    `read`: what makes them of their folders.
+    `read`: what makes them of their folders. `tokens`: what the tokenizer has to know besides, before `<image>`.
     """
     place = pick_device(device)
     held, dtype = pick_dtypes(record["load"], record["dtype"], place)
     tower = read[0](folders["vision"], held, place)
     language = read[1](folders["language"], record["load"], held, place)
     tokenizer = load_tokenizer(folders.get("tokenizer", folders["language"]))
+    if new := [token for token in tokens if token not in tokenizer.get_vocab()]:
+        tokenizer.add_special_tokens({"additional_special_tokens": new}, replace_extra_special_tokens=False)
     vocabulary = add_image_token(language, tokenizer)
     config = llava_config(record, tower, language, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
     with torch.device("meta"):

@@ -25,10 +25,10 @@ from transformers import AutoModel, AutoModelForCausalLM, LlavaForConditionalGen
 from workbench.errors import CheckpointError, ModelError
 from workbench.hub import fetch
 from workbench.model import hf_folder
-from workbench.model.checkpoint import MANIFEST, read_manifest
+from workbench.model.checkpoint import MANIFEST, check_trainable, read_manifest
 from workbench.model.llava import Llava, assemble
 from workbench.model.lora import attach_config
-from workbench.model.parts import quietly, read_config, tower_config
+from workbench.model.parts import language_config, quietly, read_config, tower_config
 from workbench.model.precision import is_quantised, quantisation
 from workbench.model.sources import full_name, local
 from workbench.model.templates import Template
@@ -73,6 +73,8 @@ def outline(spec: ModelSpec, *, template: str | Template, image_mode: str) -> Ou
     Raises `ModelError` as `build` does for whatever can be seen from configurations and tokenizers.
     """
     made = Outline()
+    if spec.checkpoint is not None:
+        check_trainable(spec.checkpoint)
     options = {"template": template, "image_mode": image_mode, "load": spec.load, "dtype": spec.dtype}
     with made.shapes():
         made.llava = (
@@ -142,7 +144,7 @@ def _tower(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrained
 
 def _language(folder: Path, load: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """`parts.load_language`, of shapes."""
-    model = AutoModelForCausalLM.from_config(read_config(folder), dtype=dtype)
+    model = AutoModelForCausalLM.from_config(language_config(folder), dtype=dtype)
     return _quantised(model, load, dtype, inside_llava=False).to(device)
 
 

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
@@ -50,7 +51,7 @@ def tower_config(folder: Path) -> Any:
 
 def load_language(folder: Path, load: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The language model, its linears quantised if `load` says so, on the device."""
-    read_config(folder)
+    language_config(folder)
     quantised = quantisation(load, dtype, inside_llava=False)
     place = {"": device}
     model = load_exactly(AutoModelForCausalLM, folder, dtype=dtype, quantization_config=quantised, device_map=place)
@@ -58,6 +59,15 @@ def load_language(folder: Path, load: str, dtype: torch.dtype, device: torch.dev
     if not isinstance(getattr(model, "lm_head", None), nn.Linear) or not hasattr(model, "model"):
         raise ModelError(str(folder), found=type(model).__name__, expected="a Llama-, Mistral- or Qwen2-type model")
     return model
+
+
+def language_config(folder: Path) -> Any:
+    """The configuration of the folder's language model. Raises `ModelError` if it holds something else."""
+    config = read_config(folder)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        expected = "a language model of Llama, Mistral or Qwen type"
+        raise ModelError(str(folder), found=f"a {config.model_type} model", expected=expected)
+    return config
 
 
 def read_config(folder: Path) -> Any:

@@ -62,7 +62,7 @@ def local(source: str | Path, part: str) -> Path | None:
 def full_name(source: str | Path) -> str:
     """The source as it can be found again from another working directory."""
     path = Path(source).expanduser()
-    return str(path.resolve()) if path.is_dir() and str(source) != "tiny" else str(source)
+    return str(path.resolve()) if path.exists() and str(source) != "tiny" else str(source)
 
 
 def safetensors_files(folder: Path) -> list[Path]:
@@ -123,7 +123,8 @@ def _look_at(name: str, say: Callable[[str], None]) -> int:
         raise
     weights = [file for file in info.siblings or [] if file.rfilename.endswith(".safetensors")]
     if not weights:
-        fix = "look for a conversion among its pull requests and write owner/name@refs/pr/NUMBER"
+        fix = "look for a conversion among its pull requests and write owner/name@refs/pr/NUMBER; a checkpoint of "
+        fix += "LLaVA's own, downloaded to a folder, is converted by workbench export FOLDER OUT --as hf"
         raise ModelError(name, found="no safetensors on the Hub", expected="weights that are not pickles", fix=fix)
     size, licence = size_and_licence(info, weights)
     say(f"{name}: {size / 1e9:.2f} GB to download, licence {licence or 'not stated'}")

@@ -57,6 +57,14 @@ def read_tensors(path: Path, *, containing: str = "") -> dict[str, torch.Tensor]
         raise CheckpointError(str(path), found=found, expected="safetensors") from error
 
 
+def types_of(path: Path) -> set[str]:
+    """The types of a file's tensors, as torch writes them, read off its header."""
+    names = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    with safe_open(path, framework="pt") as file:
+        held = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    return {str(names.get(name, name)) for name in held}
+
+
 @torch.no_grad()
 def fill(
     parameters: Mapping[str, nn.Parameter],

@@ -91,7 +91,7 @@ class Foresight:
             self._step(meter, pack, pieces, optimizer)
             moments.append(("step", meter.fullest()))
         phase, items = max(moments, key=lambda moment: sum(moment[1].values()))
-        return Memory({name: items.get(name, 0) for name in ITEMS}, phase, meter.flops / pieces)
+        return Memory({name: items.get(name, 0) for name in ITEMS}, phase, meter.flops)
 
     def _encode(self, meter: Meter) -> dict[str, int]:
         """A chunk of opened images, a group of which is on its way through a frozen tower."""
@@ -118,16 +118,19 @@ class Foresight:
         return optimizer
 
     def _step(self, meter: Meter, pack: Pack, pieces: int, optimizer: torch.optim.Optimizer) -> None:
-        """One optimiser step over the worst pack, `pieces` times."""
+        """One optimiser step; of its `pieces` the last one, which has the gradients of those before beside it."""
+        if pieces > 1:
+            with meter.label("gradients"):
+                for parameter in self.params:
+                    parameter.grad = torch.empty_like(parameter)
         with labels(self.llava, self.params, meter):
-            for _ in range(pieces):
-                with meter.label("images"), unset_fake_temporarily():
-                    batch, images = blank(pack, self.llava)
-                with meter.label("logits"):
-                    loss = token_losses(self.llava, batch, images).sum()
-                with meter.label("backward"):
-                    loss.backward()
-                del batch, images, loss  # as the loop's next piece replaces them
+            with meter.label("images"), unset_fake_temporarily():
+                batch, images = blank(pack, self.llava)
+            with meter.label("logits"):
+                loss = token_losses(self.llava, batch, images).sum()
+            with meter.label("backward"):
+                loss.backward()
+            del batch, images, loss  # as the loop's next piece replaces them
         with meter.label("optimiser"):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)

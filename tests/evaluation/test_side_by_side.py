@@ -1,0 +1,73 @@
+"""Several models about a person's pictures: every answer in its place, one model in memory, failures said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image as PILImage
+
+from workbench.chat_model import ScriptedModel
+from workbench.cli import main
+from workbench.conversation import Conversation
+from workbench.errors import DataError, ImageError, ModelError, WorkbenchError
+from workbench.evaluation.side_by_side import compare_models
+from workbench.model.checkpoint import save
+from workbench.model.llava import build
+from workbench.recipe import ModelSpec
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "inside").mkdir(parents=True)
+    for name, color in (("a.png", "red"), ("inside/b.jpg", "blue"), ("c.png", "green")):
+        PILImage.new("RGB", (40, 30), color).save(folder / name)
+    (folder / "notes.txt").write_text("not a picture")
+    return folder
+
+
+def test_every_answer_stands_beside_its_picture_and_question(photos: Path, tmp_path: Path) -> None:
+    one = ScriptedModel(lambda asked: f"one saw {Path(asked.images[0].path).name} & <b>{asked.messages[-1].text}</b>")
+
+    def fails_on_blue(asked: Conversation) -> str:
+        if asked.images[0].path.endswith("b.jpg"):
+            raise WorkbenchError("two", found="a blue picture", expected="any other")
+        return "two"
+
+    other = ScriptedModel(fails_on_blue)
+    found = compare_models([one, other], photos, ["What?", "Why?"], out=tmp_path / "page.html")
+    page = found.page.read_text(encoding="utf-8")
+    assert page.count("<section>") == page.count("data:image/") == 3 and "<script" not in page and "http" not in page
+    assert "one saw b.jpg &amp; &lt;b&gt;Why?&lt;/b&gt;" in page and "<b>Why" not in page
+    assert page.count("two: found a blue picture") == 2
+    assert {each.model for each in found.answers} == {"scripted", "scripted (2)"}
+    texts = [each.text for each in found.answers if each.model == "scripted (2)"]
+    assert texts == ["two", "two", "two", "two", None, None]  # a.png, c.png, inside/b.jpg
+    assert str(found).startswith("12 answers, 2 failed; written: ")
+
+
+def test_models_are_opened_by_name_and_one_that_cannot_be_is_said(photos: Path, tmp_path: Path) -> None:
+    llava = build(ModelSpec(vision="tiny", language="tiny", device="cpu"), template="tiny", image_mode="square")
+    folder = str(save(llava, tmp_path / "mine"))
+    command = ["compare-models", folder, str(tmp_path / "nowhere"), "--images", str(photos), "--limit", "2"]
+    assert main([*command, "--out", str(tmp_path / "page.html"), "--max-tokens", "4"]) == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("no such folder") == 2 and "mine" in page and "Describe this image in detail." in page
+    with pytest.raises(ModelError, match="no such folder"):
+        compare_models([tmp_path / "nowhere"], photos, out=tmp_path / "none.html")
+    assert not (tmp_path / "none.html").exists()
+
+
+def test_what_cannot_be_asked_is_told_first(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    silent = ScriptedModel(["never asked"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty: found no picture"):
+        compare_models([silent], tmp_path / "empty")
+    with pytest.raises(ImageError, match=r"notes.txt"):
+        compare_models([silent], [photos / "a.png", photos / "notes.txt"])
+    with pytest.raises(DataError, match="found no question"):
+        compare_models([silent], photos, [])
+    assert silent.asked == []
+    assert main(["compare-models", "nowhere", "--images", str(photos), "--json"]) == 1
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,186 @@
+"""Several models about a person's own pictures, side by side on one page that needs no model, network or script.
+
+Knows: that models are opened one after the other, so that only one is in memory; that a picture or model that fails is
+said in its place and takes no other with it. Does not know: which answer is better (`evaluate`, `wb.compare_answers`).
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench import __version__
+from workbench.chat_model import ChatModel, SamplingOptions
+from workbench.conversation import Conversation, Image, Message, new_id
+from workbench.data.images import SUFFIXES
+from workbench.errors import DataError, WorkbenchError
+from workbench.evaluation.report import write_page
+from workbench.inference.attachments import attached, open_file
+from workbench.inference.opening import open_model
+from workbench.progress import progress
+from workbench.report import picture_source
+
+QUESTION = "Describe this image in detail."
+SIDE = 480
+"""Pixels of a picture on the page at most."""
+BATCH = 8
+"""Questions handed to a model at once."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one model said to one question about one picture."""
+
+    model: str
+    image: str
+    question: str
+    text: str | None
+    error: str | None = None
+    seconds: float = 0.0
+    """Of its share of the batch it was answered in."""
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """The page and what is on it."""
+
+    page: Path
+    answers: list[Said]
+
+    def __str__(self) -> str:
+        failed = sum(one.error is not None for one in self.answers)
+        return f"{len(self.answers):,} answers{f', {failed} failed' if failed else ''}; written: {self.page}"
+
+    def summary(self) -> dict[str, Any]:
+        """For a program."""
+        return {"written": str(self.page), "answers": [asdict(one) for one in self.answers]}
+
+
+def compare_models(
+    models: Sequence[ChatModel | str | Path],
+    images: Sequence[str | Path] | str | Path,
+    questions: Sequence[str] | str = QUESTION,
+    *,
+    out: str | Path = "models.html",
+    limit: int = 20,
+    load: str | None = None,
+    device: str = "auto",
+    max_tokens: int = 256,
+) -> SideBySide:
+    """Ask each model each question about each picture, and write the answers as one HTML file.
+
+    models: models, or what `wb.open_model` opens: runs, LLaVA folders, other vision-language models, `MODEL@URL`.
+    images: files (pictures, PDF files, videos) or folders of pictures, of which the first `limit` are taken. Answers
+    are greedy. Raises `DataError` for no model or no picture, and what opening raises if no model can be opened.
+    """
+    asked = [questions] if isinstance(questions, str) else list(questions)
+    pictures = _pictures([images] if isinstance(images, (str, Path)) else images, limit)
+    if not models or not asked:
+        found = "no model" if not models else "no question"
+        raise DataError("compare-models", found=found, expected="at least one")
+    answers: list[Said] = []
+    problems: list[WorkbenchError] = []
+    names = _names(models)
+    with progress("answers", total=len(models) * len(pictures) * len(asked), unit="answer") as bar:
+        for name, one in zip(names, models, strict=True):
+            try:
+                settings: dict[str, Any] = {} if "@http" in str(one) else {"load": load, "device": device}
+                model = open_model(one, **settings) if isinstance(one, (str, Path)) else one
+            except WorkbenchError as error:
+                problems.append(error)
+                answers += [Said(name, image.path, text, None, str(error)) for image in pictures for text in asked]
+                bar.advance(len(pictures) * len(asked))
+                continue
+            answers += _ask(model, name, pictures, asked, SamplingOptions(max_tokens=max_tokens), bar)
+            if isinstance(one, (str, Path)):
+                _let_go(model)
+            del model
+            gc.collect()  # so that the next has the memory
+    if len(problems) == len(models):
+        raise problems[0]
+    return SideBySide(write_page("side_by_side.html.jinja", Path(out), _values(names, pictures, answers)), answers)
+
+
+def _pictures(places: Sequence[str | Path], limit: int) -> list[Image]:
+    found: list[Image] = []
+    for place in map(Path, places):
+        files = sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES) if place.is_dir() else []
+        if place.is_dir() and not files:
+            raise DataError(str(place), found="no picture", expected="a folder with pictures, or picture files")
+        for file in files[:limit] or [place]:
+            found += attached(file)
+    return found[:limit]
+
+
+def _names(models: Sequence[ChatModel | str | Path]) -> list[str]:
+    """What each is called on the page, no two alike."""
+    names: list[str] = []
+    for one in models:
+        whole = str(one) if isinstance(one, (str, Path)) else one.name
+        short = whole.partition("@http")[0].rstrip("/").rpartition("/")[2] or whole
+        names.append(short if short not in names else f"{short} ({len(names) + 1})")
+    return names
+
+
+def _ask(
+    model: ChatModel, name: str, pictures: list[Image], asked: list[str], options: SamplingOptions, bar: Any
+) -> list[Said]:
+    jobs = [(image, text) for image in pictures for text in asked]
+    made: list[Said] = []
+    for begin in range(0, len(jobs), BATCH):
+        batch = jobs[begin : begin + BATCH]
+        began = time.perf_counter()
+        try:
+            texts = [answer.text for answer in model.reply_batch([_question(*job) for job in batch], options)]
+            said: list[tuple[str | None, str | None]] = [(text.strip(), None) for text in texts]
+        except WorkbenchError:  # one of them; which one is found out by asking each alone
+            said = [_alone(model, job, options) for job in batch]
+        each = (time.perf_counter() - began) / len(batch)
+        made += [Said(name, image.path, text, *told, each) for (image, text), told in zip(batch, said, strict=True)]
+        bar.advance(len(batch))
+    return made
+
+
+def _let_go(model: ChatModel) -> None:
+    """End what a model of this process keeps running."""
+    close = getattr(model, "close", None)
+    if close is not None and not inspect.iscoroutinefunction(close):
+        close()
+
+
+def _alone(model: ChatModel, job: tuple[Image, str], options: SamplingOptions) -> tuple[str | None, str | None]:
+    try:
+        return model.reply(_question(*job), options).text.strip(), None
+    except WorkbenchError as error:
+        return None, str(error)
+
+
+def _question(image: Image, text: str) -> Conversation:
+    return Conversation(new_id("side by side", image.path, text), (Message("user", (image, text)),))
+
+
+def _values(names: list[str], pictures: list[Image], answers: list[Said]) -> dict[str, Any]:
+    held = {(one.image, one.question, one.model): one for one in answers}
+    asked = list(dict.fromkeys(one.question for one in answers))
+    shown = [
+        {
+            "name": Path(image.path).name,
+            "source": picture_source(open_file(image), SIDE),
+            "questions": [(text, [held[image.path, text, name] for name in names]) for text in asked],
+        }
+        for image in pictures
+    ]
+    seconds = {name: [one.seconds for one in answers if one.model == name and one.error is None] for name in names}
+    means = {name: sum(each) / len(each) if each else None for name, each in seconds.items()}
+    return {
+        "title": f"{len(names)} models about {len(pictures)} pictures",
+        "subtitle": f"greedy answers to {len(asked)} question(s) about each, asked by workbench {__version__}",
+        "names": names,
+        "seconds": means,
+        "pictures": shown,
+    }

@@ -1,0 +1,237 @@
+"""LLaVA's own layouts, read: a full checkpoint, a folder of LoRA weights, a bare projector; told by what is in them.
+
+Knows: the files of each, what `config.json` says about tower, projector and images, and the name that every tensor has
+there and in transformers' LLaVA; a tensor without one is an error.
+Does not know: how a model is made of them (`original_in.py`) or how they are written (`original_out.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workbench.errors import CheckpointError, ModelError
+from workbench.model.joint import PROJECTORS
+from workbench.model.pickles import read_pickle
+from workbench.model.sources import read_json
+from workbench.model.tensors import read_tensors
+
+ORIGINAL = "original"
+"""Folder in an exported Hugging Face folder with the small files of the original that it was made of."""
+PROJECTOR_FILE, TRAINABLES, ADAPTER = "mm_projector.bin", "non_lora_trainables.bin", "adapter_model"
+LANGUAGES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
+"""`model_type` of a LLaVA -> that of its language model."""
+TEMPLATES = {"llama": "v1", "mistral": "mistral", "qwen2": "qwen"}
+"""The template of a language model's type, where nothing says another: LLaVA itself goes by the folder's name."""
+PATCH = "<im_patch>"
+NAMES = (
+    ("model.mm_projector.0.", "model.multi_modal_projector.linear_1."),
+    ("model.mm_projector.2.", "model.multi_modal_projector.linear_2."),
+    ("model.mm_projector.", "model.multi_modal_projector.linear_1."),
+    ("model.vision_tower.vision_tower.vision_model.", "model.vision_tower."),
+    ("model.vision_tower.vision_tower.", "model.vision_tower."),
+    ("model.layers.", "model.language_model.layers."),
+    ("model.embed_tokens.", "model.language_model.embed_tokens."),
+    ("model.norm.", "model.language_model.norm."),
+    ("lm_head.", "lm_head."),
+)
+"""How a tensor's name begins in LLaVA's layout, and in transformers'; of several that fit the first."""
+COMPUTED = re.compile(r".*\.rotary_emb\.inv_freq|.*\.embeddings\.position_ids")
+"""Names of what older files keep although it follows from the configuration."""
+LORA = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Original:
+    """What such a folder holds. Tensors are under transformers' names, adapters under peft's."""
+
+    folder: Path
+    kind: str
+    """full | lora | projector"""
+    config: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+    adapter: dict[str, torch.Tensor] = field(default_factory=dict)
+    lora: dict[str, Any] = field(default_factory=dict)
+    """`adapter_config.json`."""
+
+    @property
+    def projector(self) -> str:
+        """Our name of its projector: `linear` or `mlp2x_gelu`. Raises `ModelError` for another."""
+        two = any(".linear_2." in name for name in self.tensors)
+        told = self.config.get("mm_projector_type") or ("mlp2x_gelu" if two and not self.config else "linear")
+        if told not in PROJECTORS:
+            raise ModelError(str(self.folder), found=f"a projector {told!r}", expected=" or ".join(PROJECTORS))
+        if two != (told == "mlp2x_gelu"):
+            found = f"mm_projector_type {told} and a projector of {1 + two} layers"
+            raise CheckpointError(str(self.folder), found=found, expected="a projector as config.json says")
+        return told
+
+
+def kind_of(source: str | Path) -> str | None:
+    """`full`, `lora` or `projector` if this is a folder (or a projector's file) of LLaVA's own; None for all else."""
+    folder = Path(source).expanduser()
+    if folder.is_file():
+        return "projector" if folder.suffix in (".bin", ".pt", ".pth") else None
+    if not folder.is_dir():
+        return None
+    if (folder / "adapter_config.json").is_file() and (folder / TRAINABLES).is_file():
+        return "lora"
+    config = folder / "config.json"
+    if config.is_file() and says_llava(read_json(config)) and has_weights(folder):
+        return "full"
+    return "projector" if (folder / PROJECTOR_FILE).is_file() else None
+
+
+def says_llava(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is one of LLaVA's own: those of transformers have no such fields."""
+    return "mm_vision_tower" in config or "mm_hidden_size" in config
+
+
+def has_weights(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _INDEXES + _WHOLE)
+
+
+def read_original(source: str | Path) -> Original:
+    """Everything a folder holds. Raises `CheckpointError` for a tensor that no LLaVA of 1.5 or before has, for a
+    pickle that would run code and for files that are missing; `ModelError` for a kind of LLaVA that is not read."""
+    folder, kind = Path(source).expanduser(), kind_of(source)
+    if kind is None:
+        raise ModelError(str(source), found="no checkpoint of LLaVA's own", expected="config.json and its weights")
+    if folder.is_file():
+        return Original(folder, kind, {}, _named(_only_projector(read_pickle(folder)), folder))
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    check_config(config, folder)
+    if kind == "full":
+        return Original(folder, kind, config, _named(read_weights(folder), folder))
+    if kind == "projector":
+        return Original(folder, kind, config, _named(_only_projector(read_pickle(folder / PROJECTOR_FILE)), folder))
+    rest = {_without_lora(name): tensor for name, tensor in read_pickle(folder / TRAINABLES).items()}
+    adapter = {_adapter_name(name, folder): tensor for name, tensor in _adapter(folder).items()}
+    return Original(folder, kind, config, _named(rest, folder), adapter, read_json(folder / "adapter_config.json"))
+
+
+def check_config(config: Mapping[str, Any], where: Path) -> None:
+    """Raise `ModelError` for a LLaVA that is not read here, saying which field says so."""
+    kind = config.get("model_type")
+    if config and kind not in LANGUAGES:
+        raise ModelError(str(where), found=f"model_type {kind!r}", expected=" or ".join(LANGUAGES))
+    ratio, merge = str(config.get("image_aspect_ratio")), config.get("mm_patch_merge_type") or "flat"
+    if ratio.startswith("anyres") or merge != "flat":
+        found = f"image_aspect_ratio {ratio} and mm_patch_merge_type {merge}, a LLaVA-NeXT"
+        raise ModelError(str(where), found=found, expected="LLaVA 1.5 or before in this layout")
+    if config.get("mm_use_im_start_end"):
+        found = "mm_use_im_start_end: true, a LLaVA that wants <im_start> and <im_end> around its images"
+        raise ModelError(str(where), found=found, expected="one that takes its images as they are, as LLaVA 1.5 does")
+    if config.get("s2"):
+        raise ModelError(str(where), found="s2: true, a tower at several scales", expected="a tower at one scale")
+
+
+def settings_of(original: Original) -> dict[str, Any]:
+    """The fields of our record that its configuration decides."""
+    feature = original.config.get("mm_vision_select_feature") or "patch"
+    return {
+        "projector": original.projector,
+        "vision_layer": int(original.config.get("mm_vision_select_layer", -2)),
+        "vision_select": {"patch": "default", "cls_patch": "full"}[feature],
+    }
+
+
+# --- names ------------------------------------------------------------------------------------------------------
+
+
+def ours(name: str) -> str | None:
+    """The name in transformers' LLaVA; None if there is none."""
+    for theirs, own in NAMES:
+        if name.startswith(theirs):
+            return own + name.removeprefix(theirs)
+    return None
+
+
+def theirs(name: str, projector: str) -> str:
+    """The name in LLaVA's layout of a parameter of transformers' LLaVA."""
+    if projector == "linear" and name.startswith(NAMES[2][1]):
+        return NAMES[2][0] + name.removeprefix(NAMES[2][1])
+    return next(there + name.removeprefix(own) for there, own in NAMES if name.startswith(own))
+
+
+def _named(tensors: Mapping[str, torch.Tensor], where: Path) -> dict[str, torch.Tensor]:
+    """Under our names; what follows from the configuration is left out, anything unknown raises."""
+    kept = {name: tensor for name, tensor in tensors.items() if not COMPUTED.fullmatch(name)}
+    strange = sorted(name for name in kept if ours(name) is None)
+    if strange:
+        found = f"{len(strange)} surplus tensors, the first: {strange[0]}"
+        raise CheckpointError(str(where), found=found, expected="exactly the tensors of a LLaVA 1.5 or before")
+    return {str(ours(name)): tensor for name, tensor in kept.items()}
+
+
+def _only_projector(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of a projector's file, whatever stands before `mm_projector` in their names."""
+    return {re.sub(r"^.*?\bmm_projector\.", "model.mm_projector.", name): each for name, each in tensors.items()}
+
+
+def _without_lora(name: str) -> str:
+    """A tensor's name without what peft puts before it (`base_model.model.`)."""
+    return name.removeprefix(LORA) if name.startswith(LORA) else name.removeprefix("base_model.")
+
+
+def _adapter_name(name: str, where: Path) -> str:
+    """peft's name of an adapter's tensor in transformers' LLaVA."""
+    inner = ours(name.removeprefix(LORA))
+    if not name.startswith(LORA) or inner is None or ".lora_" not in name:
+        found = f"surplus tensor {name} among the adapter's"
+        raise CheckpointError(str(where), found=found, expected="lora_A and lora_B of the language model's linears")
+    return LORA + inner
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+_WHOLE = ("model.safetensors", "pytorch_model.bin")
+_INDEXES = tuple(f"{name}.index.json" for name in _WHOLE)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """A model folder's weights, safetensors or pickles. Raises `CheckpointError` if a listed file is missing."""
+    for whole, index in zip(_WHOLE, _INDEXES, strict=True):
+        if (folder / index).is_file():
+            names = sorted({str(name) for name in _weight_map(folder / index).values()})
+            missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+            if missing:
+                raise CheckpointError(str(folder), found=f"no {missing[0]}", expected="every file its index lists")
+            return [folder / name for name in names]
+        if (folder / whole).is_file():
+            return [folder / whole]
+    raise CheckpointError(str(folder), found="no weights", expected=" or ".join(_WHOLE))
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a model folder by name, as its files and its index say alike."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in weight_files(folder):
+        read = read_pickle(path) if path.suffix == ".bin" else read_tensors(path)
+        if twice := sorted(tensors.keys() & read.keys()):
+            raise CheckpointError(str(path), found=f"{twice[0]} a second time", expected="each tensor in one file")
+        tensors |= read
+    index = next((folder / name for name in _INDEXES if (folder / name).is_file()), None)
+    if index is not None and (odd := sorted(_weight_map(index).keys() ^ tensors.keys())):
+        found = f"{len(odd)} tensors that only the index or only the files have, the first: {odd[0]}"
+        raise CheckpointError(str(folder), found=found, expected="the tensors its index lists")
+    return tensors
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    held = read_json(index).get("weight_map")
+    if not isinstance(held, dict):
+        raise CheckpointError(str(index), found="no weight_map", expected="an index of weights")
+    return held
+
+
+def _adapter(folder: Path) -> dict[str, torch.Tensor]:
+    for suffix, read in ((".safetensors", read_tensors), (".bin", read_pickle)):
+        if (folder / f"{ADAPTER}{suffix}").is_file():
+            return read(folder / f"{ADAPTER}{suffix}")
+    raise CheckpointError(str(folder), found=f"no {ADAPTER}.safetensors or .bin", expected="the adapter's weights")

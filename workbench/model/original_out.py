@@ -1,0 +1,317 @@
+"""A LLaVA written in LLaVA's own layouts: a full checkpoint, LoRA weights, or a bare projector.
+
+Knows: the configuration that LLaVA's code reads, when a tower is named and when it is carried, which rows of the
+embeddings are ours alone, and that what was written is read again and compared before it gets its name.
+Does not know: how such folders are read (`original.py`, `original_in.py`), the standard layout (`export.py`).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from huggingface_hub import save_torch_state_dict
+from tokenizers.processors import TemplateProcessing
+
+from workbench.errors import CheckpointError, ModelError
+from workbench.model.llava import Llava
+from workbench.model.lora import VISION, adapted, adapter_parameters, has_adapter
+from workbench.model.original import (
+    ADAPTER,
+    LANGUAGES,
+    LORA,
+    ORIGINAL,
+    PROJECTOR_FILE,
+    TRAINABLES,
+    Original,
+    ours,
+    read_original,
+    theirs,
+)
+from workbench.model.original_in import PROJECTOR, base_hashes, load_original
+from workbench.model.parts import quietly
+from workbench.model.precision import LANGUAGE
+from workbench.model.proof import affordable, prove
+from workbench.model.sources import NAME, read_json
+from workbench.model.tensors import same_bits, write_tensors
+from workbench.model.tokenizers import FILES
+from workbench.resources import atomic_folder
+
+WEIGHTS = ("merged", "adapter", "projector")
+TOWER = "vision_tower"
+"""Folder of a tower that is carried, in the folder of the checkpoint."""
+NEAR = {"rtol": 4e-3, "atol": 1e-6}
+"""How near a row of `<image>` is to the mean of all others if nothing ever trained it."""
+
+
+def write_original(llava: Llava, out: Path, weights: str = "merged") -> Path:
+    """Write a `Llava` in LLaVA's own layout, whole or not at all; returns the folder.
+
+    weights: `merged`, a full checkpoint of a model without adapters; `adapter`, LoRA weights and projector beside the
+    base's name and hashes; `projector`, `mm_projector.bin`. Raises `ModelError` for what such a layout cannot say.
+    """
+    _refuse(llava, weights)
+    with atomic_folder(out) as folder:
+        config = original_config(llava)
+        _write_tower(llava, config, folder)
+        template = llava.renderer.template.model_dump(mode="json")
+        (folder / "template.yaml").write_text(yaml.safe_dump(template, sort_keys=False))
+        if weights == "merged":
+            written = _whole(llava, config)
+            save_torch_state_dict(
+                written, folder, filename_pattern="model{suffix}.safetensors", metadata={"format": "pt"}
+            )
+            _copy_small(llava, folder)
+        else:
+            config |= {"base_sha256": base_hashes(llava.folders["language"])}
+            written = _write_parts(llava, folder, weights)
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        _prove(llava, folder, written, weights)
+    return out
+
+
+def keep_original(llava: Llava, folder: Path) -> None:
+    """Put the small files of the original that a model came from beside its weights in another layout."""
+    source, inside = llava.folders.get("original"), llava.folders.get("llava")
+    if source is None and (inside is None or not (inside / ORIGINAL).is_dir()):
+        return
+    kept = folder / ORIGINAL
+    kept.mkdir()
+    held = inside / ORIGINAL if source is None and inside is not None else None
+    _copy(held or llava.folders["language"], kept, [*FILES, "generation_config.json"])
+    config = (held or source or folder) / "config.json"
+    if config.is_file():
+        told = read_json(config)
+        told.pop("base_sha256", None)
+        if "vision" in llava.spec["trained"]:
+            told["unfreeze_mm_vision_tower"] = True  # it is in the checkpoint's own file from now on
+        (kept / "config.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+
+
+# --- what config.json says --------------------------------------------------------------------------------------
+
+
+def original_config(llava: Llava) -> dict[str, Any]:
+    """LLaVA's `config.json`: that of the original it came from where there is one, with what has changed since."""
+    kept = _kept(llava)
+    config = read_json(kept / "config.json") if kept and (kept / "config.json").is_file() else _derived(llava)
+    config.pop("base_sha256", None)
+    pad, told = llava.image_mode.mode == "pad", config.get("image_aspect_ratio")
+    facts: dict[str, tuple[Any, Any]] = {  # key -> (what is so, what LLaVA takes where nothing is said)
+        "mm_projector_type": (llava.spec["projector"], "linear"),
+        "mm_vision_select_layer": (llava.spec["vision_layer"], None),
+        "mm_vision_select_feature": ("patch" if llava.spec["vision_select"] == "default" else "cls_patch", "patch"),
+        "image_aspect_ratio": ("pad" if pad else told if told != "pad" else "square", None),
+        "torch_dtype": (str(llava.held).removeprefix("torch."), None),
+        "vocab_size": (_rows(llava, config.get("vocab_size")), None),
+    }
+    return config | {key: value for key, (value, usual) in facts.items() if config.get(key, usual) != value}
+
+
+def _derived(llava: Llava) -> dict[str, Any]:
+    """A configuration for a model that comes from no such checkpoint, in the words of transformers 4.37."""
+    text = llava.model.config.text_config
+    kind = next(name for name, language in reversed(LANGUAGES.items()) if language == text.model_type)
+    name = {"llava_llama": "LlavaLlama", "llava_mistral": "LlavaMistral"}.get(kind, "LlavaQwen")
+    held = {key: value for key, value in text.to_dict().items() if not key.startswith("_")}
+    rope = held.pop("rope_parameters", None) or {}
+    scaled = {key: value for key, value in rope.items() if key not in ("rope_theta", "rope_type")}
+    for key in ("dtype", "transformers_version", "architectures", "layer_types"):
+        held.pop(key, None)
+    return held | {
+        "architectures": [f"{name}ForCausalLM"],
+        "model_type": kind,
+        "rope_theta": rope.get("rope_theta", 10000.0),
+        "rope_scaling": {"type": rope["rope_type"], **scaled} if scaled else None,
+        "vocab_size": llava.spec["vocabulary"]["rows_before"],
+        "use_mm_proj": True,
+        "mm_vision_tower": TOWER,
+        "mm_projector_type": llava.spec["projector"],
+        "mm_vision_select_feature": "patch",
+        "mm_hidden_size": llava.tower.config.hidden_size,
+        "mm_patch_merge_type": "flat",
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "tune_mm_mlp_adapter": False,
+        "freeze_mm_mlp_adapter": False,
+        "tokenizer_padding_side": "right",
+        "tokenizer_model_max_length": 2048,
+    }  # fmt: skip
+
+
+def _kept(llava: Llava) -> Path | None:
+    """The folder with the small files of the original that the model came from."""
+    if "original" in llava.folders:
+        return llava.folders["original"]
+    inside = llava.folders.get("llava")
+    return inside / ORIGINAL if inside is not None and (inside / ORIGINAL).is_dir() else None
+
+
+def _rows(llava: Llava, told: int | None) -> int:
+    """Rows of embeddings and head to write: without those of `<image>`, if reading makes the same ones again."""
+    rows = min(told or llava.spec["vocabulary"]["rows_before"], llava.spec["vocabulary"]["rows_after"])
+    made = {"model.language_model.embed_tokens.weight", "lm_head.weight"}
+    for name, weight in llava.model.named_parameters():
+        if name in made and len(weight) > rows:
+            mean = weight.data[:rows].float().mean(0).expand(len(weight) - rows, -1)
+            if not torch.allclose(weight.data[rows:].float(), mean, **NEAR):
+                return len(weight)
+    return rows
+
+
+# --- tensors ----------------------------------------------------------------------------------------------------
+
+
+def _whole(llava: Llava, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Every tensor of the full checkpoint, under LLaVA's names."""
+    made = {}
+    for name, parameter in llava.model.named_parameters():
+        tensor = parameter.data
+        if name.startswith(VISION) and not config.get("unfreeze_mm_vision_tower"):
+            continue  # named, or in a folder of its own
+        if llava.spec["projector"] == "linear" and name.startswith(PROJECTOR + "linear_2."):
+            continue  # an identity
+        if name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
+            tensor = tensor[: config["vocab_size"]].clone()
+        made[theirs(name, llava.spec["projector"])] = tensor
+    return made
+
+
+def _write_parts(llava: Llava, folder: Path, weights: str) -> dict[str, torch.Tensor]:
+    """A LoRA folder's files, or `mm_projector.bin`; returns the tensors by the names they are read under."""
+    projector = {
+        theirs(name, llava.spec["projector"]): parameter.detach().cpu()
+        for name, parameter in llava.model.named_parameters()
+        if name.startswith(PROJECTOR) and not (llava.spec["projector"] == "linear" and ".linear_2." in name)
+    }
+    if weights == "projector":
+        torch.save(projector, folder / PROJECTOR_FILE)
+        return projector
+    torch.save({LORA + name: tensor for name, tensor in projector.items()}, folder / TRAINABLES)
+    adapter = adapter_parameters(llava.model)
+    names = {name: LORA + theirs(name.removeprefix(LORA), "") for name in adapter}
+    write_tensors(folder / f"{ADAPTER}.safetensors", {names[name]: tensor for name, tensor in adapter.items()})
+    settings = llava.model.peft_config["default"]
+    base = str(llava.spec["language"])
+    told = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "fan_in_fan_out": False, "inference_mode": True,
+        "init_lora_weights": True, "modules_to_save": None, "r": settings.r, "lora_alpha": settings.lora_alpha,
+        "lora_dropout": settings.lora_dropout, "use_rslora": settings.use_rslora,
+        "base_model_name_or_path": base if _on_hub(base) else Path(base).name,
+        "target_modules": sorted({name.rpartition(".")[2] for name, _ in adapted(llava.model, LANGUAGE)}),
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    return projector
+
+
+def _write_tower(llava: Llava, config: dict[str, Any], folder: Path) -> None:
+    """Name the tower if it is one of the Hub as it was published, else put it into a folder of its own."""
+    trained = "vision" in llava.spec["trained"]
+    told = config.get("mm_vision_tower") if _kept(llava) else llava.spec.get("vision")
+    squashed = llava.image_mode.mode == "square"
+    if config.get("unfreeze_mm_vision_tower") or (told and _on_hub(str(told)) and not trained and not squashed):
+        config["mm_vision_tower"] = str(told)
+        return
+    with quietly(0):
+        llava.tower.save_pretrained(folder / TOWER)
+    whole = {"height": llava.image_mode.side, "width": llava.image_mode.side}
+    settings = llava.image_mode.processor_settings() | {"image_processor_type": "CLIPImageProcessor"}
+    settings.pop("do_pad")
+    if llava.image_mode.mode == "pad":
+        settings |= {"size": {"shortest_edge": llava.image_mode.side}, "crop_size": whole, "do_center_crop": True}
+    (folder / TOWER / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    config["mm_vision_tower"] = TOWER
+
+
+def _on_hub(name: str) -> bool:
+    return NAME.fullmatch(name) is not None and not Path(name).exists()
+
+
+def _copy_small(llava: Llava, folder: Path) -> None:
+    """The tokenizer as the original has it: LLaVA's code reads its sentencepiece model."""
+    kept = _kept(llava)
+    source = kept if kept and llava.folders.get("original") is None else llava.folders.get("language")
+    if source is not None:
+        _copy(source, folder, [*FILES, "generation_config.json"])
+        return
+    tokenizer = copy.deepcopy(llava.tokenizer)  # beside a chat template that writes the begin token it adds none
+    if llava.renderer.bos:
+        begin = [(tokenizer.bos_token, llava.renderer.bos[0])]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{tokenizer.bos_token} $A", special_tokens=begin
+        )
+    tokenizer.save_pretrained(folder)
+    _copy(llava.folders["llava"], folder, ["tokenizer.model", "generation_config.json"])
+
+
+def _copy(source: Path, target: Path, patterns: list[str]) -> None:
+    for path in sorted({path for pattern in patterns for path in source.glob(pattern) if path.is_file()}):
+        shutil.copyfile(path, target / path.name)
+
+
+# --- what is refused, and the proof -----------------------------------------------------------------------------
+
+
+def _refuse(llava: Llava, weights: str) -> None:
+    text = llava.model.config.text_config
+    if weights not in WEIGHTS:
+        raise ModelError("weights", found=repr(weights), expected=" or ".join(WEIGHTS))
+    kinds = (llava.model.config.model_type, llava.tower.config.model_type, text.model_type)
+    if kinds[:2] != ("llava", "clip_vision_model") or text.model_type not in LANGUAGES.values():
+        found, languages = " of ".join((kinds[0], " and ".join(kinds[1:]))), dict.fromkeys(LANGUAGES.values())
+        expected = f"a LLaVA 1.5 or before of a CLIP and a {' or '.join(languages)}"
+        raise ModelError("LLaVA's own layout", found=found, expected=expected, fix="use --as hf")
+    if weights == "merged":
+        return
+    if llava.spec["trained"] or "language" not in llava.folders or next(adapted(llava.model, VISION), None):
+        found = "a model whose base is no language model of its own, or was trained in full"
+        raise ModelError(f"weights: {weights}", found=found, expected="adapters and a projector", fix="use merged")
+    if (weights == "adapter") != has_adapter(llava.model):
+        found = "no adapter" if weights == "adapter" else "an adapter, which would be lost"
+        fix = "--weights merged" if weights == "adapter" else "--weights adapter or merged"
+        raise ModelError(f"weights: {weights}", found=found, fix=fix)
+
+
+def _prove(llava: Llava, folder: Path, written: Mapping[str, torch.Tensor], weights: str) -> None:
+    """Read the files again: the same bits; and, where a second model is affordable, the same answers."""
+    again = read_original(folder)
+    for name, tensor in written.items():
+        found = again.tensors.get(str(ours(name)))
+        if found is None or not same_bits(tensor.detach(), found):
+            raise CheckpointError(str(folder), found=f"another {name} than was written", expected="the same bits")
+    if weights == "projector" or not affordable(llava):
+        return
+    with tempfile.TemporaryDirectory(prefix="workbench-tower-") as temporary:
+        prove(llava, lambda: _reloaded(llava, folder, again, Path(temporary)))
+
+
+def _reloaded(llava: Llava, folder: Path, again: Original, temporary: Path) -> Llava:
+    tower = None
+    if again.config["mm_vision_tower"] != TOWER:  # named: what lies under that name may not be on this machine
+        with quietly(0):
+            llava.tower.save_pretrained(temporary)
+        settings = llava.spec["image_settings"]
+        (temporary / "preprocessor_config.json").write_text(json.dumps(settings))
+        tower = temporary
+    lora = again.kind == "lora"
+    loaded = load_original(
+        folder,
+        vision_tower=tower,
+        base=llava.folders["language"] if lora else None,
+        load=llava.spec["load"],
+        dtype=llava.spec["dtype"],
+        device=str(llava.device),
+    )
+    rows = again.config["vocab_size"]
+    live = dict(llava.model.named_parameters())
+    for name in () if lora else ("model.language_model.embed_tokens.weight", "lm_head.weight"):
+        if name in live:  # those of `<image>`, which were made anew
+            dict(loaded.model.named_parameters())[name].data[rows:] = live[name].data[rows:]
+    return loaded

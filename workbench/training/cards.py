@@ -1,0 +1,215 @@
+"""On which cards a recipe trains and its model answers, foreseen before any data or weights are there.
+
+Knows: a pack as full as data can make it, the settings that are tried so that a card is enough, and an answer about one
+picture. Everything is counted on shapes (`memory.py`); no part of it is a formula of a model.
+Does not know: a person's data, whose own worst pack `plan` finds; how fast anything is.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workbench.model.lora import used_layers
+from workbench.model.outline import Outline, outline
+from workbench.model.precision import QUANTISED
+from workbench.model.stages import table
+from workbench.recipe import Recipe, as_recipe
+from workbench.training.forecast import LAYERS
+from workbench.training.memory import Foresight, Memory, Meter, labels, part_of
+from workbench.training.packing import Entry, Pack, Tree
+from workbench.training.room import MARGIN, held_images
+from workbench.training.sharded_memory import in_shards
+
+SIZES = (16, 24, 40, 80)
+"""Memory of common cards in GB (10**9 bytes)."""
+PREFIX, BRANCH, SUPERVISED = 40, 150, 100
+"""Tokens of system text, of question and answer, and of the answer, about as in LLaVA's mix."""
+MANY = 600_000
+"""Pictures of a large dataset: their features do not stay in memory."""
+CONTEXT = 2048
+"""Tokens of picture, question and answer together."""
+FORMATS = ("bf16", "8bit", "4bit")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What training takes with these settings."""
+
+    pack_tokens: int
+    every: int
+    """Each so-many-th layer's activations are computed again; 0: none."""
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Cards:
+    """What fits where. Printed it is a page of text."""
+
+    recipe: Recipe
+    parameters: dict[str, int]
+    """Numbers in each part, adapters included."""
+    unused: int
+    """Layers of the tower behind the one whose output is taken."""
+    groups: str
+    """What trains, as a table."""
+    trials: dict[float, Trial | None]
+    """Memory of a card in GB -> the quickest settings with which training fits; None if none do."""
+    least: Trial
+    """The settings that take least."""
+    answers: dict[str, int]
+    """Number format -> bytes while it answers about a picture."""
+    sizes: Sequence[float]
+    processes: int
+
+    def answering(self, size: float) -> dict[str, bool]:
+        """Number format -> whether it answers on such a card."""
+        return {load: peak <= MARGIN * size * 1e9 for load, peak in self.answers.items()}
+
+    def reason(self) -> str:
+        """Why the smallest cards are too small: the least it takes, and what for."""
+        least = self.least.memory
+        most = sorted(least.items.items(), key=lambda item: -item[1])[:2]
+        parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in most)
+        return f"at least {least.peak / 1e9:.1f} GB ({parts})"
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers, for a program."""
+        told: dict[str, Any] = {"parameters": self.parameters, "answering_bytes": self.answers, "cards": {}}
+        for size in self.sizes:
+            trial = self.trials[size]
+            settings = trial and {"pack_tokens": trial.pack_tokens, "checkpointed_every": trial.every,
+                                  "bytes": trial.memory.peak}  # fmt: skip
+            told["cards"][f"{size:g}"] = {"training": settings, "answering": self.answering(size)}
+        return told | {"reason": self.reason(), "processes": self.processes}
+
+    def __str__(self) -> str:
+        unused = {0: "", 1: " (its last layer is not used)"}.get(self.unused, f" ({self.unused} layers are not used)")
+        numbers = [f"  {name:<15}{count:>15,}{unused if name == 'vision tower' else ''}"
+                   for name, count in self.parameters.items()]  # fmt: skip
+        each = f", each of {self.processes} processes" if self.processes > 1 else ""
+        lines = ["numbers in each part", *numbers, "", self.groups, ""]
+        lines.append(f"training{each}, by the memory of a card (foreseen on shapes, not measured)")
+        for size in self.sizes:
+            trial = self.trials[size]
+            lines.append(f"  {size:>3g} GB  {_told(trial) if trial else f'no: {self.reason()}'}")
+        lines += ["", f"answering about a picture in {CONTEXT:,} tokens, foreseen", "          " + _row(FORMATS)]
+        for size in self.sizes:
+            fits = self.answering(size)
+            cells = [f"{'yes' if fits[load] else 'no'} {self.answers[load] / 1e9:.1f} GB" for load in FORMATS]
+            lines.append(f"  {size:>3g} GB  {_row(cells)}".rstrip())
+        return "\n".join(lines)
+
+
+def cards(recipe: Recipe | str | Path, sizes: Sequence[float] = SIZES, *, processes: int = 1) -> Cards:
+    """What a recipe's training and its model take on cards of these sizes (GB), each of `processes` that share a run.
+
+    Reads configurations and tokenizers only. Raises `ModelError` as `plan` does.
+    """
+    recipe = as_recipe(recipe).with_overrides("model.device=cpu")  # shapes are counted anywhere
+    if recipe.model.load in QUANTISED and recipe.model.dtype == "auto":
+        recipe = recipe.with_overrides("model.dtype=bf16")  # as every card with a quantised model computes
+    made = _outlined(recipe)
+    foresight = Foresight(made, recipe.train)
+    parameters: dict[str, int] = {}
+    for name, parameter in made.llava.model.named_parameters():
+        parameters[part_of(name)] = parameters.get(part_of(name), 0) + parameter.numel()
+    settings = list(_settings(recipe))
+
+    @cache
+    def trial(number: int) -> Trial:
+        return Trial(*settings[number], _peak(foresight, recipe, *settings[number], processes))
+
+    def quickest(size: float) -> Trial | None:
+        """Each setting takes less than the one before: the first that fits, found by halving."""
+        numbers = range(len(settings))
+        first = bisect_left(numbers, True, key=lambda number: trial(number).memory.peak <= MARGIN * size * 1e9)
+        return trial(first) if first < len(settings) else None
+
+    trials = {size: quickest(size) for size in sorted(sizes)}
+    if recipe.model.load in QUANTISED:
+        parameters |= _plain(recipe)
+    return Cards(
+        recipe=recipe,
+        parameters=parameters,
+        unused=made.llava.model.config.vision_config.num_hidden_layers - used_layers(made.llava),
+        groups=table(foresight.groups),
+        trials=trials,
+        least=trial(len(settings) - 1),
+        answers={load: answer_memory(recipe, load) for load in FORMATS},
+        sizes=sizes,
+        processes=processes,
+    )
+
+
+def answer_memory(recipe: Recipe, load: str) -> int:
+    """Bytes at the fullest moment of an answer about one picture, the model held as `load` says."""
+    made = _outlined(recipe, load=load, dtype="bf16")
+    llava = made.llava
+    with made.shapes(), Meter() as meter, torch.no_grad(), labels(llava, [], meter):
+        for name, tensor in (*llava.model.named_parameters(), *llava.model.named_buffers()):
+            meter.add(tensor, part_of(name))
+        side = llava.model.config.vision_config.image_size
+        image = llava.project(llava.tower_features(torch.empty(1, 3, side, side)))
+        shape = (1, CONTEXT - image.shape[1], image.shape[2])
+        embedded = torch.cat([image, torch.empty(shape, dtype=image.dtype)], 1)
+        made_of = llava.model.model.language_model(inputs_embeds=embedded, use_cache=True)
+        llava.model.lm_head(made_of.last_hidden_state[:, -1])
+        return sum(meter.fullest().values())
+
+
+def full_pack(tokens: int, image_tokens: int) -> Pack:
+    """A pack of so many tokens, each of its conversations about a picture of its own."""
+    prefix = image_tokens + PREFIX
+    count = max(1, tokens // (prefix + BRANCH))
+    rest = max(0, tokens - count * (prefix + BRANCH))
+    branches = [BRANCH + (rest if number == 0 else 0) for number in range(count)]
+    return [Tree((Entry(number, prefix + branch, prefix, SUPERVISED, 1, 1, number),))
+            for number, branch in enumerate(branches)]  # fmt: skip
+
+
+def _outlined(recipe: Recipe, **model: str) -> Outline:
+    """The recipe's model of shapes, with some fields of `model` changed."""
+    changed = recipe.model.model_copy(update=model)
+    return outline(changed, template=recipe.template, image_mode=recipe.image_mode)
+
+
+def _settings(recipe: Recipe) -> Iterator[tuple[int, int]]:
+    """(pack tokens, every so-many-th layer computed again), the quickest first; no pack is shorter than a conversation
+    may be."""
+    train = recipe.train
+    tokens = max(train.pack_tokens, train.max_tokens)
+    first = {"auto": (0, 2, 1), "off": (0,), "on": (1,)}[train.checkpointing]
+    yield from ((tokens, every) for every in first)
+    while tokens // 2 >= train.max_tokens:
+        tokens //= 2
+        yield tokens, first[-1]
+
+
+def _peak(foresight: Foresight, recipe: Recipe, tokens: int, every: int, processes: int) -> Memory:
+    llava = foresight.llava
+    pack = full_pack(tokens, llava.image_tokens)
+    memory = foresight.peak(pack, every=every, held=held_images(llava, MANY, recipe.train))
+    return in_shards(memory, llava, processes) if recipe.train.shard and processes > 1 else memory
+
+
+def _plain(recipe: Recipe) -> dict[str, int]:
+    """Numbers of the parts whose quantised weights are bytes."""
+    llava = _outlined(recipe, load="bf16", dtype="auto").llava
+    held = [(part_of(name), each.numel()) for name, each in llava.model.named_parameters()]
+    return {"language model": sum(count for part, count in held if part == "language model")}
+
+
+def _told(trial: Trial) -> str:
+    layers = f"activations computed again {LAYERS[trial.every]}"
+    return f"yes: {trial.memory.peak / 1e9:.1f} GB with train.pack_tokens: {trial.pack_tokens} and {layers}"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "".join(f"{cell:<14}" for cell in cells).rstrip()
