@@ -21,6 +21,17 @@ class WorkbenchError(Exception):
         super().__init__(f"{where}: {body}" if where and body else where or body)
 
 
+def kind_of(value: object) -> str:
+    """What a value is, in a few words, for the `found` of an error.
+
+    >>> kind_of(3), kind_of(None)
+    ('3, of type int', 'None')
+    """
+    shown = repr(value)
+    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    return shown if value is None else f"{shown}, of type {type(value).__name__}"
+
+
 class RecipeError(WorkbenchError):
     """A recipe that cannot be run: unknown key, wrong type, or two fields that exclude each other."""
 

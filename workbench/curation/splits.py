@@ -63,6 +63,9 @@ def check_leakage(dataset: Dataset, vectors: pl.DataFrame | None = None) -> pl.D
 
     Columns: id, other, split, other_split, kind. `exact` and `near`: the two show the same picture. `conversation`: one
     conversation is about both, or (id and other equal) the image and a conversation about it lie in different splits.
+
+    >>> wb.check_leakage(dataset).is_empty()
+    True
     """
     images = dataset.images.filter(pl.col("status") == "ok")
     said = _said_about(dataset, images)
@@ -86,12 +89,13 @@ def check_leakage(dataset: Dataset, vectors: pl.DataFrame | None = None) -> pl.D
     return found.select("id", "other", "split", "other_split", kind).unique(maintain_order=True)
 
 
-def check_benchmark(dataset: Dataset, folder: str | Path, *, workers: int | None = None) -> pl.DataFrame:
+def check_benchmark(dataset: Dataset | str | Path, folder: str | Path, *, workers: int | None = None) -> pl.DataFrame:
     """Images that are ok and show the same picture as one of a benchmark's; no row where nothing leaks.
 
     Columns: id, path, split, file (below `folder`), kind (exact or near). What is in train must not be in a benchmark
     that scores the model. Raises `DataError` for a folder without images.
     """
+    dataset = Dataset.open(dataset)
     folder = Path(folder)
     files = [
         path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES

@@ -54,12 +54,13 @@ def import_llava(
     return import_conversations(read_conversations(file), file, images_root, out, "LLaVA", **options)
 
 
-def export_llava(dataset: Dataset, out: str | Path, *, split: str | None = None) -> int:
+def export_llava(dataset: Dataset | str | Path, out: str | Path, *, split: str | None = None) -> int:
     """Write the conversations that are ok as a LLaVA JSON list, or JSONL where `out` ends in .jsonl; return how many.
 
     It cannot hold splits, tasks, sources, or what else is known about images; marks go to the front of their message.
     Raises `DataError` naming a conversation with a video, images of two roots, or a text that contains `<image>`.
     """
+    dataset = Dataset.open(dataset)
     return write_records(out, (_record(conversation) for conversation in dataset.iter_conversations(split)))
 
 

@@ -104,6 +104,10 @@ def evaluate(
 
     Raises DataError where there is nothing to ask, a file is missing, a conversation has no reference, or the scorer is
     unknown; a row that fails is a row with its error.
+
+    >>> results = wb.evaluate(wb.ScriptedModel(lambda asked: "red", name="red"), "data")
+    >>> results.model, 0 < results.accuracy < 1
+    ('red', True)
     """
     scorer = "judge" if judge is not None else scorer
     asked = questions_of(
@@ -185,7 +189,7 @@ def _longest(scorer: str) -> int:
 
 def held_out(dataset: Dataset | Path | str, split: str, tasks: Sequence[str], scorer: str) -> Evaluation:
     """The held-out conversations of a dataset as an evaluation. Raises `DataError` where there are none."""
-    data = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
+    data = Dataset.open(dataset)
     asked = data.conversations(split, tasks=tasks)
     if not asked:
         found = f"no {' or '.join(tasks)} in split {split}"

@@ -91,7 +91,11 @@ class Diversity:
 
 
 def describe_conversations(conversations: Iterable[Conversation]) -> Diversity:
-    """Count what conversations are like; they are read once, one by one."""
+    """Count what conversations are like; they are read once, one by one.
+
+    >>> wb.describe_conversations(dataset.iter_conversations()).questions
+    1
+    """
     tasks, starts, topics, asked, answers = (Counter[str]() for _ in range(5))
     lengths: list[tuple[str, int, int, int]] = []
     for one in conversations:

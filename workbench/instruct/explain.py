@@ -35,6 +35,12 @@ def explain(conversation: Conversation) -> Explanation:
     """Teacher, prompt version, parameters, hash of the raw reply, checks, parents, and what people changed; print it.
 
     What is not known about the conversation is left out.
+
+    >>> print(wb.explain(dataset.conversations()[0]))
+    conversation ...
+      dataset: scenes
+      teacher: rules
+      ...
     """
     lines = [f"conversation {conversation.id}", *_origin(conversation), *_edits(conversation)]
     return Explanation("\n".join(lines if len(lines) > 1 else [*lines, "  nothing is known about where it comes from"]))

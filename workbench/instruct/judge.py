@@ -18,6 +18,7 @@ import polars as pl
 
 from workbench.chat_model import ChatModel, SamplingOptions
 from workbench.conversation import Conversation, Message
+from workbench.display import AsPrinted
 from workbench.errors import DataError, WorkbenchError
 from workbench.instruct.material import Material
 from workbench.instruct.tasks import Task, shipped_prompt
@@ -147,7 +148,7 @@ def _score(said: Any) -> int | None:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Agreement(AsPrinted):
     """How far a judge agrees with people, over the conversations that both judged."""
 
     n: int

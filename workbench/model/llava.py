@@ -51,6 +51,28 @@ class Llava:
     folders: dict[str, Path] = field(default_factory=dict)
     """Where the base lies on this disk: `vision` and `language`, or `llava`."""
 
+    def __repr__(self) -> str:
+        return f"Llava({self._sources}, {self.spec.get('load')}, {self.device})"
+
+    def _repr_html_(self) -> str:
+        from workbench.display import block
+
+        parts = {"tower": self.tower, "projector": self.projector, "language model": self.model.model.language_model}
+        counts = {name: f"{sum(one.numel() for one in part.parameters()):,} weights" for name, part in parts.items()}
+        facts = {
+            "made from": self._sources,
+            **counts,
+            "held in": self.spec.get("load"),
+            "template": self.renderer.template.name,
+            "an image": f"{self.image_tokens:,} tokens, {self.spec.get('image_mode')}",
+            "device": f"{self.device}, computes in {str(self.dtype).removeprefix('torch.')}",
+        }
+        return block("LLaVA", facts)
+
+    @property
+    def _sources(self) -> str:
+        return " + ".join(str(self.spec[key]) for key in ("llava", "vision", "language") if self.spec.get(key))
+
     @property
     def tower(self) -> PreTrainedModel:
         return self.model.model.vision_tower
@@ -156,6 +178,9 @@ def load(
     What a folder is follows from its content. `load=None` means as it was saved (float32 for a Hugging Face folder).
     A checkpoint trained on a quantised base and loaded as `fp32`, `bf16` or `fp16` gets that base dequantised: the
     numbers it was trained on. Raises `CheckpointError` for missing, changed, misshapen or surplus tensors.
+
+    >>> wb.load("runs/align")
+    Llava(tiny + tiny, fp32, cpu)
     """
     from workbench.model.checkpoint import load_any  # checkpoint.py builds on this module
 

@@ -64,7 +64,11 @@ def template_names() -> list[str]:
 
 
 def load_template(source: str | Path | Mapping[str, Any] | Template) -> Template:
-    """A template by name, YAML file or data. Raises `RecipeError` for an unknown name, key or slot."""
+    """A template by name, YAML file or data. Raises `RecipeError` for an unknown name, key or slot.
+
+    >>> wb.load_template("v1").name
+    'v1'
+    """
     if isinstance(source, Template):
         return source
     if isinstance(source, Mapping):

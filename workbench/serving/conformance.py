@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from workbench.display import AsPrinted
 from workbench.errors import WorkbenchError
 
 TIMEOUT = 120.0
@@ -32,7 +33,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(AsPrinted):
     """What came of every check, in order."""
 
     url: str

@@ -21,7 +21,7 @@ from workbench.chat_model import GREEDY, ChatModel, SamplingOptions
 from workbench.conversation import Conversation, Message, new_id
 from workbench.data.dataset import Dataset
 from workbench.data.images import thumbnail_uri
-from workbench.errors import DataError, WorkbenchError
+from workbench.errors import DataError, WorkbenchError, kind_of
 from workbench.inference.opening import open_model
 from workbench.json_lines import JsonLines
 from workbench.widgets.base import View, front
@@ -138,10 +138,18 @@ def compare_answers(
     votes: the file that keeps votes, a line each; None keeps none. blind: names are hidden until a vote is cast.
 
     Raises `DataError` for fewer than two models or no question, and what opening a model raises.
+
+    >>> models = [wb.ScriptedModel(["A cat."], name="one"), wb.ScriptedModel(["A dog."], name="two")]
+    >>> wb.compare_answers(models, ["What is it?"], votes=None).wait()
+    1 questions to one, two; votes: none yet
     """
+    if isinstance(models, str) or not isinstance(models, (Mapping, Sequence)):
+        raise DataError("compare_answers", found=kind_of(models), expected="a list of models, or models by name")
     named = models if isinstance(models, Mapping) else _named(models)
     if len(named) < 2:
         raise DataError("compare_answers", found=f"{len(named)} model", expected="at least two")
+    if not isinstance(questions, (Dataset, Sequence)):
+        raise DataError("compare_answers", found=kind_of(questions), expected="questions, conversations or a dataset")
     if isinstance(questions, Dataset):
         dataset, asked = questions, questions.conversations("test")[:limit]
     else:
@@ -149,10 +157,7 @@ def compare_answers(
     if not asked:
         raise DataError("compare_answers", found="no question", expected="at least one")
     open_image = opener(dataset)
-    opened = {
-        name: open_model(one, open_image=open_image) if isinstance(one, (str, Path)) else one
-        for name, one in named.items()
-    }
+    opened = {name: open_model(one, open_image=open_image) for name, one in named.items()}
     return AnswersView(opened, asked, open_image=open_image, options=options, votes=votes, blind=blind)
 
 
