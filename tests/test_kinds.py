@@ -43,7 +43,7 @@ def test_a_value_of_a_wrong_kind_is_told(name: str, tmp_path: Path, monkeypatch:
     ("call", "said"),
     [
         (lambda: wb.tokens(3), "conversation: found 3, of type int; expected a Conversation"),  # type: ignore[arg-type]
-        (lambda: wb.gallery("x"), "x: found no card.yaml"),
+        (lambda: wb.gallery("x"), "x: found no such folder; expected a dataset"),
         (lambda: wb.gallery(None), "gallery: found None; expected a dataset, results, their folder, or conv"),  # type: ignore[arg-type]
         (lambda: wb.heatmap(None, None), "conversation: found None; expected a Conversation"),  # type: ignore[arg-type]
         (lambda: wb.chat(3), "model: found 3, of type int; expected a model that answers"),  # type: ignore[arg-type]

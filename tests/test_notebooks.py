@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
 import pytest
 
 from workbench import cli, notebooks, resources
-from workbench.curation.server import free_port
 from workbench.errors import DataError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from notebook_server import opened_lab  # noqa: E402
 
 FILES = sorted(resources.notebooks_folder().glob("*.ipynb"))
 NAMES = ("00_tour", "01_curate", "02_instruct", "03_train", "04_evaluate", "05_chat_and_serve")
@@ -74,33 +72,15 @@ def test_lab_refuses_a_file_as_its_folder(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_lab_opens_the_tour_with_the_database_running(tmp_path: Path) -> None:
-    port, log = free_port(), tmp_path / "lab.log"
-    command = [sys.executable, "-m", "workbench.cli", "lab", str(tmp_path / "mine"), "--no-browser", f"--port={port}"]
-    surroundings = {**os.environ, "PYTHONPATH": resources.import_path(), "WORKBENCH_HOME": str(tmp_path / "home")}
-    with open(log, "w") as out:
-        lab = subprocess.Popen([*command, "--jupyter=--IdentityProvider.token=letmein"], stdout=out, stderr=out,
-                               env=surroundings, start_new_session=True)  # fmt: skip
-    try:
-        page = read(f"http://127.0.0.1:{port}/lab/tree/00_tour.ipynb?token=letmein", lab, log)
-        held = read(f"http://127.0.0.1:{port}/api/contents/00_tour.ipynb?token=letmein&content=0", lab, log)
-        assert "JupyterLab" in page and json.loads(held)["type"] == "notebook"
-        assert list((tmp_path / "home" / "database" / "users").iterdir())
-        assert "/lab/tree/00_tour.ipynb?token=" in log.read_text()
-    finally:
-        lab.send_signal(signal.SIGTERM)
-        assert lab.wait(60) is not None
-    assert not list((tmp_path / "home" / "database" / "users").iterdir()), "the last one out stops the database"
-
-
-def read(url: str, lab: subprocess.Popen[bytes], log: Path) -> str:
-    limit = time.monotonic() + 90
-    while time.monotonic() < limit and lab.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=10) as reply:
-                return reply.read().decode()
-        except OSError:
-            time.sleep(0.3)
-    raise AssertionError(f"no answer: {log.read_text()}")
+    users = tmp_path / "home" / "database" / "users"
+    with opened_lab(tmp_path / "mine", tmp_path / "lab.log", WORKBENCH_HOME=str(tmp_path / "home")) as url:
+        with urllib.request.urlopen(url, timeout=60) as reply:
+            assert "JupyterLab" in reply.read().decode()
+        with urllib.request.urlopen(url.replace("/lab/tree/", "/api/contents/"), timeout=60) as reply:
+            assert json.load(reply)["type"] == "notebook"
+        assert list(users.iterdir()), "the command uses the database as long as JupyterLab lasts"
+        assert "/lab/tree/00_tour.ipynb?token=" in (tmp_path / "lab.log").read_text()
+    assert not list(users.iterdir()), "and stops it, as the last one out"
 
 
 # --- pages --------------------------------------------------------------------------------------------------------
@@ -136,7 +116,7 @@ def test_a_page_shows_widgets_without_a_kernel_and_asks_nobody_for_anything(tmp_
 
 def test_a_cell_that_fails_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.ipynb", "1", "import workbench as wb\nwb.Dataset.open('nowhere')")
-    with pytest.raises(DataError, match=r"mine.ipynb, cell 2: found DataError: nowhere: found no card.yaml"):
+    with pytest.raises(DataError, match=r"mine.ipynb, cell 2: found DataError: nowhere: found no such folder"):
         notebooks.publish(tmp_path / "out", [path])
     assert not (tmp_path / "out" / "mine.html").exists()
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -123,15 +124,22 @@ def run(notebook: str | Path, folder: str | Path) -> NotebookNode:
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     made = nbformat.read(str(notebook), as_version=4)
-    where = {"metadata": {"path": str(folder)}}
-    client = NotebookClient(made, timeout=CELL_SECONDS, kernel_name="python3", resources=where)
+    quiet = ["--log-level=ERROR"]  # a kernel warns of connections that are this machine's own
+    settings = {
+        "timeout": CELL_SECONDS,
+        "kernel_name": "python3",
+        "resources": {"metadata": {"path": str(folder)}},
+        "extra_arguments": quiet,
+    }
+    client = NotebookClient(made, **settings)
     environment = {"WORKBENCH_PROGRESS": "off", **os.environ, "PYTHONPATH": resources.import_path()}
     try:
         client.execute(env=environment)
     except CellExecutionError as error:
         number, source = _failed(made)
         found = f"{error.ename}: {error.evalue}" if error.ename else str(error)
-        raise DataError(f"{Path(notebook).name}, cell {number}", found=found, fix=f"it said: {source}") from None
+        where, fix = f"{Path(notebook).name}, cell {number}", f"the cell ends with: {source}"
+        raise DataError(where, found=found, fix=fix) from None
     except (CellTimeoutError, DeadKernelError) as error:
         raise DataError(Path(notebook).name, found=str(error).splitlines()[0]) from None
     return made
@@ -139,8 +147,6 @@ def run(notebook: str | Path, folder: str | Path) -> NotebookNode:
 
 def as_page(notebook: NotebookNode, title: str) -> str:
     """One HTML file that needs nothing else: widgets as they were, without a kernel; no output of `LIVE` cells."""
-    from copy import deepcopy
-
     from jinja2 import PackageLoader
     from nbconvert import HTMLExporter
 
@@ -174,10 +180,10 @@ def _find(notebook: str | Path) -> Path:
 
 
 def _failed(notebook: NotebookNode) -> tuple[int, str]:
-    """(number among all cells, first line) of the cell that failed."""
+    """(number among all cells, last line) of the cell that failed."""
     for number, cell in enumerate(notebook.cells, 1):
         if any(output.output_type == "error" for output in cell.get("outputs", ())):
-            return number, cell.source.splitlines()[0]
+            return number, cell.source.splitlines()[-1]
     return 0, ""
 
 

@@ -29,7 +29,7 @@ _NEAR, _SAID = pl.lit("near"), pl.lit("conversation")
 
 
 def split(
-    dataset: Dataset,
+    dataset: Dataset | str | Path,
     fractions: Mapping[str, float] = FRACTIONS,
     *,
     seed: int = 0,
@@ -42,6 +42,7 @@ def split(
     too, as far as groups allow. `vectors` (id, vector) propose further near duplicates. Raises `DataError` for
     fractions that are not those of train, val and test or do not sum to 1.
     """
+    dataset = Dataset.open(dataset)
     _check_fractions(fractions)
     images = dataset.images.filter(pl.col("status") == "ok")
     groups = _together(dataset, images, vectors)
@@ -58,7 +59,7 @@ def split(
     return rows
 
 
-def check_leakage(dataset: Dataset, vectors: pl.DataFrame | None = None) -> pl.DataFrame:
+def check_leakage(dataset: Dataset | str | Path, vectors: pl.DataFrame | None = None) -> pl.DataFrame:
     """Images that are ok and leak into another split; no row where nothing leaks.
 
     Columns: id, other, split, other_split, kind. `exact` and `near`: the two show the same picture. `conversation`: one
@@ -67,6 +68,7 @@ def check_leakage(dataset: Dataset, vectors: pl.DataFrame | None = None) -> pl.D
     >>> wb.check_leakage(dataset).is_empty()
     True
     """
+    dataset = Dataset.open(dataset)
     images = dataset.images.filter(pl.col("status") == "ok")
     said = _said_about(dataset, images)
     splits = pl.concat([images.select("id", "split"), said.select("id", "split")]).drop_nulls()

@@ -24,6 +24,7 @@ from workbench.data.conversation_file import (
 from workbench.data.dataset import Dataset
 from workbench.data.json_records import BadRecord, json_records
 from workbench.errors import ConversationError, DataError
+from workbench.resources import as_path
 
 
 def read_conversations(path: str | Path) -> Iterator[Conversation | BadRecord]:
@@ -51,6 +52,7 @@ def import_llava(
     `Dataset.conversations()`. Records that break the shape are listed in `out/import.json`, with the missing files.
     """
     options: dict[str, Any] = {"name": name, "workers": workers, "card": card}
+    file, images_root = as_path(file, "LLaVA file"), as_path(images_root, "folder of images")
     return import_conversations(read_conversations(file), file, images_root, out, "LLaVA", **options)
 
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.chat_model import ChatModel
-from workbench.conversation import Conversation, Image, Message
+from workbench.conversation import Conversation, Image, Message, as_conversation
 from workbench.data.dataset import Dataset
-from workbench.errors import DataError
+from workbench.errors import DataError, kind_of
 from workbench.evaluation.benchmarks import BENCHMARKS, JUDGED
 from workbench.evaluation.reading import JudgeRules, Rules, rules
 from workbench.evaluation.results import Results
@@ -177,8 +177,13 @@ def questions_of(
         raise DataError(questions, found="no such folder", expected="a dataset folder, or a benchmark", fix=fix)
     elif isinstance(questions, Dataset | Path | str):
         found = held_out(questions, split, tasks, scorer)
+    elif not isinstance(questions, Sequence):
+        expected = "conversations, a dataset or its folder, or the name of a benchmark"
+        raise DataError("evaluate", found=kind_of(questions), expected=expected)
     else:
-        found = Evaluation("conversations", questions, rules(scorer), _longest(scorer))
+        found = Evaluation(
+            "conversations", [as_conversation(one) for one in questions], rules(scorer), _longest(scorer)
+        )
     return found if limit is None else replace(found, conversations=found.conversations[:limit])
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from workbench.conversation import Conversation
+from workbench.conversation import Conversation, as_conversation
+from workbench.errors import ConversationError, kind_of
 from workbench.instruct.checks import words
 from workbench.instruct.parse import LETTER, WORD
 
@@ -96,9 +97,11 @@ def describe_conversations(conversations: Iterable[Conversation]) -> Diversity:
     >>> wb.describe_conversations(dataset.iter_conversations()).questions
     1
     """
+    if not isinstance(conversations, Iterable):
+        raise ConversationError("conversations", found=kind_of(conversations), expected="Conversations")
     tasks, starts, topics, asked, answers = (Counter[str]() for _ in range(5))
     lengths: list[tuple[str, int, int, int]] = []
-    for one in conversations:
+    for one in map(as_conversation, conversations):
         questions = [_bare(message.text) for message in one.messages if message.role == "user"]
         said = [message.text for message in one.messages if message.role == "assistant"]
         spoken = [words(text) for text in said]

@@ -10,7 +10,7 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from workbench.conversation import Conversation, from_chat, to_chat
+from workbench.conversation import Conversation, as_conversation, from_chat, to_chat
 from workbench.instruct.checks import CHECKS
 
 _PLAIN = {
@@ -42,6 +42,7 @@ def explain(conversation: Conversation) -> Explanation:
       teacher: rules
       ...
     """
+    as_conversation(conversation)
     lines = [f"conversation {conversation.id}", *_origin(conversation), *_edits(conversation)]
     return Explanation("\n".join(lines if len(lines) > 1 else [*lines, "  nothing is known about where it comes from"]))
 

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from workbench.errors import ModelError
+from workbench.errors import ModelError, kind_of
 from workbench.model.images import ImageMode
 from workbench.model.joint import fresh_projector, llava_config
 from workbench.model.parts import IMAGE_TOKEN, add_image_token, image_settings, load_language, load_tower
@@ -138,6 +138,8 @@ def build(spec: ModelSpec, *, template: str | Template, image_mode: str, seed: i
     besides projector and adapter that left their base.
     Raises `ModelError` where the parts do not fit together.
     """
+    if not hasattr(spec, "checkpoint"):
+        raise ModelError("model", found=kind_of(spec), expected="a ModelSpec, such as a recipe's `model`")
     if spec.checkpoint is not None:
         loaded = load(
             spec.checkpoint,

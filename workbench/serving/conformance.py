@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from workbench.display import AsPrinted
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, kind_of
 
 TIMEOUT = 120.0
 """Seconds that a server may take over one answer."""
@@ -72,6 +72,8 @@ def conformance(url: str, *, model: str | None = None, api_key: str | None = Non
 
     model: its name there, by default the first that the server lists. api_key: by default `$OPENAI_API_KEY`.
     """
+    if not isinstance(url, str):
+        raise WorkbenchError("conformance", found=kind_of(url), expected="a server's address, with /v1")
     import httpx
 
     key = api_key or os.environ.get("OPENAI_API_KEY")

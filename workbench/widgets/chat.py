@@ -209,6 +209,8 @@ def chat(
     trained on. dataset: the folder that "Save" of the widget puts good exchanges in. load, device: as in
     `workbench.load`. Raises what loading a model or the first images raises.
     """
+    if not isinstance(model, (str, Path)):
+        as_model(model)
     if not in_notebook():
         terminal.chat(model, image=image, compare=compare, options=options, load=load, device=device)
         return None
