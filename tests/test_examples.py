@@ -36,7 +36,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     wb.generate(dataset)
     recipe = wb.Recipe.load("tiny-align", ["data.dataset=data", "train.max_steps=2", "train.batch_size=4"])
     wb.train(recipe, out="runs/align", progress=False)
-    results = wb.evaluate(wb.ScriptedModel(lambda asked: "red", name="red"), dataset)
+    results = wb.evaluate(wb.ScriptedModel(lambda asked: "yes", name="yes"), dataset)
     yield {"wb": wb, "dataset": dataset, "results": results}
     os.chdir(before)
 

@@ -87,7 +87,7 @@ def train(
     cannot be handed over. Raises `RunError` for a folder in the way, `TrainingError` for what cannot be trained on.
 
     >>> recipe = wb.Recipe.load("tiny-align", ["data.dataset=data", "train.max_steps=2", "train.batch_size=4"])
-    >>> wb.train(recipe, out="runs/align", progress=False).status
+    >>> wb.train(recipe, out="runs/align", reuse=True).status
     'finished'
     """
     recipe = as_recipe(recipe)

@@ -11,21 +11,22 @@ from html import escape
 from typing import Any
 
 _STYLE = "font:14px/1.5 system-ui,sans-serif;max-width:60rem"
-_NAME = "text-align:left;vertical-align:top;font-weight:normal;opacity:.65;padding:1px 1.2em 1px 0;white-space:nowrap"
+_CELL = "text-align:left;vertical-align:baseline;font-size:14px;padding:1px 1.2em 1px 0"
+_NAME = f"{_CELL};opacity:.65;white-space:nowrap"
 
 
 class AsPrinted:
     """Shows itself in a notebook as `print` shows it, not as the fields it is made of."""
 
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(str(self))
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, str]:
+        return {"text/plain": str(self)}
 
 
 def block(title: str, facts: Mapping[str, object] | None = None, more: str = "", *, note: str = "") -> str:
     """HTML: a bold title with a note beside it, a table of facts (those that are None left out), then `more`, HTML."""
     rows = "".join(
         f'<tr style="background:none"><td style="{_NAME}">{escape(name)}</td>'
-        f'<td style="text-align:left">{escape(str(value))}</td></tr>'
+        f'<td style="{_CELL}">{escape(str(value))}</td></tr>'
         for name, value in (facts or {}).items()
         if value is not None
     )
@@ -56,7 +57,7 @@ def turns(said: Iterable[tuple[str, str, Iterable[str]]]) -> str:
 def bars(values: Mapping[str, float]) -> str:
     """HTML: a bar for each name, of values from 0 to 1."""
     lines = "".join(
-        f'<tr style="background:none"><td style="{_NAME}">{escape(name)}</td><td style="text-align:right">{value:.3f}'
+        f'<tr style="background:none"><td style="{_NAME}">{escape(name)}</td><td style="{_CELL}">{value:.3f}'
         f'</td><td style="width:12rem;text-align:left"><div style="background:#3b82f6;height:.7em;'
         f'width:{100 * min(max(value, 0.0), 1.0):.1f}%"></div></td></tr>'
         for name, value in values.items()

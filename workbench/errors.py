@@ -10,8 +10,8 @@ from __future__ import annotations
 class WorkbenchError(Exception):
     """An error with a place, a finding, an expectation and a remedy; any of the four may be empty.
 
-    >>> str(DataError("card.yaml", found="no 'roots'", expected="a mapping of names to folders", fix="add roots:"))
-    "card.yaml: found no 'roots'; expected a mapping of names to folders; add roots:"
+    >>> str(wb.WorkbenchError("card.yaml", found="no 'roots'", expected="names of folders", fix="add roots:"))
+    "card.yaml: found no 'roots'; expected names of folders; add roots:"
     """
 
     def __init__(self, where: str = "", *, found: str = "", expected: str = "", fix: str = "") -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 TOUR = "00_tour"
 LIVE = "live"
-"""Tag of a cell whose output is of use only while its kernel lives, such as FiftyOne's App: not on a page."""
+"""Tag of a cell that is for a person who looks, such as FiftyOne's App: not run for a page."""
 CELL_SECONDS = 600
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -130,6 +130,7 @@ def run(notebook: str | Path, folder: str | Path) -> NotebookNode:
         "kernel_name": "python3",
         "resources": {"metadata": {"path": str(folder)}},
         "extra_arguments": quiet,
+        "skip_cells_with_tag": LIVE,
     }
     client = NotebookClient(made, **settings)
     environment = {"WORKBENCH_PROGRESS": "off", **os.environ, "PYTHONPATH": resources.import_path()}

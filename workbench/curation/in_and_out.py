@@ -28,8 +28,9 @@ def import_dataset(
     ShareGPT or COCO file start from. Further options are those of the format's own function, such as `name`, `workers`,
     `dpi` (pdf) or `label` (fiftyone). Raises `DataError` where the format cannot be told, or nothing can be imported.
 
-    >>> wb.import_dataset("data/pictures", "again").images.height
-    24
+    >>> dataset = wb.import_dataset("data/pictures", "again")
+    pictures: 24 images in again
+      ok: 24
     """
     if format is not None:
         check_format(format, (*IN, FIFTYONE))
@@ -51,7 +52,7 @@ def export_dataset(
     what the format cannot hold.
 
     >>> wb.export_dataset("data", "mine.json", format="llava")
-    136
+    164
     """
     dataset = Dataset.open(dataset)
     if check_format(format, (*OUT, FIFTYONE)) == FIFTYONE:

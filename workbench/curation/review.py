@@ -60,7 +60,7 @@ def conversations(view: SampleCollection | Dataset | str | Path) -> list[Convers
     Of a `Dataset` or its folder, which shows everything, all that are ok. Raises `DataError` for anything else.
 
     >>> len(wb.conversations("data"))
-    136
+    164
     """
     if not hasattr(view, "values"):
         return list(Dataset.open(view).iter_conversations())

@@ -57,6 +57,8 @@ def make(
     or, with `fresh`, drawn anew; another dataset in the way raises DataError, or, with `replace`, makes room.
 
     >>> dataset = wb.scenes("drawn", count=100)
+    scenes: 192 images in drawn
+    ...
     >>> dataset.images["status"].value_counts(sort=True).rows()
     [('ok', 180), ('quarantined', 12)]
     """

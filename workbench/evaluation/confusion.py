@@ -50,7 +50,7 @@ def confusion(results: Any) -> list[Confusion]:
     `results`: a `Results`, its folder, or rows.
 
     >>> [one.type for one in wb.confusion(results)]
-    []
+    ['relation', 'shape']
     """
     rows = rows_of(results).filter(pl.col("earned").is_not_null() & pl.col("reference").is_not_null())
     found = []

@@ -105,9 +105,9 @@ def evaluate(
     Raises DataError where there is nothing to ask, a file is missing, a conversation has no reference, or the scorer is
     unknown; a row that fails is a row with its error.
 
-    >>> results = wb.evaluate(wb.ScriptedModel(lambda asked: "red", name="red"), "data")
+    >>> results = wb.evaluate(wb.ScriptedModel(lambda asked: "yes", name="yes"), "data")
     >>> results.model, 0 < results.accuracy < 1
-    ('red', True)
+    ('yes', True)
     """
     scorer = "judge" if judge is not None else scorer
     asked = questions_of(

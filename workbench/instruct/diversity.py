@@ -94,8 +94,8 @@ class Diversity:
 def describe_conversations(conversations: Iterable[Conversation]) -> Diversity:
     """Count what conversations are like; they are read once, one by one.
 
-    >>> wb.describe_conversations(dataset.iter_conversations()).questions
-    1
+    >>> wb.describe_conversations(dataset.iter_conversations()).questions > 100
+    True
     """
     if not isinstance(conversations, Iterable):
         raise ConversationError("conversations", found=kind_of(conversations), expected="Conversations")

@@ -162,8 +162,8 @@ def show_prompt(
 
     Raises `DataError` where there is no such image, or too little is known about it.
 
-    >>> wb.show_prompt("data", "detail")[:10]
-    '-'
+    >>> wb.show_prompt("data", "detail").splitlines()[0]
+    '[system] You ...'
     """
     dataset = Dataset.open(dataset)
     found, ground = find_task(task), Ground(dataset)

@@ -111,8 +111,8 @@ class Health:
 class Budget:
     """What a run may use at most; None is no limit. What was paid for in an earlier run does not count.
 
-    >>> wb.Budget(money=5)
-    Budget
+    >>> wb.Budget(money=5).money
+    5
     """
 
     money: float | None = None

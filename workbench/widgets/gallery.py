@@ -102,7 +102,7 @@ def gallery(
     `DataError` for anything else.
 
     >>> wb.gallery("data")
-    gallery of scenes: 136 items
+    gallery of scenes: 164 items
     """
     if isinstance(what, (str, Path)):
         what = Results.open(what) if (Path(what) / "evaluation.json").is_file() else Dataset.open(what)

@@ -144,7 +144,7 @@ def heatmap(
     `.save("a.png")` writes the picture. Raises `ModelError` for a model whose insides are not known here and for a
     conversation without an image.
 
-    >>> asked = dataset.conversations("train", tasks=["conversation"])[0]
+    >>> asked = dataset.conversations("train", tasks=["caption"])[0]
     >>> wb.heatmap("runs/align", asked, dataset=dataset).map.sum().round(3)
     1.0
     """
