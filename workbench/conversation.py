@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from workbench.errors import ConversationError, kind_of
@@ -100,7 +101,8 @@ class Conversation:
         from workbench.display import block, turns
 
         said = ((one.role, one.text, [media.path for media in one.media]) for one in self.messages)
-        note = ", ".join(filter(None, (self.task, self.split, str(self.source.get("teacher") or ""))))
+        told = (self.task, self.split, str(self.source.get("teacher") or ""))
+        note = ", ".join(dict.fromkeys(filter(None, told)))
         return block(self.id, more=turns(said), note=note)
 
     @property
@@ -135,6 +137,16 @@ def as_conversation(value: Conversation) -> Conversation:
         fix = "dataset.conversations() gives those of a dataset"
         raise ConversationError("conversation", found=kind_of(value), expected="a Conversation", fix=fix)
     return value
+
+
+def placed(conversation: Conversation, resolve: Callable[[Image], Path]) -> Conversation:
+    """The same conversation with pictures by their path on this disk: for a model that opens files."""
+
+    def place(part: Part) -> Part:
+        return replace(part, path=str(resolve(part)), root="") if isinstance(part, Image) else part
+
+    turns = tuple(Message(turn.role, tuple(map(place, turn.content))) for turn in conversation.messages)
+    return replace(conversation, messages=turns)
 
 
 def new_id(*parts: object) -> str:

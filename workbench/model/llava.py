@@ -58,7 +58,7 @@ class Llava:
         from workbench.display import block
 
         parts = {"tower": self.tower, "projector": self.projector, "language model": self.model.model.language_model}
-        counts = {name: f"{sum(one.numel() for one in part.parameters()):,} weights" for name, part in parts.items()}
+        counts = {name: f"{_weights(part):,} weights" for name, part in parts.items()}
         facts = {
             "made from": self._sources,
             **counts,
@@ -127,6 +127,12 @@ class Llava:
     @property
     def _tower_dtype(self) -> torch.dtype:
         return next(self.tower.parameters()).dtype
+
+
+def _weights(part: torch.nn.Module) -> int:
+    """How many there are; those held in 4 bits lie two to a byte."""
+    states = [(one, getattr(one, "quant_state", None)) for one in part.parameters()]
+    return sum(one.numel() if state is None else state.shape.numel() for one, state in states)
 
 
 def build(spec: ModelSpec, *, template: str | Template, image_mode: str, seed: int = 0) -> Llava:

@@ -33,7 +33,8 @@ class Strip:
         return captured.get().rstrip("\n")
 
     def html(self) -> str:
-        console = Console(file=io.StringIO(), record=True, force_terminal=True, color_system="truecolor", width=100)
+        kept = {"file": io.StringIO(), "record": True, "force_jupyter": False}  # a notebook would print it at once too
+        console = Console(**kept, force_terminal=True, color_system="truecolor", width=100)
         console.print(self._title(), self._shown(console), sep="\n", soft_wrap=True)
         return console.export_html(inline_styles=True, code_format=HTML)
 

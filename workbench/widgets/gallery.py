@@ -97,9 +97,9 @@ def gallery(
     """Look at many conversations with their pictures: search, filter by task, split, tag and score, open one.
 
     what: a dataset or its folder (its images, where it has no conversation yet), the results of an evaluation or their
-    folder, conversations, or a table with the ids of images, such as `wb.search` and `funnel.removed` give. dataset:
-    where the pictures of conversations and tables lie; without one the paths of conversations are files. Raises
-    `DataError` for anything else.
+    folder, conversations, or a table: `results.failures`, or images by id as `wb.search` and `funnel.removed` give.
+    dataset: where the pictures of conversations and tables lie; without one the paths of conversations are files.
+    Raises `DataError` for anything else.
 
     >>> wb.gallery("data")
     gallery of scenes: 164 items
@@ -133,7 +133,9 @@ def _made(title: str, conversations: Iterable[Conversation], dataset: Dataset | 
 
 
 def _of_images(title: str, rows: pl.DataFrame, dataset: Dataset | None) -> GalleryView:
-    """`rows` have the column id; `similarity` is shown as score, `filter` as a tag, `reason` as what is said."""
+    """Rows of answers, or with the column id; of these `similarity` is the score, `filter` a tag, `reason` what is said."""
+    if {"image", "root", "answer", "earned"} <= set(rows.columns):
+        return _of_rows(rows, dataset)
     if dataset is None or "id" not in rows.columns:
         found = f"a table with the columns {', '.join(rows.columns)}"
         raise DataError("gallery", found=found, expected="a column id, and dataset= whose images these are")
@@ -159,6 +161,15 @@ def _of_results(results: Results) -> GalleryView:
     open_image: Opener = lambda image: results.picture({"id": "", "image": image.path, "root": image.root})  # noqa: E731
     items = list(_judged(rows))
     return GalleryView(f"{results.model} ({results.scorer})", items, images, open_image, _dataset_of(roots))
+
+
+def _of_rows(rows: pl.DataFrame, dataset: Dataset | None) -> GalleryView:
+    """Rows of results, which say in a column `dataset` where their pictures lie."""
+    if dataset is None and "dataset" in rows.columns and rows["dataset"].drop_nulls().len():
+        dataset = Dataset.open(rows["dataset"].drop_nulls()[0])
+    told = rows.to_dicts()
+    images = [Image(row["image"], row["root"] or "images") if row["image"] else None for row in told]
+    return GalleryView("answers", list(_judged(told)), images, opener(dataset), dataset)
 
 
 def _judged(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
