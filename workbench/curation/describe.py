@@ -74,13 +74,13 @@ class Description:
         from matplotlib.figure import Figure
 
         tasks = self.tokens.group_by("task").len().sort("len", "task", descending=[True, False])
-        often = self.objects.head(MOST)
+        often, words = self.objects.head(MOST), self.words
         plots: list[tuple[pl.Series, Callable[[Any], None]]] = [
             (tasks["len"], self._draw_per_image),
             (tasks["len"], lambda axes: _histogram(axes, self.tokens["tokens"], f"{self.unit} of a conversation")),
             (tasks["len"], lambda axes: _bars(axes, tasks["task"], tasks["len"], "tasks")),
-            (self.words["count"], lambda axes: _bars(axes, *self.words.select("word", "count"), "words in answers")),
-            (often["count"], lambda axes: _bars(axes, *often.select("label", "count"), "annotated objects")),
+            (words["count"], lambda axes: _bars(axes, words["word"], words["count"], "words in answers")),
+            (often["count"], lambda axes: _bars(axes, often["label"], often["count"], "annotated objects")),
             (self.boxes["share"], lambda axes: _histogram(axes, self.boxes["share"] * 100, "boxes: % of the image")),
         ]
         drawn = [draw for values, draw in plots if values.len()] or [self._draw_per_image]

@@ -133,7 +133,7 @@ def _made(title: str, conversations: Iterable[Conversation], dataset: Dataset | 
 
 
 def _of_images(title: str, rows: pl.DataFrame, dataset: Dataset | None) -> GalleryView:
-    """Rows of answers, or with the column id; of these `similarity` is the score, `filter` a tag, `reason` what is said."""
+    """Rows of answers, or with the column id; `similarity` is then the score, `filter` a tag, `reason` what is said."""
     if {"image", "root", "answer", "earned"} <= set(rows.columns):
         return _of_rows(rows, dataset)
     if dataset is None or "id" not in rows.columns:
