@@ -113,8 +113,9 @@ def attach(run: Run | str | os.PathLike[str]) -> LiveRun:
 
     Also finds runs that were started in a terminal.
     """
-    noted = isinstance(run, (str, os.PathLike)) and Path(run, "process.json").is_file()
-    return LiveRun(run if noted else Run.open(run).path)
+    if isinstance(run, (str, os.PathLike)) and Path(run, "process.json").is_file():
+        return LiveRun(run)
+    return LiveRun(Run.open(run).path)
 
 
 class LiveRun(Run):
