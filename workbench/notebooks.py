@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workbench import resources
 from workbench.errors import DataError
@@ -125,7 +125,7 @@ def run(notebook: str | Path, folder: str | Path) -> NotebookNode:
 
     made = nbformat.read(str(notebook), as_version=4)
     quiet = ["--log-level=ERROR"]  # a kernel warns of connections that are this machine's own
-    settings = {
+    settings: dict[str, Any] = {
         "timeout": CELL_SECONDS,
         "kernel_name": "python3",
         "resources": {"metadata": {"path": str(folder)}},

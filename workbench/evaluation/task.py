@@ -181,9 +181,8 @@ def questions_of(
         expected = "conversations, a dataset or its folder, or the name of a benchmark"
         raise DataError("evaluate", found=kind_of(questions), expected=expected)
     else:
-        found = Evaluation(
-            "conversations", [as_conversation(one) for one in questions], rules(scorer), _longest(scorer)
-        )
+        asked = [as_conversation(one) for one in questions]  # type: ignore[arg-type]
+        found = Evaluation("conversations", asked, rules(scorer), _longest(scorer))
     return found if limit is None else replace(found, conversations=found.conversations[:limit])
 
 
