@@ -135,13 +135,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("notebooks")
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs_from_top_to_bottom(name: str, folder: Path) -> None:
     (page,) = notebooks.publish(folder, [name])
     made = json.loads((folder / f"{name}.ipynb").read_text(encoding="utf-8"))
     ran = [cell for cell in made["cells"] if cell["cell_type"] == "code"]
-    assert all(cell["execution_count"] for cell in ran)
+    assert all(cell["execution_count"] for cell in ran if notebooks.LIVE not in cell["metadata"].get("tags", ()))
     errors = [output for cell in ran for output in cell["outputs"] if output.get("name") == "stderr"]
     assert errors == [], "nothing is complained about"
     assert len(page.read_text(encoding="utf-8")) < 8_000_000

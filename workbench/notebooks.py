@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 TOUR = "00_tour"
 LIVE = "live"
 """Tag of a cell that is for a person who looks, such as FiftyOne's App: not run for a page."""
-CELL_SECONDS = 600
+CELL_SECONDS = 1800
+"""A cell that takes longer has failed: a training on a busy machine may take long."""
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
