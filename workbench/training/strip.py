@@ -34,11 +34,8 @@ class Strip:
         return captured.get().rstrip("\n")
 
     def html(self) -> str:
-        kept: dict[str, Any] = {
-            "file": io.StringIO(),
-            "record": True,
-            "force_jupyter": False,
-        }  # a notebook would print it at once too
+        # A notebook would print it at once too.
+        kept: dict[str, Any] = {"file": io.StringIO(), "record": True, "force_jupyter": False}
         console = Console(**kept, force_terminal=True, color_system="truecolor", width=100)
         console.print(self._title(), self._shown(console), sep="\n", soft_wrap=True)
         return console.export_html(inline_styles=True, code_format=HTML)
