@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.curation.server import free_port
+from workbench.resources import import_path
 
 
 @contextmanager
@@ -45,6 +46,23 @@ def notebook(folder: Path, cells: Mapping[str, str], log: Path, **environment: s
             server.wait(30)
         except subprocess.TimeoutExpired:
             server.kill()
+
+
+@contextmanager
+def opened_lab(folder: Path, log: Path, **environment: str) -> Iterator[str]:
+    """`workbench lab FOLDER` while the block lasts: the page of the tour, its token included."""
+    port = free_port()
+    command = [sys.executable, "-m", "workbench.cli", "lab", str(folder), "--no-browser", f"--port={port}"]
+    command += ["--jupyter=--IdentityProvider.token=letmein", "--jupyter=--LabApp.expose_app_in_browser=True"]
+    with open(log, "w") as out:
+        settings = {**os.environ, "PYTHONPATH": import_path(), **environment}
+        lab = subprocess.Popen(command, env=settings, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        _wait_until_up(f"http://127.0.0.1:{port}/api", lab, log)
+        yield f"http://127.0.0.1:{port}/lab/tree/00_tour.ipynb?token=letmein&reset"
+    finally:
+        lab.terminate()
+        lab.wait(90)
 
 
 def run_cell(page: Any, number: int) -> Any:

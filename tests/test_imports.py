@@ -15,10 +15,10 @@ from workbench import resources
 
 PACKAGE = resources.PACKAGE
 ROOMS = [
-    "errors", "resources", "hub", "origin", "conversation", "recipe_yaml", "recipe", "json_lines", "losses",
-    "result_rows", "run", "progress", "chat_model", "remote", "report", "data", "model", "inference", "curation",
+    "errors", "resources", "display", "hub", "origin", "conversation", "recipe_yaml", "recipe", "json_lines", "losses",
+    "result_rows", "report", "run", "progress", "chat_model", "remote", "data", "model", "inference", "curation",
     "instruct", "training", "evaluation", "serving", "plugin", "widgets", "background",
-    "quickstart_report", "quickstart", "doctor", "commands", "cli",
+    "quickstart_report", "quickstart", "doctor", "notebooks", "commands", "cli",
 ]  # fmt: skip
 HEAVY = ("torch", "transformers", "fiftyone", "polars", "pyarrow", "datasets", "gradio", "numpy", "PIL", "pydantic")
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "_share" not in path.parts)

@@ -38,6 +38,7 @@ _HOMES = {
     "SamplingOptions": "chat_model",
     "ScriptedModel": "chat_model",
     "Dataset": "data.dataset",
+    "scenes": "data.scene_files:make",
     "import_dataset": "curation.in_and_out",
     "export_dataset": "curation.in_and_out",
     "import_folder": "data.formats",
@@ -70,6 +71,8 @@ _HOMES = {
     "CurateRecipe": "curation.curate_recipe",
     "image_measures": "curation.image_measures",
     "outliers": "curation.outliers",
+    "split": "curation.splits",
+    "check_leakage": "curation.splits",
     "check_benchmark": "curation.splits",
     "conversations": "curation.review",
     "open": "curation.app",
@@ -127,9 +130,10 @@ if TYPE_CHECKING:
     from workbench.curation.scores import write_results
     from workbench.curation.search import caption_similarity, search
     from workbench.curation.showing import show
-    from workbench.curation.splits import check_benchmark
+    from workbench.curation.splits import check_benchmark, check_leakage, split
     from workbench.data.dataset import Dataset
     from workbench.data.formats import export_llava, import_folder, import_llava
+    from workbench.data.scene_files import make as scenes
     from workbench.doctor import doctor
     from workbench.errors import WorkbenchError
     from workbench.evaluation.benchmarks import listing as benchmarks

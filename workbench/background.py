@@ -45,6 +45,7 @@ def train(
     llava: Llava | None = None,
     dataset: Dataset | None = None,
     resume: bool = False,
+    reuse: bool = False,
     progress: bool = True,
     background: Literal[False] = False,
 ) -> Run: ...
@@ -58,6 +59,7 @@ def train(
     llava: Llava | None = None,
     dataset: Dataset | None = None,
     resume: bool = False,
+    reuse: bool = False,
     progress: bool = True,
     background: Literal[True],
 ) -> LiveRun: ...
@@ -70,16 +72,30 @@ def train(
     llava: Llava | None = None,
     dataset: Dataset | None = None,
     resume: bool = False,
+    reuse: bool = False,
     progress: bool = True,
     background: bool = False,
 ) -> Run:
-    """Train as `training.trainer.train` does; with `background` in a process of its own, and return at once.
+    """Train one stage as the recipe says and return its run; with `background` in a process of its own, and at once.
 
-    That process lives on when the notebook or script ends; what is returned then steers it, and in a notebook shows
-    how it goes. `wb.attach(out)` finds it again. `dataset` is opened there by its folder; a model from memory cannot
-    be handed over. Raises `RunError` for a folder in the way.
+    recipe: a `Recipe`, its file or a shipped name. out: the run folder. llava, dataset: take the place of what the
+    recipe names. resume: go on with an unfinished run. reuse: that, and a finished run of this very recipe is returned
+    as it is, so that a notebook can be run again.
+
+    A process of its own lives on when the notebook or script ends; what is returned then steers it, and in a notebook
+    shows how it goes. `wb.attach(out)` finds it again. `dataset` is opened there by its folder; a model from memory
+    cannot be handed over. Raises `RunError` for a folder in the way, `TrainingError` for what cannot be trained on.
+
+    >>> recipe = wb.Recipe.load("tiny-align", ["data.dataset=data", "train.max_steps=2", "train.batch_size=4"])
+    >>> wb.train(recipe, out="runs/align", reuse=True).status
+    'finished'
     """
     recipe = as_recipe(recipe)
+    if dataset is not None and (background or reuse):
+        recipe = recipe.with_overrides(f"data.dataset={json.dumps(str(dataset.path.absolute()))}")
+    if reuse and (held := Run.finished(out, recipe)) is not None:
+        return LiveRun(out) if background else held
+    resume = resume or reuse
     if not background:
         from workbench.training.trainer import train as train_here
 
@@ -87,8 +103,6 @@ def train(
     if llava is not None:
         fix = "name it in the recipe's model:, or leave out background=True"
         raise TrainingError("train in the background", found="a model in memory", expected="a recipe's model", fix=fix)
-    if dataset is not None:
-        recipe = recipe.with_overrides(f"data.dataset={json.dumps(str(dataset.path.absolute()))}")
     run = LiveRun(out)
     run.start(recipe, resume=resume)
     return run
@@ -99,10 +113,9 @@ def attach(run: Run | str | os.PathLike[str]) -> LiveRun:
 
     Also finds runs that were started in a terminal.
     """
-    found = LiveRun(run.path if isinstance(run, Run) else run)
-    if not (found.path / "process.json").is_file():
-        Run.open(found.path)
-    return found
+    if isinstance(run, (str, os.PathLike)) and Path(run, "process.json").is_file():
+        return LiveRun(run)
+    return LiveRun(Run.open(run).path)
 
 
 class LiveRun(Run):

@@ -19,7 +19,11 @@ from workbench.errors import WorkbenchError
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How to choose tokens. The defaults are greedy; raises `WorkbenchError` naming a value that makes no sense."""
+    """How to choose tokens. The defaults are greedy; raises `WorkbenchError` naming a value that makes no sense.
+
+    >>> wb.SamplingOptions(temperature=0.7, top_p=0.9).greedy
+    False
+    """
 
     temperature: float = 0.0
     """0 is greedy: the most likely token, always. Below 0.00001 too, where dividing by it would overflow."""
@@ -214,6 +218,10 @@ class ScriptedModel:
     """A `ChatModel` that says what it was told to: the next text of a list, or what a function makes of the question.
 
     A word with the space before it counts as one token. `asked` keeps every conversation it was given.
+
+    >>> asked = wb.Conversation("1", (wb.Message("user", "What is it?"),))
+    >>> wb.ScriptedModel(["A cat."]).reply(asked).text
+    'A cat.'
     """
 
     def __init__(self, answers: Sequence[str] | Callable[[Conversation], str], *, name: str = "scripted") -> None:

@@ -13,7 +13,18 @@ import sys
 from contextlib import nullcontext, redirect_stdout
 
 from workbench import __version__, resources
-from workbench.commands import conversations, giving, house, images, scoring, seeing, serving, training, using
+from workbench.commands import (
+    conversations,
+    giving,
+    house,
+    images,
+    notebooks,
+    scoring,
+    seeing,
+    serving,
+    training,
+    using,
+)
 from workbench.commands.common import Verb
 from workbench.errors import WorkbenchError
 
@@ -54,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(verb=does)
         return added
 
-    for some in (house, images, conversations, training, scoring, seeing, using, serving, giving):
+    for some in (house, notebooks, images, conversations, training, scoring, seeing, using, serving, giving):
         some.add_verbs(verb)
     return parser
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from workbench.errors import ConversationError
+from workbench.errors import ConversationError, kind_of
 
 ROLES = ("system", "user", "assistant")
 SPLITS = ("train", "val", "test")
@@ -76,6 +77,11 @@ class Conversation:
     """A frozen conversation. The same value trains, is scored, is reviewed and grows in a chat.
 
     `id` is assigned once and kept for ever; a foreign file's own id goes to `source["foreign_id"]`.
+
+    >>> asked = wb.Message("user", (wb.Image("a.png"), "What is it?"))
+    >>> said = wb.Conversation("1", (asked, wb.Message("assistant", "A cat.")))
+    >>> said.prompt.messages[-1].text, said.reference
+    ('What is it?', 'A cat.')
     """
 
     id: str
@@ -89,6 +95,15 @@ class Conversation:
     def __post_init__(self) -> None:
         if not isinstance(self.messages, tuple):
             object.__setattr__(self, "messages", tuple(self.messages))
+
+    def _repr_html_(self) -> str:
+        """Its turns; pictures by name, because a conversation does not know where they lie. `wb.gallery` shows them."""
+        from workbench.display import block, turns
+
+        said = ((one.role, one.text, [media.path for media in one.media]) for one in self.messages)
+        told = (self.task, self.split, str(self.source.get("teacher") or ""))
+        note = ", ".join(dict.fromkeys(filter(None, told)))
+        return block(self.id, more=turns(said), note=note)
 
     @property
     def images(self) -> tuple[Image, ...]:
@@ -114,6 +129,24 @@ class Conversation:
             if self.messages[index].role == role:
                 return index
         raise ConversationError(self.id, found=f"no {role} message", expected="at least one")
+
+
+def as_conversation(value: Conversation) -> Conversation:
+    """The conversation, if it is one. Raises `ConversationError` for anything else."""
+    if not isinstance(value, Conversation):
+        fix = "dataset.conversations() gives those of a dataset"
+        raise ConversationError("conversation", found=kind_of(value), expected="a Conversation", fix=fix)
+    return value
+
+
+def placed(conversation: Conversation, resolve: Callable[[Image], Path]) -> Conversation:
+    """The same conversation with pictures by their path on this disk: for a model that opens files."""
+
+    def place(part: Part) -> Part:
+        return replace(part, path=str(resolve(part)), root="") if isinstance(part, Image) else part
+
+    turns = tuple(Message(turn.role, tuple(map(place, turn.content))) for turn in conversation.messages)
+    return replace(conversation, messages=turns)
 
 
 def new_id(*parts: object) -> str:

@@ -10,8 +10,8 @@ from __future__ import annotations
 class WorkbenchError(Exception):
     """An error with a place, a finding, an expectation and a remedy; any of the four may be empty.
 
-    >>> str(DataError("card.yaml", found="no 'roots'", expected="a mapping of names to folders", fix="add roots:"))
-    "card.yaml: found no 'roots'; expected a mapping of names to folders; add roots:"
+    >>> str(wb.WorkbenchError("card.yaml", found="no 'roots'", expected="names of folders", fix="add roots:"))
+    "card.yaml: found no 'roots'; expected names of folders; add roots:"
     """
 
     def __init__(self, where: str = "", *, found: str = "", expected: str = "", fix: str = "") -> None:
@@ -19,6 +19,17 @@ class WorkbenchError(Exception):
         parts = [f"found {found}" if found else "", f"expected {expected}" if expected else "", fix]
         body = "; ".join(part for part in parts if part)
         super().__init__(f"{where}: {body}" if where and body else where or body)
+
+
+def kind_of(value: object) -> str:
+    """What a value is, in a few words, for the `found` of an error.
+
+    >>> kind_of(3), kind_of(None)
+    ('3, of type int', 'None')
+    """
+    shown = repr(value)
+    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    return shown if value is None else f"{shown}, of type {type(value).__name__}"
 
 
 class RecipeError(WorkbenchError):

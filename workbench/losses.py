@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import RunError
+from workbench.errors import RunError, kind_of
 from workbench.json_lines import JsonLines
 
 if TYPE_CHECKING:
@@ -78,7 +78,12 @@ def worst(run: Run | str | os.PathLike[str], n: int | None = 20) -> pl.DataFrame
     """The `n` conversations that a run found hardest to learn, worst first; None: all. Look there for bad data.
 
     Columns as of `by_conversation`. Raises `RunError` for a run that recorded none.
+
+    >>> wb.worst("runs/align", 2).columns
+    ['id', 'excess', 'loss', 'tokens', 'times']
     """
+    if not isinstance(run, (str, os.PathLike)) and not hasattr(run, "path"):
+        raise RunError("run", found=kind_of(run), expected="a Run, or its folder")
     path = Path(run if isinstance(run, (str, os.PathLike)) else run.path)
     table = by_conversation(read_losses(path))
     if not table.height:

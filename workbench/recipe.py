@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from workbench import resources
-from workbench.errors import RecipeError
+from workbench.errors import RecipeError, kind_of
 from workbench.recipe_yaml import apply_overrides, explain, read_json, read_yaml, to_yaml
 
 Trains = Literal["frozen", "lora", "full"]
@@ -276,7 +276,12 @@ class TrainSpec(Section):
 
 
 class Recipe(Section):
-    """One training stage, complete: the resolved recipe in a run folder is enough to run it again."""
+    """One training stage, complete: the resolved recipe in a run folder is enough to run it again.
+
+    >>> recipe = wb.Recipe.load("tiny-align", ["train.lr=2e-4"])
+    >>> recipe.train.stage, recipe.with_overrides("train.max_steps=10").train.max_steps
+    ('align', 10)
+    """
 
     name: str
     """A short name for lists and reports."""
@@ -328,6 +333,24 @@ class Recipe(Section):
         data = self.model_dump(mode="json")
         return Recipe.from_dict(data, where=self.name, changed=apply_overrides(data, overrides))
 
+    def _repr_html_(self) -> str:
+        """What it says itself, and folded the whole of it."""
+        from workbench.display import block, folded
+
+        model, train = self.model, self.train
+        facts = {
+            "model": model.checkpoint or f"{model.vision} + {model.language}, {model.projector}",
+            "held in": model.load,
+            "trains": ", ".join(f"{part} {how}" for part in ("language", "vision", "projector")
+                                if (how := getattr(train, part)) != "frozen"),
+            "data": f"{self.data.dataset}{': ' + ', '.join(self.data.tasks) if self.data.tasks else ''}",
+            "template": self.template,
+            "learning rate": f"{train.lr:g}, {train.schedule}",
+            "length": f"{train.max_steps} steps at most" if train.max_steps else f"{train.epochs:g} epochs",
+            "batch": f"{train.batch_size} conversations a step",
+        }  # fmt: skip
+        return block(self.name, facts, folded("every field", self.to_yaml()), note=f"recipe, stage {train.stage}")
+
     def to_yaml(self) -> str:
         """The whole recipe, every default written out."""
         return to_yaml(self.model_dump(mode="json"))
@@ -351,6 +374,9 @@ def recipe_names(kind: str | None = None) -> list[str]:
 
 def find_recipe(path_or_name: str | Path, kind: str | None = None) -> Path:
     """The file meant by a path or by the name of a shipped recipe. Raises `RecipeError` with the nearest name."""
+    if not isinstance(path_or_name, (str, Path)):
+        expected = "a recipe, its file, or the name of a shipped one"
+        raise RecipeError("recipe", found=kind_of(path_or_name), expected=expected)
     path = Path(path_or_name).expanduser()
     if path.is_file():
         return path

@@ -20,7 +20,7 @@ from typing import IO
 
 import platformdirs
 
-from workbench.errors import DiskError, RunError, WorkbenchError
+from workbench.errors import DataError, DiskError, RunError, WorkbenchError, kind_of
 
 PACKAGE = Path(__file__).resolve().parent
 SHARE = PACKAGE / "_share"
@@ -37,6 +37,13 @@ DISK_ERRORS = {
     errno.ENOTDIR: ("a file where a folder has to be", "a folder"),
     errno.EISDIR: ("a folder", "a file"),
 }
+
+
+def as_path(value: str | Path, what: str) -> Path:
+    """A path. Raises `DataError` for a value that is none; `what` it is the path of."""
+    if not isinstance(value, (str, Path)):
+        raise DataError(what, found=kind_of(value), expected="a path")
+    return Path(value)
 
 
 def import_path() -> str:

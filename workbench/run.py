@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from workbench import resources
-from workbench.errors import DiskError, RecipeError, RunError, WorkbenchError
+from workbench.errors import DiskError, RecipeError, RunError, WorkbenchError, kind_of
 from workbench.json_lines import JsonLines, Rows, plain
 from workbench.origin import origin
 from workbench.recipe import Recipe
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     import polars as pl
 
 COMMANDS = ("stop", "save", "pause")
+CURVES = ("loss", "val_loss")
+"""What a notebook draws of the metrics."""
+_CURVE = "max-width:32rem;--line:#8886;--one:#3b82f6;--two:#f59e0b;fill:currentColor"
 BESIDE = ("process.json", "process.log")
 """Of a run in the background: there before the run is."""
 FILES = (
@@ -46,8 +49,10 @@ FILES = (
 class Run:
     """One run folder. `create` makes the one writer, `open` any number of readers.
 
-    >>> with Run.create("runs/first", recipe, kind="train") as run:
+    >>> with wb.Run.create("first", {"name": "first"}, kind="train") as run:
     ...     run.log({"step": 1, "loss": 2.3})
+    >>> wb.Run.open("first").status
+    'finished'
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -78,14 +83,27 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Run:
-        """An existing run folder, for reading. Raises `RunError` when it is none."""
+    def open(cls, path: Run | str | os.PathLike[str]) -> Run:
+        """An existing run folder, for reading; a run is given back. Raises `RunError` when it is none."""
+        if isinstance(path, Run):
+            return path
+        if not isinstance(path, (str, os.PathLike)):
+            raise RunError("run", found=kind_of(path), expected="a Run, or its folder")
         run = cls(path)
         if not run._file("run.json").is_file():
             raise RunError(
                 str(run.path), found="no run.json", expected="a run folder", fix="`workbench runs` lists them"
             )
         return run
+
+    @classmethod
+    def finished(cls, path: str | os.PathLike[str], recipe: Recipe | Mapping[str, Any]) -> Run | None:
+        """The finished run of this very recipe in the folder; None where there is none."""
+        run = cls(path)
+        if run.status != "finished":
+            return None
+        wanted = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else dict(recipe)
+        return None if differences(run.settings, json.loads(json.dumps(wanted, default=str))) else run
 
     @staticmethod
     def list(root: str | os.PathLike[str] = "runs") -> list[Run]:
@@ -96,6 +114,21 @@ class Run:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
+
+    def _repr_html_(self) -> str:
+        """Its figures and the curve of its losses, as they are now."""
+        from workbench.display import block, folded
+        from workbench.report import curve_svg
+
+        lines, status = self.metrics(), self.status
+        if status == "damaged":
+            return block(self.path.name, note=f"{self.path}: a damaged run folder")
+        curves = {key: [(row["step"], row[key]) for row in lines if row.get(key) is not None] for key in CURVES}
+        drawn = f'<div style="{_CURVE}">{curve_svg(curves)}</div>' if any(curves.values()) else ""
+        last = {key: f"{values[-1][1]:.4f}" for key, values in curves.items() if values}
+        facts = {"folder": self.path, "kind": self.info.get("kind"), "took": f"{self.seconds:.0f} s", **last}
+        error = folded("error", str(self.info["error"])) if self.info.get("error") else ""
+        return block(str(self.info.get("name") or self.path.name), facts, drawn + error, note=status)
 
     # --- reading ----------------------------------------------------------------------------------------------
 
@@ -328,6 +361,9 @@ def compare(runs: Iterable[Run]) -> Rows:
     """A row per run: path, name, kind, status, error, seconds, its last metrics, and the settings that differ.
 
     A damaged folder gets a row too, with what is wrong in it as its error.
+
+    >>> [row["status"] for row in wb.compare(wb.Run.list("runs"))]
+    ['finished']
     """
     read = [(run, *_read(run)) for run in runs]
     flat = [settings for _, _, settings in read if settings is not None]
@@ -358,6 +394,9 @@ def clean(root: str | os.PathLike[str], *, dry_run: bool = False) -> int:
     """Remove from finished runs below `root` every checkpoint but the one `Run.checkpoint` names. Bytes freed.
 
     Unfinished runs are left alone: they may be resumed.
+
+    >>> wb.clean("runs", dry_run=True) > 0
+    True
     """
     freed = 0
     for run in Run.list(root):

@@ -61,8 +61,9 @@ def open(
     """
     if port is not None and not 0 < port < 65536:
         raise DataError(f"port {port}", found="no port number", expected="1 to 65535")
+    opened = None if _is_view(dataset) else Dataset.open(dataset)  # type: ignore[arg-type]
     fiftyone = open_fiftyone()
-    view = view_of(_dataset(dataset)) if isinstance(dataset, (Dataset, str, Path)) else dataset
+    view = dataset if _is_view(dataset) else view_of(opened)  # type: ignore[arg-type]
     if path := import_path():  # for the App's server, a process in a folder of its own
         os.environ["PYTHONPATH"] = path
     linked = _link(fiftyone.config.plugins_dir)
@@ -126,8 +127,9 @@ def _side_by_side(fiftyone: ModuleType, view: SampleCollection) -> fo.Space | No
     return fiftyone.Space(children=spaces, orientation="horizontal", active_child=spaces[0].component_id)
 
 
-def _dataset(dataset: Dataset | str | Path) -> Dataset:
-    return dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
+def _is_view(what: object) -> bool:
+    """Whether it is FiftyOne's own, a dataset or a view, without importing FiftyOne to ask."""
+    return hasattr(what, "_root_dataset")
 
 
 def _port(wanted: int | None, usual: int) -> int:

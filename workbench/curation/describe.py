@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -69,22 +70,34 @@ class Description:
         return "\n".join(lines)
 
     def plot(self) -> Figure:
-        """Six plots: conversations per image, lengths, tasks, words, objects, box sizes."""
+        """Up to six plots, of what there is: conversations per image, lengths, tasks, words, objects, box sizes."""
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(12, 6.5), layout="constrained")
-        axes = figure.subplots(2, 3)
-        axes[0][0].bar(
-            *self.per_image.select("conversations", "images").to_dict(as_series=False).values(), color=_COLOR
-        )
-        axes[0][0].set_title("conversations of an image", fontsize=10)
-        _histogram(axes[0][1], self.tokens["tokens"], f"{self.unit} of a conversation")
         tasks = self.tokens.group_by("task").len().sort("len", "task", descending=[True, False])
-        _bars(axes[0][2], tasks["task"], tasks["len"], "tasks")
-        _bars(axes[1][0], self.words["word"], self.words["count"], "words in answers")
-        _bars(axes[1][1], self.objects["label"].head(MOST), self.objects["count"].head(MOST), "annotated objects")
-        _histogram(axes[1][2], self.boxes["share"] * 100, "boxes: % of the image")
+        often, words = self.objects.head(MOST), self.words
+        plots: list[tuple[pl.Series, Callable[[Any], None]]] = [
+            (tasks["len"], self._draw_per_image),
+            (tasks["len"], lambda axes: _histogram(axes, self.tokens["tokens"], f"{self.unit} of a conversation")),
+            (tasks["len"], lambda axes: _bars(axes, tasks["task"], tasks["len"], "tasks")),
+            (words["count"], lambda axes: _bars(axes, words["word"], words["count"], "words in answers")),
+            (often["count"], lambda axes: _bars(axes, often["label"], often["count"], "annotated objects")),
+            (self.boxes["share"], lambda axes: _histogram(axes, self.boxes["share"] * 100, "boxes: % of the image")),
+        ]
+        drawn = [draw for values, draw in plots if values.len()] or [self._draw_per_image]
+        columns = min(3, len(drawn))
+        rows = -(-len(drawn) // columns)
+        figure = Figure(figsize=(4 * columns, 3.25 * rows), layout="constrained")
+        places = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for draw, axes in zip(drawn, places, strict=False):
+            draw(axes)
+        for axes in places[len(drawn) :]:
+            axes.set_axis_off()
         return figure
+
+    def _draw_per_image(self, axes: Any) -> None:
+        counts = self.per_image.select("conversations", "images")
+        axes.bar(*counts.to_dict(as_series=False).values(), color=_COLOR)
+        axes.set_title("conversations of an image", fontsize=10)
 
     def _repr_png_(self) -> bytes:
         from io import BytesIO
@@ -94,12 +107,17 @@ class Description:
         return buffer.getvalue()
 
 
-def describe(dataset: Dataset, *, count_tokens: Callable[[str], int] | None = None) -> Description:
+def describe(dataset: Dataset | str | Path, *, count_tokens: Callable[[str], int] | None = None) -> Description:
     """Count what is in a dataset: print it, or let a notebook draw it.
 
     `count_tokens` counts the tokens of a text, for example `lambda text: len(tokenizer(text).input_ids)`; without it
     words are counted. Images are looked up in the tables; no picture is opened.
+
+    >>> found = wb.describe("data")
+    >>> found.images, found.tokens.columns
+    (24, ['task', 'turns', 'tokens'])
     """
+    dataset = Dataset.open(dataset)
     ok = dataset.images.filter(pl.col("status") == "ok")
     words: Counter[str] = Counter()
     images: Counter[tuple[str, str]] = Counter()

@@ -68,7 +68,7 @@ def min_size(pixels: int) -> Filter:
 
 
 def curate(
-    dataset: Dataset,
+    dataset: Dataset | str | Path,
     recipe: CurateRecipe | str | Path | Sequence[Filter] | None = None,
     *,
     view: fo.Dataset | None = None,
@@ -78,7 +78,11 @@ def curate(
     `recipe`: one that is loaded, its file or shipped name, or filters. By default: broken, exact duplicates, near
     duplicates. `view`, made by `to_fiftyone`, gets the same status, reason and tags, and a saved view of what each
     filter took out. Images that were removed before stay removed and are not counted again.
+
+    >>> wb.curate("data").counts
+    [24]
     """
+    dataset = Dataset.open(dataset)
     filters, engine = _filters(recipe)
     left = dataset.images.filter(pl.col("status") != "removed")
     table: list[tuple[str, int, int, int]] = []

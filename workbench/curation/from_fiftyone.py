@@ -32,7 +32,7 @@ from workbench.data.dataset import Dataset
 from workbench.data.image_rows import ROOT, image_rows, refuse_existing, root_for
 from workbench.data.imported import by_reason, keep
 from workbench.data.tables import conversations_to_frame
-from workbench.errors import DataError
+from workbench.errors import DataError, kind_of
 
 if TYPE_CHECKING:
     from fiftyone.core.collections import SampleCollection
@@ -84,6 +84,9 @@ def import_fiftyone(
     if isinstance(source, (list, tuple)):
         raise DataError(", ".join(map(str, source)), found="several names", expected="one FiftyOne dataset")
     source = str(source) if isinstance(source, Path) else source
+    if not isinstance(source, str) and not hasattr(source, "_root_dataset"):
+        expected = "files, a folder, owner/name on the Hub, or a FiftyOne dataset or view"
+        raise DataError("import", found=kind_of(source), expected=expected)
     fo = open_fiftyone()
     with database_errors():
         view = _load(fo, source) if isinstance(source, str) else source

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 THUMBNAIL = 96
 """Largest side of a shown picture, in pixels."""
+LONGEST = 100
+"""Characters of a reason below its picture."""
 SHOWN = 12
 """So many pictures of each filter are shown."""
 
@@ -99,7 +101,7 @@ class Funnel:
             source = _thumbnail(path)
             shown = f'<img alt="" src="{source}">' if source else "(cannot be shown)"
             style = f"width:{2 * THUMBNAIL}px;margin:4px;font-size:11px;overflow-wrap:anywhere"
-            yield f'<div style="{style}">{shown}<br><b>{escape(name)}</b><br>{escape(reason or "")}</div>'
+            yield f'<div style="{style}">{shown}<br><b>{escape(name)}</b><br>{escape((reason or "")[:LONGEST])}</div>'
 
 
 def _thumbnail(path: Path) -> str | None:

@@ -27,6 +27,10 @@ def import_dataset(
     coco, hf-dataset, or fiftyone for a FiftyOne dataset by its name. `images` is the folder that paths in a LLaVA,
     ShareGPT or COCO file start from. Further options are those of the format's own function, such as `name`, `workers`,
     `dpi` (pdf) or `label` (fiftyone). Raises `DataError` where the format cannot be told, or nothing can be imported.
+
+    >>> dataset = wb.import_dataset("data/pictures", "again")
+    pictures: 24 images in again
+      ok: 24
     """
     if format is not None:
         check_format(format, (*IN, FIFTYONE))
@@ -38,13 +42,19 @@ def import_dataset(
     return import_files(source, out, format=format, **options)
 
 
-def export_dataset(dataset: Dataset, out: str | Path, *, format: str, split: str | None = None, **options: Any) -> int:
+def export_dataset(
+    dataset: Dataset | str | Path, out: str | Path, *, format: str, split: str | None = None, **options: Any
+) -> int:
     """Write a dataset as images, pdf, llava, sharegpt, coco, hf-dataset or fiftyone; return how many were written.
 
     `out` is a file for llava, sharegpt (.json or .jsonl), coco and pdf, a folder for images and hf-dataset, and for
     fiftyone the name of the FiftyOne dataset. `split` takes only that one. Raises `DataError` for an unknown format, or
     what the format cannot hold.
+
+    >>> wb.export_dataset("data", "mine.json", format="llava")
+    164
     """
+    dataset = Dataset.open(dataset)
     if check_format(format, (*OUT, FIFTYONE)) == FIFTYONE:
         from workbench.curation.table import to_fiftyone
 

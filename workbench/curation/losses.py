@@ -42,8 +42,9 @@ def write_losses(run: Run | str | Path, to: Dataset | str | Path | SampleCollect
     `DataError` where the dataset has none of the run's conversations.
     """
     table = worst(run, None)
+    found = None if hasattr(to, "_root_dataset") else Dataset.open(to)  # type: ignore[arg-type]
     open_fiftyone()
-    view = view_of(to if isinstance(to, Dataset) else Dataset.open(to)) if isinstance(to, (Dataset, str, Path)) else to
+    view: Any = to if found is None else view_of(found)
     show_losses(view._root_dataset, _of_one(table, dataset_of(view)))
     return view._root_dataset
 

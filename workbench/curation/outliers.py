@@ -10,6 +10,7 @@ import polars as pl
 from sklearn.neighbors import NearestNeighbors
 
 from workbench.curation.near_pairs import unit_matrix
+from workbench.errors import DataError, kind_of
 
 
 def outliers(vectors: pl.DataFrame, *, neighbours: int = 10) -> pl.DataFrame:
@@ -18,6 +19,8 @@ def outliers(vectors: pl.DataFrame, *, neighbours: int = 10) -> pl.DataFrame:
     `vectors` (id, vector) as `measures.vectors` makes them; the order stays. An image with a copy has a neighbour at
     distance 0, so take duplicates out first. Null where there is no other image.
     """
+    if not isinstance(vectors, pl.DataFrame) or not {"id", "vector"} <= set(vectors.columns):
+        raise DataError("outliers", found=kind_of(vectors), expected="a table with the columns id and vector")
     count = min(neighbours, vectors.height - 1)
     if count < 1:
         return vectors.select("id", distance=pl.lit(None, dtype=pl.Float64))

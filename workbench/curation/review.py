@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.conversation import Conversation, to_chat
@@ -53,13 +54,16 @@ def _opened(path: str) -> Dataset:
     return Dataset.open(path)
 
 
-def conversations(view: SampleCollection | Dataset) -> list[Conversation]:
+def conversations(view: SampleCollection | Dataset | str | Path) -> list[Conversation]:
     """The conversations whose labels the view shows, as the dataset folder has them now; only those that are ok.
 
-    Of a `Dataset`, which shows everything, all that are ok.
+    Of a `Dataset` or its folder, which shows everything, all that are ok. Raises `DataError` for anything else.
+
+    >>> len(wb.conversations("data"))
+    164
     """
-    if isinstance(view, Dataset):
-        return list(view.iter_conversations())
+    if not hasattr(view, "values"):
+        return list(Dataset.open(view).iter_conversations())
     shown = {name for names in view.values(f"{LABELS}.conversation_id") for name in names or []}
     return [one for one in dataset_of(view).iter_conversations() if one.id in shown]
 

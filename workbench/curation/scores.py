@@ -92,9 +92,11 @@ def _view(to: Dataset | str | Path | SampleCollection | None, results: Any) -> S
         if to is None:
             fix = "name the dataset or its folder"
             raise DataError("results", found="no word of their dataset", expected="a folder of results", fix=fix)
-    found = Dataset.open(to) if isinstance(to, (str, Path)) else to  # a wrong name is told before a database starts
+    if hasattr(to, "_root_dataset"):  # FiftyOne's own
+        return to  # type: ignore[return-value]
+    found = Dataset.open(to)  # type: ignore[arg-type]  # a wrong name is told before a database starts
     open_fiftyone()
-    return view_of(found) if isinstance(found, Dataset) else found
+    return view_of(found)
 
 
 def told_dataset(results: Any) -> str | None:

@@ -23,12 +23,18 @@ CHUNK = 256
 """Captions that are compared at once."""
 
 
-def search(dataset: Dataset, text: str, *, model: str | Path | Clip = "tiny", count: int = 20) -> pl.DataFrame:
+def search(
+    dataset: Dataset | str | Path, text: str, *, model: str | Path | Clip = "tiny", count: int = 20
+) -> pl.DataFrame:
     """The `count` images most like the text, best first. Columns: id, path, similarity (cosine, -1 to 1).
 
     Only images that are ok are searched. `model`: `tiny`, a CLIP's folder or Hub name, or a `Clip` that is loaded
     already, which spares loading it for every search. Raises `DataError` for an empty text, or a `count` below 1.
+
+    >>> wb.search("data", "a red star", count=3).columns
+    ['id', 'path', 'similarity']
     """
+    dataset = Dataset.open(dataset)
     if not text.strip() or count < 1:
         expected = "a few words, and a count of at least 1"
         raise DataError("search", found=f"text {text!r} and count {count}", expected=expected)
@@ -41,12 +47,16 @@ def search(dataset: Dataset, text: str, *, model: str | Path | Clip = "tiny", co
     return ordered.select("id", "path", "similarity").head(count)
 
 
-def caption_similarity(dataset: Dataset, *, model: str | Path | Clip = "tiny") -> pl.DataFrame:
+def caption_similarity(dataset: Dataset | str | Path, *, model: str | Path | Clip = "tiny") -> pl.DataFrame:
     """How like its image each image's best caption is, for images that are ok, in the dataset's order.
 
     Columns: id, similarity (cosine, -1 to 1; null without a caption). `model` as for `search`. Sorted by similarity,
     wrong captions come first: `caption_similarity(dataset).sort("similarity", nulls_last=True)`.
+
+    >>> wb.caption_similarity("data").columns
+    ['id', 'similarity']
     """
+    dataset = Dataset.open(dataset)
     images = ok_images(dataset)
     texts = images.select("id", text="captions").explode("text").filter(pl.col("text").str.strip_chars() != "")
     scores = similarities(dataset, images, texts, model=model)

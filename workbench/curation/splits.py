@@ -29,7 +29,7 @@ _NEAR, _SAID = pl.lit("near"), pl.lit("conversation")
 
 
 def split(
-    dataset: Dataset,
+    dataset: Dataset | str | Path,
     fractions: Mapping[str, float] = FRACTIONS,
     *,
     seed: int = 0,
@@ -42,6 +42,7 @@ def split(
     too, as far as groups allow. `vectors` (id, vector) propose further near duplicates. Raises `DataError` for
     fractions that are not those of train, val and test or do not sum to 1.
     """
+    dataset = Dataset.open(dataset)
     _check_fractions(fractions)
     images = dataset.images.filter(pl.col("status") == "ok")
     groups = _together(dataset, images, vectors)
@@ -58,12 +59,16 @@ def split(
     return rows
 
 
-def check_leakage(dataset: Dataset, vectors: pl.DataFrame | None = None) -> pl.DataFrame:
+def check_leakage(dataset: Dataset | str | Path, vectors: pl.DataFrame | None = None) -> pl.DataFrame:
     """Images that are ok and leak into another split; no row where nothing leaks.
 
     Columns: id, other, split, other_split, kind. `exact` and `near`: the two show the same picture. `conversation`: one
     conversation is about both, or (id and other equal) the image and a conversation about it lie in different splits.
+
+    >>> wb.check_leakage(dataset).is_empty()
+    True
     """
+    dataset = Dataset.open(dataset)
     images = dataset.images.filter(pl.col("status") == "ok")
     said = _said_about(dataset, images)
     splits = pl.concat([images.select("id", "split"), said.select("id", "split")]).drop_nulls()
@@ -86,12 +91,13 @@ def check_leakage(dataset: Dataset, vectors: pl.DataFrame | None = None) -> pl.D
     return found.select("id", "other", "split", "other_split", kind).unique(maintain_order=True)
 
 
-def check_benchmark(dataset: Dataset, folder: str | Path, *, workers: int | None = None) -> pl.DataFrame:
+def check_benchmark(dataset: Dataset | str | Path, folder: str | Path, *, workers: int | None = None) -> pl.DataFrame:
     """Images that are ok and show the same picture as one of a benchmark's; no row where nothing leaks.
 
     Columns: id, path, split, file (below `folder`), kind (exact or near). What is in train must not be in a benchmark
     that scores the model. Raises `DataError` for a folder without images.
     """
+    dataset = Dataset.open(dataset)
     folder = Path(folder)
     files = [
         path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES

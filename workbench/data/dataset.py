@@ -23,7 +23,7 @@ from workbench.conversation import Conversation, Image, Video
 from workbench.data import parquet, tables, versions
 from workbench.data.diff import Diff, difference
 from workbench.data.folder import CARD, Folder, inside, now, resolve_inside
-from workbench.errors import DataError
+from workbench.errors import DataError, kind_of
 from workbench.resources import state_folder
 
 
@@ -62,11 +62,19 @@ class Dataset:
         return Dataset(path)
 
     @staticmethod
-    def open(path: str | Path) -> Dataset:
+    def open(path: Dataset | str | Path) -> Dataset:
         """An existing dataset: a folder, or the name of one in the state folder, such as the quickstart's `scenes`.
 
-        Raises `DataError` where the folder is missing, half written or damaged.
+        One that is open already is given back. Raises `DataError` for anything else, and where the folder is missing,
+        half written or damaged.
+
+        >>> wb.Dataset.open("data").card["counts"]["images"]
+        24
         """
+        if isinstance(path, Dataset):
+            return path
+        if not isinstance(path, (str, Path)):
+            raise DataError("dataset", found=kind_of(path), expected="a Dataset, or its folder")
         path = Path(path)
         if len(path.parts) == 1 and not path.exists() and (state_folder() / "datasets" / path).exists():
             path = state_folder() / "datasets" / path

@@ -27,6 +27,7 @@ from workbench.data.image_rows import ROOT, image_rows, refuse_existing, root_fo
 from workbench.data.images import SUFFIXES
 from workbench.data.imported import by_reason, keep
 from workbench.errors import DataError
+from workbench.resources import as_path
 
 _HIDDEN = {"thumbs.db", "desktop.ini", "__macosx"}
 
@@ -74,7 +75,7 @@ def import_folder(
     files of other kinds are listed, in full in `out/import.json`. Raises `DataError` where there is no image, the
     captions file cannot be read, or `out` is a dataset already.
     """
-    folder, out = Path(folder), Path(out)
+    folder, out = as_path(folder, "folder of images"), Path(out)
     refuse_existing(out)
     found = _scan(folder)
     said, report = _said(folder, found, text_column)

@@ -24,6 +24,7 @@ from workbench.data.conversation_file import (
 from workbench.data.dataset import Dataset
 from workbench.data.json_records import BadRecord, json_records
 from workbench.errors import ConversationError, DataError
+from workbench.resources import as_path
 
 
 def read_conversations(path: str | Path) -> Iterator[Conversation | BadRecord]:
@@ -51,15 +52,17 @@ def import_llava(
     `Dataset.conversations()`. Records that break the shape are listed in `out/import.json`, with the missing files.
     """
     options: dict[str, Any] = {"name": name, "workers": workers, "card": card}
+    file, images_root = as_path(file, "LLaVA file"), as_path(images_root, "folder of images")
     return import_conversations(read_conversations(file), file, images_root, out, "LLaVA", **options)
 
 
-def export_llava(dataset: Dataset, out: str | Path, *, split: str | None = None) -> int:
+def export_llava(dataset: Dataset | str | Path, out: str | Path, *, split: str | None = None) -> int:
     """Write the conversations that are ok as a LLaVA JSON list, or JSONL where `out` ends in .jsonl; return how many.
 
     It cannot hold splits, tasks, sources, or what else is known about images; marks go to the front of their message.
     Raises `DataError` naming a conversation with a video, images of two roots, or a text that contains `<image>`.
     """
+    dataset = Dataset.open(dataset)
     return write_records(out, (_record(conversation) for conversation in dataset.iter_conversations(split)))
 
 

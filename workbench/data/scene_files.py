@@ -47,22 +47,30 @@ def make(
     count: int = 2000,
     seed: int = SEED,
     planted: Planted = Planted(),  # noqa: B008
+    fresh: bool = False,
     replace: bool = False,
 ) -> Dataset:
-    """Write `count` scenes and the planted faults to the folder `out` and import it as a dataset named `scenes`.
+    """Draw `count` scenes with exact annotations, plant faults, and import them as the dataset `out`, named `scenes`.
 
     `out` holds `pictures/` (PNG, and JPEG for near copies), `planted.json` and the dataset's own files. The card is
-    written last, so that a folder with one is complete. One made with the same arguments by the same version is opened;
-    another dataset in the way raises DataError, or, with `replace`, makes room.
+    written last, so that a folder with one is complete. One made with the same arguments by the same version is opened,
+    or, with `fresh`, drawn anew; another dataset in the way raises DataError, or, with `replace`, makes room.
+
+    >>> dataset = wb.scenes("drawn", count=100)
+    scenes: 192 images in drawn
+    ...
+    >>> dataset.images["status"].value_counts(sort=True).rows()
+    [('ok', 180), ('quarantined', 12)]
     """
     out = Path(out)
     faults = [planted.exact, planted.near, planted.broken]
     made = {"count": count, "seed": seed, "planted": faults, "version": VERSION}
     if (out / CARD).exists():
         dataset = Dataset.open(out)
-        if dataset.card.get("made") == made:
+        same = dataset.card.get("made") == made
+        if same and not fresh:
             return dataset
-        if not replace:
+        if not same and not replace:
             fix = "choose another folder, or remove this one"
             raise DataError(str(out), found="another dataset", expected=f"scenes made as {made}", fix=fix)
         (out / CARD).unlink()  # first: killed in between, what is left is no dataset

@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from workbench.chat_model import Answer, ChatModel, SamplingOptions
-from workbench.conversation import Conversation, Image, Message, to_llava
+from workbench.conversation import Conversation, placed, to_llava
 from workbench.errors import RenderError
 
 if TYPE_CHECKING:
@@ -298,18 +298,7 @@ def sent(evaluation: Evaluation, asked: Conversation) -> Conversation:
     prompt = asked.prompt
     if evaluation.resolve is None or not prompt.images:
         return prompt
-    resolve = evaluation.resolve
-    turns = [
-        Message(
-            turn.role,
-            tuple(
-                replace(part, path=str(resolve(part)), root="") if isinstance(part, Image) else part
-                for part in turn.content
-            ),
-        )
-        for turn in prompt.messages
-    ]
-    return replace(prompt, messages=tuple(turns))
+    return placed(prompt, evaluation.resolve)
 
 
 def _written(asked: Conversation) -> str:

@@ -189,7 +189,11 @@ def table() -> str:
 
 
 def listing() -> list[dict[str, str]]:
-    """What `workbench benchmarks --json` prints."""
+    """What `workbench benchmarks --json` prints.
+
+    >>> "pope" in str(wb.benchmarks())
+    True
+    """
     names = ("name", "title", "measure", "files", "source", "suffix")
     return [{name: getattr(one, name) for name in names} for one in _listed()]
 

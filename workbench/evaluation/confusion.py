@@ -12,6 +12,7 @@ from typing import Any
 
 import polars as pl
 
+from workbench.display import AsPrinted
 from workbench.evaluation.scorers import normalise
 from workbench.result_rows import rows_of
 
@@ -22,7 +23,7 @@ _LONGEST = 24
 
 
 @dataclass(frozen=True)
-class Confusion:
+class Confusion(AsPrinted):
     """How often each reference of one type of question was answered with what."""
 
     type: str
@@ -47,6 +48,9 @@ def confusion(results: Any) -> list[Confusion]:
     """A table for every type with 2 to 12 different references, in the order of their names.
 
     `results`: a `Results`, its folder, or rows.
+
+    >>> [one.type for one in wb.confusion(results)]
+    ['relation', 'shape']
     """
     rows = rows_of(results).filter(pl.col("earned").is_not_null() & pl.col("reference").is_not_null())
     found = []

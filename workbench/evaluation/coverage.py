@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from workbench.data.dataset import Dataset
+from workbench.display import AsPrinted
 from workbench.errors import DataError
 from workbench.result_rows import about, failures, rows_of
 
@@ -25,7 +26,7 @@ USUAL = 5
 
 
 @dataclass(frozen=True)
-class Coverage:
+class Coverage(AsPrinted):
     """What training data there is near each picture that was failed on."""
 
     table: pl.DataFrame
@@ -108,7 +109,7 @@ def covered(
 def _opened(dataset: Dataset | str | Path | None) -> Dataset:
     if dataset is None:
         raise DataError("covered", found="no dataset", expected="the dataset that was asked about, or its folder")
-    return dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
+    return Dataset.open(dataset)
 
 
 def _trained(data: Dataset) -> pl.DataFrame:

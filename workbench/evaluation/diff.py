@@ -14,6 +14,7 @@ from typing import Any
 
 import polars as pl
 
+from workbench.display import AsPrinted
 from workbench.errors import DataError
 from workbench.evaluation.results import NOT_ASKED, Results
 from workbench.evaluation.statistics import Comparison, compare
@@ -23,7 +24,7 @@ SHOWN = 10
 
 
 @dataclass(frozen=True)
-class ResultDiff:
+class ResultDiff(AsPrinted):
     """The second against the first, on the questions that both have."""
 
     first: Results

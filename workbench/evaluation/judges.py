@@ -18,6 +18,7 @@ import polars as pl
 from workbench.chat_model import ChatModel, SamplingOptions
 from workbench.conversation import Conversation, Image
 from workbench.data.dataset import Dataset
+from workbench.display import AsPrinted
 from workbench.errors import DataError, WorkbenchError
 from workbench.instruct.cost import prompt_tokens
 from workbench.instruct.endpoints import Request
@@ -80,7 +81,7 @@ def ask(
 
 
 @dataclass(frozen=True)
-class Judged:
+class Judged(AsPrinted):
     """Rows whose `earned` a judge said, and `rule` why; where it failed there is no `earned`."""
 
     rows: pl.DataFrame
@@ -120,7 +121,7 @@ def judge_answers(
     results, else the dataset. Raises `DataError` for a rubric without the answer, and without a place for replies.
     """
     rows = rows_of(results)
-    data = Dataset.open(dataset) if isinstance(dataset, (str, Path)) else dataset
+    data = None if dataset is None else Dataset.open(dataset)
     task = _rubric(rubric)
     questions = {
         row["id"]: asked_of(task, row, data, reference=row["reference"] or "", answer=row["answer"] or "")

@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from workbench.data.dataset import Dataset
+from workbench.display import AsPrinted
 from workbench.errors import DataError, WorkbenchError
 from workbench.evaluation.judges import Judge, Reply, ask, asked_of, prompt, store_of
 from workbench.instruct.judge import last_object
@@ -30,7 +31,7 @@ SCHEMA: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Preferred:
+class Preferred(AsPrinted):
     """Whose answers a judge prefers. A preference counts only if it stays when the two change places."""
 
     first: str
@@ -80,7 +81,7 @@ def prefer(
 
     Raises `DataError` where the two have no question in common.
     """
-    data = Dataset.open(dataset) if isinstance(dataset, (str, Path)) else dataset
+    data = None if dataset is None else Dataset.open(dataset)
     theirs = rows_of(second).select("id", "question", other="answer")
     both = rows_of(first).join(theirs, on=["id", "question"], nulls_equal=True).drop_nulls(["answer", "other"])
     names = name_of(first), name_of(second)

@@ -93,12 +93,10 @@ def write_page(template: str, page: Path, values: Mapping[str, Any]) -> Path:
 
 def asked_dataset(results: Any, dataset: Dataset | str | Path | None) -> Dataset | None:
     """The dataset that is given, else the one that the results name, if it is still there."""
-    if isinstance(dataset, (str, Path)):
-        return Dataset.open(dataset)
     if dataset is None:
         path = about(results).get("dataset")
         return Dataset.open(path) if isinstance(path, str) and Path(path, "card.yaml").is_file() else None
-    return dataset
+    return Dataset.open(dataset)
 
 
 def _place(results: Any, out: str | Path | None) -> Path:

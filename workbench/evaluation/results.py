@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from workbench.errors import DataError
+from workbench.errors import DataError, kind_of
 from workbench.json_lines import JsonLines
 from workbench.resources import make_folder, write_atomic
 from workbench.result_rows import failures
@@ -70,8 +70,12 @@ class Results:
     """The folder; None for results that were not kept."""
 
     @classmethod
-    def open(cls, path: Path | str) -> Results:
-        """A result folder, also one that is still being written. Raises `DataError` for anything else."""
+    def open(cls, path: Results | Path | str) -> Results:
+        """A result folder, also one that is still being written; results are given back. Raises `DataError` else."""
+        if isinstance(path, Results):
+            return path
+        if not isinstance(path, (str, Path)):
+            raise DataError("results", found=kind_of(path), expected="Results, or their folder")
         folder = Path(path)
         settings = _json(folder / SETTINGS)
         if settings is None:
@@ -141,6 +145,16 @@ class Results:
         """Every row as one JSON line."""
         write_atomic(Path(path), self.rows.write_ndjson())
         return Path(path)
+
+    def _repr_html_(self) -> str:
+        """The score, and that of each type of question as a bar."""
+        from workbench.display import bars, block
+
+        asked = {"questions": f"{len(self.rows):,}", "scorer": self.scorer or None}
+        failed = {"failed": f"{len(self.errors):,}"} if len(self.errors) else {}
+        by_type = {kind or "(no type)": score for kind, score in self.by_type.items()}
+        facts = {**asked, **failed, "folder": self.path}
+        return block(self.model, facts, bars({"all": self.accuracy, **by_type}), note="mean of what was earned, 0 to 1")
 
     def __str__(self) -> str:
         from workbench.evaluation.scores import told

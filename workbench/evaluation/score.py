@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from workbench.display import AsPrinted
 from workbench.errors import DataError
 from workbench.evaluation import matching
 from workbench.evaluation.benchmarks import BENCHMARKS, Benchmark
@@ -18,7 +19,7 @@ from workbench.evaluation.score_files import read
 
 
 @dataclass(frozen=True)
-class Score:
+class Score(AsPrinted):
     """What `workbench score` tells: `score` and the parts in percent, `n` questions."""
 
     benchmark: str
@@ -60,7 +61,7 @@ def _rounded(value: Any) -> Any:
 def score(benchmark: str, predictions: Path | str, references: Path | str | Sequence[Path | str] = ()) -> Score:
     """Score a file of answers by the benchmark's own rule; without references the rows must bring them along.
 
-    >>> scored = score("pope", "answers.jsonl", ["coco/", "llava_pope_test.jsonl"])  # doctest: +SKIP
+    >>> scored = wb.score("pope", "answers.jsonl", ["coco/", "llava_pope_test.jsonl"])  # doctest: +SKIP
 
     Raises DataError for an unknown benchmark and for files that are missing, unreadable, or do not belong together.
     """

@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from workbench.data.dataset import Dataset
+from workbench.display import AsPrinted
 from workbench.errors import DataError
 from workbench.evaluation.slices import labelled
 from workbench.evaluation.statistics import Comparison, Interval, compare, holm, interval
@@ -50,7 +51,7 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class Slices:
+class Slices(AsPrinted):
     """The score of all questions and of every slice, the worst first; those of too few questions last."""
 
     name: str
@@ -91,6 +92,9 @@ def slices(
     `results`: a `Results`, its folder, or rows. `by`: `type`, `task`, `split`, `tag` or `tag:night`, `class` or
     `class:star` (a picture's label or annotated objects), `measure:brightness` (four parts of equal size). All but
     `type` need the `dataset` that was asked about. Raises `DataError` for a slice that is not known or is empty.
+
+    >>> wb.slices(results, "data", by=["type"]).table.columns
+    ['slice', 'n', 'images', 'score', 'low', 'high', 'few', 'below']
     """
     rows = rows_of(results)
     scored = rows.filter(rows["earned"].is_not_null())
@@ -110,7 +114,7 @@ def slices(
 
 
 @dataclass(frozen=True)
-class Compared:
+class Compared(AsPrinted):
     """Two models on the same questions: all of them, and per slice, the largest loss first."""
 
     first: str
@@ -156,6 +160,9 @@ def compare_results(
 
     Rows belong together by id, and must ask the same. Significance is by a paired test over pictures; among slices it
     is Holm's, so that one of twenty is not called better by chance. Raises `DataError` where no question is shared.
+
+    >>> wb.compare_results(results, results).whole.difference
+    0.0
     """
     ours, theirs = rows_of(first), rows_of(second)
     names = (name_of(first), name_of(second))

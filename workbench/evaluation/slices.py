@@ -24,7 +24,7 @@ _PARTS = ("lowest", "low", "high", "highest")
 
 def labelled(rows: pl.DataFrame, dataset: Dataset | str | Path | None, by: Sequence[str]) -> pl.DataFrame:
     """Columns: id (of a question), slice. A question may be in several slices of one kind, or in none."""
-    data = Dataset.open(dataset) if isinstance(dataset, (str, Path)) else dataset
+    data = None if dataset is None else Dataset.open(dataset)
     frames = [_one(rows, data, spec) for spec in by]
     schema = {"id": pl.String, "slice": pl.String}
     return pl.concat([pl.DataFrame(schema=schema), *frames]).unique(maintain_order=True)
@@ -32,7 +32,7 @@ def labelled(rows: pl.DataFrame, dataset: Dataset | str | Path | None, by: Seque
 
 def check_slices(dataset: Dataset | str | Path | None, by: Sequence[str]) -> None:
     """Raise `DataError` for slices that nothing in the dataset could be in, before anything is asked."""
-    data = Dataset.open(dataset) if isinstance(dataset, (str, Path)) else dataset
+    data = None if dataset is None else Dataset.open(dataset)
     for spec in by:
         kind, _, value = spec.partition(":")
         _check_kind(spec, kind, data)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.chat_model import ChatModel
-from workbench.conversation import Conversation, Image, Message
+from workbench.conversation import Conversation, Image, Message, as_conversation
 from workbench.data.dataset import Dataset
-from workbench.errors import DataError
+from workbench.errors import DataError, kind_of
 from workbench.evaluation.benchmarks import BENCHMARKS, JUDGED
 from workbench.evaluation.reading import JudgeRules, Rules, rules
 from workbench.evaluation.results import Results
@@ -104,6 +104,10 @@ def evaluate(
 
     Raises DataError where there is nothing to ask, a file is missing, a conversation has no reference, or the scorer is
     unknown; a row that fails is a row with its error.
+
+    >>> results = wb.evaluate(wb.ScriptedModel(lambda asked: "yes", name="yes"), "data")
+    >>> results.model, 0 < results.accuracy < 1
+    ('yes', True)
     """
     scorer = "judge" if judge is not None else scorer
     asked = questions_of(
@@ -173,8 +177,12 @@ def questions_of(
         raise DataError(questions, found="no such folder", expected="a dataset folder, or a benchmark", fix=fix)
     elif isinstance(questions, Dataset | Path | str):
         found = held_out(questions, split, tasks, scorer)
+    elif not isinstance(questions, Sequence):
+        expected = "conversations, a dataset or its folder, or the name of a benchmark"
+        raise DataError("evaluate", found=kind_of(questions), expected=expected)
     else:
-        found = Evaluation("conversations", questions, rules(scorer), _longest(scorer))
+        asked = [as_conversation(one) for one in questions]  # type: ignore[arg-type]
+        found = Evaluation("conversations", asked, rules(scorer), _longest(scorer))
     return found if limit is None else replace(found, conversations=found.conversations[:limit])
 
 
@@ -185,7 +193,7 @@ def _longest(scorer: str) -> int:
 
 def held_out(dataset: Dataset | Path | str, split: str, tasks: Sequence[str], scorer: str) -> Evaluation:
     """The held-out conversations of a dataset as an evaluation. Raises `DataError` where there are none."""
-    data = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
+    data = Dataset.open(dataset)
     asked = data.conversations(split, tasks=tasks)
     if not asked:
         there = sorted({one.task or "none" for one in data.iter_conversations(split)})

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from workbench.chat_model import ChatModel
 from workbench.conversation import Image
-from workbench.errors import ModelError
+from workbench.errors import ModelError, kind_of
 from workbench.inference.attachments import open_file
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _REMOTE = re.compile(r"(?P<model>[^@]+)@(?P<url>https?://.+)")
 
 
 def open_model(
-    name: str | Path,
+    name: str | Path | ChatModel,
     *,
     load: str | None = None,
     device: str = "auto",
@@ -39,8 +39,15 @@ def open_model(
     name on the Hub, or `MODEL@URL` of an OpenAI-compatible endpoint (key from `$OPENAI_API_KEY`).
     load: the number format of the weights (fp32, bf16, fp16, 8bit, 4bit); as saved by default. adapter: another run
     on the same base whose adapter and projector are put on; for a model that is no LLaVA, a folder with a peft adapter
-    of it. Raises `ModelError` or `CheckpointError` for what is not there or cannot answer.
+    of it. What answers already is given back. Raises `ModelError` or `CheckpointError` for what is not there or cannot
+    answer.
+
+    >>> model = wb.open_model("runs/align")
+    >>> model.name
+    'align'
     """
+    if not isinstance(name, (str, Path)):
+        return as_model(name)
     remote = _REMOTE.fullmatch(str(name))
     if remote is not None:
         return _remote(str(name), remote["model"], remote["url"], load, open_image, adapter)
@@ -61,6 +68,14 @@ def open_model(
         checkpoint.load_any(name, load=load, dtype="auto", device=device), open_image=open_image, name=shown
     )
     return engine if adapter is None else engine.adapted(adapter)
+
+
+def as_model(model: ChatModel) -> ChatModel:
+    """The model, if it answers. Raises `ModelError` for anything else."""
+    if not hasattr(model, "reply") or not hasattr(model, "name"):
+        expected = "a model that answers, a run folder, a LLaVA folder, a Hub name or MODEL@URL"
+        raise ModelError("model", found=kind_of(model), expected=expected)
+    return model
 
 
 def open_beside(

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from workbench.conversation import Conversation
+from workbench.conversation import Conversation, as_conversation
+from workbench.errors import ConversationError, kind_of
 from workbench.instruct.checks import words
 from workbench.instruct.parse import LETTER, WORD
 
@@ -91,10 +92,16 @@ class Diversity:
 
 
 def describe_conversations(conversations: Iterable[Conversation]) -> Diversity:
-    """Count what conversations are like; they are read once, one by one."""
+    """Count what conversations are like; they are read once, one by one.
+
+    >>> wb.describe_conversations(dataset.iter_conversations()).questions > 100
+    True
+    """
+    if not isinstance(conversations, Iterable):
+        raise ConversationError("conversations", found=kind_of(conversations), expected="Conversations")
     tasks, starts, topics, asked, answers = (Counter[str]() for _ in range(5))
     lengths: list[tuple[str, int, int, int]] = []
-    for one in conversations:
+    for one in map(as_conversation, conversations):
         questions = [_bare(message.text) for message in one.messages if message.role == "user"]
         said = [message.text for message in one.messages if message.role == "assistant"]
         spoken = [words(text) for text in said]

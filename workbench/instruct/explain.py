@@ -10,7 +10,7 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from workbench.conversation import Conversation, from_chat, to_chat
+from workbench.conversation import Conversation, as_conversation, from_chat, to_chat
 from workbench.instruct.checks import CHECKS
 
 _PLAIN = {
@@ -35,7 +35,14 @@ def explain(conversation: Conversation) -> Explanation:
     """Teacher, prompt version, parameters, hash of the raw reply, checks, parents, and what people changed; print it.
 
     What is not known about the conversation is left out.
+
+    >>> print(wb.explain(dataset.conversations()[0]))
+    conversation ...
+      dataset: scenes
+      teacher: rules
+      ...
     """
+    as_conversation(conversation)
     lines = [f"conversation {conversation.id}", *_origin(conversation), *_edits(conversation)]
     return Explanation("\n".join(lines if len(lines) > 1 else [*lines, "  nothing is known about where it comes from"]))
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from workbench.conversation import Conversation
+from workbench.display import AsPrinted
 
 if TYPE_CHECKING:
     from workbench.instruct.loop import Outcome
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Generated:
+class Generated(AsPrinted):
     """What was made, what was not, and why."""
 
     counts: dict[str, int] = field(default_factory=dict)

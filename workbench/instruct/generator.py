@@ -53,7 +53,7 @@ REJECTED = "check "
 
 
 def generate(
-    dataset: Dataset,
+    dataset: Dataset | str | Path,
     *,
     teacher: str | Path | TeacherSpec | ChatModel = RULES,
     tasks: Sequence[str | Task] | Mapping[str, int] | None = None,
@@ -86,7 +86,11 @@ def generate(
     Where no image has a split, all get one first (`curation.splits`). A second run with the same arguments gives the
     same conversations under the same ids, so nothing is doubled. Raises DataError for an unknown teacher or task, and
     where no image gave a conversation; RecipeError for a teacher file that is wrong.
+
+    >>> wb.generate("data", tasks=["caption"], questions_per_image=0).counts
+    {'caption': 24}
     """
+    dataset = Dataset.open(dataset)
     wanted = _wanted(tasks)
     if dataset.images["split"].is_null().all():
         split(dataset, seed=seed, stratify="label")
@@ -99,7 +103,7 @@ def generate(
 
 
 def estimate(
-    dataset: Dataset,
+    dataset: Dataset | str | Path,
     *,
     teacher: str | Path | TeacherSpec | ChatModel,
     tasks: Sequence[str | Task] | Mapping[str, int] | None = None,
@@ -112,6 +116,7 @@ def estimate(
 
     Three of the prompts are shown as they would be sent. Replies that are there already are counted apart.
     """
+    dataset = Dataset.open(dataset)
     if teacher == RULES:
         raise DataError("estimate", found="teacher rules", expected="another: rules ask nobody and cost nothing")
     found = find_teacher(teacher, dataset, prices=prices)
@@ -146,12 +151,21 @@ def _together(rates: Iterable[float | None]) -> float | None:
 
 
 def show_prompt(
-    dataset: Dataset, task: str | Task, *, image: str | None = None, sees: bool = True, structured: bool = True
+    dataset: Dataset | str | Path,
+    task: str | Task,
+    *,
+    image: str | None = None,
+    sees: bool = True,
+    structured: bool = True,
 ) -> str:
     """The exact prompt of a task for one image: the first it can be asked of, or the one with this id or path.
 
     Raises `DataError` where there is no such image, or too little is known about it.
+
+    >>> wb.show_prompt("data", "detail").splitlines()[0]
+    '[system] You ...'
     """
+    dataset = Dataset.open(dataset)
     found, ground = find_task(task), Ground(dataset)
     if not found.prompt:
         raise DataError("prompt", found=f"task {found.name!r}, which has none", expected="a task with a prompt")

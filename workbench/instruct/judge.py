@@ -18,7 +18,8 @@ import polars as pl
 
 from workbench.chat_model import ChatModel, SamplingOptions
 from workbench.conversation import Conversation, Message
-from workbench.errors import DataError, WorkbenchError
+from workbench.display import AsPrinted
+from workbench.errors import DataError, ModelError, WorkbenchError, kind_of
 from workbench.instruct.material import Material
 from workbench.instruct.tasks import Task, shipped_prompt
 from workbench.progress import progress
@@ -61,6 +62,8 @@ def judge(
     a score, has the reason in `failed` and neither score nor verdict: it counts to no average. Raises `DataError` for
     a rubric that cannot be used.
     """
+    if not hasattr(model, "reply_batch"):
+        raise ModelError("judge", found=kind_of(model), expected="a model that answers: wb.open_model opens one")
     task = find_rubric(rubric)
     shared = (model.name, f"version {task.version}, {task.prompt_hash}")
     rows: list[tuple[Any, ...]] = []
@@ -147,7 +150,7 @@ def _score(said: Any) -> int | None:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Agreement(AsPrinted):
     """How far a judge agrees with people, over the conversations that both judged."""
 
     n: int

@@ -17,6 +17,7 @@ from workbench.chat_model import ChatModel
 from workbench.conversation import Conversation
 from workbench.data.dataset import Dataset
 from workbench.data.tables import frame_to_conversations
+from workbench.display import AsPrinted
 from workbench.errors import DataError, WorkbenchError
 from workbench.instruct.cost import prompt_tokens
 from workbench.instruct.endpoints import Request
@@ -43,7 +44,7 @@ from workbench.instruct.teacher import RULES, Teacher, TeacherSpec, find_teacher
 
 
 @dataclass(frozen=True)
-class Judged:
+class Judged(AsPrinted):
     """What a judge said of a dataset's conversations."""
 
     table: pl.DataFrame
@@ -80,7 +81,7 @@ class Judged:
 
 
 def judge_dataset(
-    dataset: Dataset,
+    dataset: Dataset | str | Path,
     judge: str | Path | TeacherSpec | ChatModel,
     *,
     rubric: str | Path | None = None,
@@ -98,6 +99,7 @@ def judge_dataset(
     `accept_from` are kept with status removed and the score as reason; what a person accepted or edited stays as it
     is. Raises `DataError` where there is nothing to judge, `RecipeError` for a judge's file that is wrong.
     """
+    dataset = Dataset.open(dataset)
     if judge == RULES:
         raise DataError("judge", found="rules", expected="a model: MODEL@URL, local:MODEL or a YAML file")
     task, who = find_rubric(rubric), find_teacher(judge, dataset, prices=prices)

@@ -109,7 +109,11 @@ class Health:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run may use at most; None is no limit. What was paid for in an earlier run does not count."""
+    """What a run may use at most; None is no limit. What was paid for in an earlier run does not count.
+
+    >>> wb.Budget(money=5).money
+    5
+    """
 
     money: float | None = None
     """US dollars."""

@@ -28,6 +28,7 @@ from workbench.conversation import ROLES, Conversation, Message
 from workbench.errors import DataError
 from workbench.instruct import parse, rules
 from workbench.instruct.material import Material, Turns
+from workbench.resources import as_path
 
 PROMPTS = Path(__file__).parent / "prompts"
 _MARK = re.compile(r"^<<(\w+)>>\s*$", re.MULTILINE)
@@ -199,7 +200,7 @@ def add_task(task: Task | str | Path | Write, *, name: str | None = None, needs:
     `task`: a `Task`; or a Jinja file, whose reply is read as questions and answers; or a function
     `(material, rng) -> [(question, answer), ...]` for the rules teacher, also as a decorator:
 
-    >>> @add_task
+    >>> @wb.add_task
     ... def aspect(material, rng):
     ...     image = material.image
     ...     return [("Is the image wide or tall?", "wide" if image.width > image.height else "tall")]
@@ -213,7 +214,7 @@ def add_task(task: Task | str | Path | Write, *, name: str | None = None, needs:
     elif isinstance(task, Task):
         made = task
     else:
-        path = Path(task)
+        path = as_path(task, "task")
         if not path.is_file():
             raise DataError(str(path), found="no such file", expected="a prompt in a Jinja file")
         made = Task(name or path.stem, tuple(needs), prompt=path.read_text(encoding="utf-8"))

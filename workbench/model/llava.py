@@ -22,7 +22,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from workbench.errors import ModelError
+from workbench.errors import ModelError, kind_of
 from workbench.model.images import ImageMode
 from workbench.model.joint import fresh_projector, llava_config
 from workbench.model.parts import IMAGE_TOKEN, add_image_token, image_settings, load_language, load_tower
@@ -50,6 +50,28 @@ class Llava:
     """The floating-point type the model computes in; trainable weights are float32 whatever this says."""
     folders: dict[str, Path] = field(default_factory=dict)
     """Where the base lies on this disk: `vision` and `language`, or `llava`; and LLaVA's own layout, `original`."""
+
+    def __repr__(self) -> str:
+        return f"Llava({self._sources}, {self.spec.get('load')}, {self.device})"
+
+    def _repr_html_(self) -> str:
+        from workbench.display import block
+
+        parts = {"tower": self.tower, "projector": self.projector, "language model": self.model.model.language_model}
+        counts = {name: f"{_weights(part):,} weights" for name, part in parts.items()}
+        facts = {
+            "made from": self._sources,
+            **counts,
+            "held in": self.spec.get("load"),
+            "template": self.renderer.template.name,
+            "an image": f"{self.image_tokens:,} tokens, {self.spec.get('image_mode')}",
+            "device": f"{self.device}, computes in {str(self.dtype).removeprefix('torch.')}",
+        }
+        return block("LLaVA", facts)
+
+    @property
+    def _sources(self) -> str:
+        return " + ".join(str(self.spec[key]) for key in ("llava", "vision", "language") if self.spec.get(key))
 
     @property
     def tower(self) -> PreTrainedModel:
@@ -107,6 +129,12 @@ class Llava:
         return next(self.tower.parameters()).dtype
 
 
+def _weights(part: torch.nn.Module) -> int:
+    """How many there are; those held in 4 bits lie two to a byte."""
+    states = [(one, getattr(one, "quant_state", None)) for one in part.parameters()]
+    return sum(one.numel() if state is None else state.shape.numel() for one, state in states)
+
+
 def build(spec: ModelSpec, *, template: str | Template, image_mode: str, seed: int = 0) -> Llava:
     """A LLaVA with a fresh projector from any CLIP or SigLIP tower and any Llama-, Mistral- or Qwen-type model.
 
@@ -116,6 +144,8 @@ def build(spec: ModelSpec, *, template: str | Template, image_mode: str, seed: i
     besides projector and adapter that left their base.
     Raises `ModelError` where the parts do not fit together.
     """
+    if not hasattr(spec, "checkpoint"):
+        raise ModelError("model", found=kind_of(spec), expected="a ModelSpec, such as a recipe's `model`")
     if spec.checkpoint is not None:
         from workbench.model.checkpoint import check_trainable  # builds on this module, as in `load`
 
@@ -159,6 +189,9 @@ def load(
     What a folder is follows from its content. `load=None` means as it was saved (float32 for a Hugging Face folder).
     A checkpoint trained on a quantised base and loaded as `fp32`, `bf16` or `fp16` gets that base dequantised: the
     numbers it was trained on. Raises `CheckpointError` for missing, changed, misshapen or surplus tensors.
+
+    >>> wb.load("runs/align")
+    Llava(tiny + tiny, fp32, cpu)
     """
     from workbench.model.checkpoint import load_any  # checkpoint.py builds on this module
 

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import DiskError, ModelError
+from workbench.errors import DiskError, ModelError, kind_of
 from workbench.hub import describe, fetch, repository_of, size_and_licence
 from workbench.resources import disk_errors, tiny_folder
 
@@ -50,6 +50,8 @@ def local(source: str | Path, part: str) -> Path | None:
     """The folder, if it is on this disk; None for a name that has to be looked for on the Hub."""
     if str(source) == "tiny" and part:
         return tiny_folder() / part
+    if not isinstance(source, (str, Path)):
+        raise ModelError("model", found=kind_of(source), expected="a folder, or a Hub name such as owner/name")
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder.resolve()

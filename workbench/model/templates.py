@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from workbench.errors import RecipeError
+from workbench.errors import RecipeError, kind_of
 
 FOLDER = Path(__file__).parent / "templates"
 SLOT = re.compile(r"\{(\w+)\}")
@@ -64,11 +64,17 @@ def template_names() -> list[str]:
 
 
 def load_template(source: str | Path | Mapping[str, Any] | Template) -> Template:
-    """A template by name, YAML file or data. Raises `RecipeError` for an unknown name, key or slot."""
+    """A template by name, YAML file or data. Raises `RecipeError` for an unknown name, key or slot.
+
+    >>> wb.load_template("v1").name
+    'v1'
+    """
     if isinstance(source, Template):
         return source
     if isinstance(source, Mapping):
         return _checked(source, str(source.get("name", "a template")))
+    if not isinstance(source, (str, Path)):
+        raise RecipeError("template", found=kind_of(source), expected="a name, a YAML file or a mapping")
     path = FOLDER / f"{source}.yaml"
     if not path.is_file():
         path = Path(source)

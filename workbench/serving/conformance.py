@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from workbench.errors import WorkbenchError
+from workbench.display import AsPrinted
+from workbench.errors import WorkbenchError, kind_of
 
 TIMEOUT = 120.0
 """Seconds that a server may take over one answer."""
@@ -32,7 +33,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(AsPrinted):
     """What came of every check, in order."""
 
     url: str
@@ -71,6 +72,8 @@ def conformance(url: str, *, model: str | None = None, api_key: str | None = Non
 
     model: its name there, by default the first that the server lists. api_key: by default `$OPENAI_API_KEY`.
     """
+    if not isinstance(url, str):
+        raise WorkbenchError("conformance", found=kind_of(url), expected="a server's address, with /v1")
     import httpx
 
     key = api_key or os.environ.get("OPENAI_API_KEY")

@@ -37,7 +37,7 @@ class PageModel:
     concurrent = 8
 
     def __init__(self, model: str | Path | ChatModel, *, load: str | None = None, device: str = "auto") -> None:
-        from workbench.inference.opening import as_letters, open_model
+        from workbench.inference.opening import as_letters, as_model, open_model
 
         self.image_modes: tuple[str, ...] = ()
         if isinstance(model, (str, Path)):
@@ -46,7 +46,7 @@ class PageModel:
             )
             self.image_modes = self._modes()
         else:
-            self.model = model
+            self.model = as_model(model)
         as_letters(self.model)
         self.name = self.model.name
 

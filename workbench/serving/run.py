@@ -19,7 +19,7 @@ import uvicorn
 
 from workbench.chat_model import ChatModel
 from workbench.errors import WorkbenchError
-from workbench.inference.opening import as_letters
+from workbench.inference.opening import as_letters, as_model
 from workbench.serving.api import Api
 from workbench.serving.connection import protocol
 from workbench.serving.limits import Limits
@@ -158,7 +158,7 @@ def serve(
     held = Pictures(limits or Limits())
     # Before the model is loaded, so that a mistaken domain does not cost minutes.
     remote = RemoteImages(allow_remote_images, limit=held.limits.image.bytes) if allow_remote_images else None
-    model: Any = _opened(run, load, device, held, name) if isinstance(run, (str, Path)) else run
+    model: Any = _opened(run, load, device, held, name) if isinstance(run, (str, Path)) else as_model(run)
     if limits is None:
         held.limits = limits_for(model)
     server = Server(model, host=host, port=port, api_key=keys, remote=remote, pictures=held, temperature=temperature)

@@ -67,6 +67,10 @@ def plan(
     `train.checkpointing` and `train.feature_cache`. Memory and time are those of each of `processes` that share the
     run. Raises `ModelError`, `DataError` and `TrainingError` as `train` would, but lists conversations that are too
     long, or have nothing to train on, instead of refusing them.
+
+    >>> foreseen = wb.plan("tiny-align", "data")
+    >>> foreseen.trains, foreseen.fits
+    (True, True)
     """
     recipe = as_recipe(recipe)
     if isinstance(dataset, str | Path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -33,7 +34,9 @@ class Strip:
         return captured.get().rstrip("\n")
 
     def html(self) -> str:
-        console = Console(file=io.StringIO(), record=True, force_terminal=True, color_system="truecolor", width=100)
+        # A notebook would print it at once too.
+        kept: dict[str, Any] = {"file": io.StringIO(), "record": True, "force_jupyter": False}
+        console = Console(**kept, force_terminal=True, color_system="truecolor", width=100)
         console.print(self._title(), self._shown(console), sep="\n", soft_wrap=True)
         return console.export_html(inline_styles=True, code_format=HTML)
 

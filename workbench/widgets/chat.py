@@ -24,7 +24,7 @@ from workbench.data.images import LIMITS, thumbnail_uri
 from workbench.errors import DataError, WorkbenchError
 from workbench.inference import chat as terminal
 from workbench.inference.attachments import open_file
-from workbench.inference.opening import as_letters, open_beside, open_model
+from workbench.inference.opening import as_letters, as_model, open_beside, open_model
 from workbench.progress import in_notebook
 from workbench.resources import state_folder, write_atomic
 from workbench.widgets.base import View, front
@@ -209,15 +209,17 @@ def chat(
     trained on. dataset: the folder that "Save" of the widget puts good exchanges in. load, device: as in
     `workbench.load`. Raises what loading a model or the first images raises.
     """
+    if not isinstance(model, (str, Path)):
+        as_model(model)
     if not in_notebook():
         terminal.chat(model, image=image, compare=compare, options=options, load=load, device=device)
         return None
-    opened = open_model(model, load=load, device=device) if isinstance(model, (str, Path)) else model
+    opened = open_model(model, load=load, device=device)
     models = [opened]
     if compare is True or isinstance(compare, (str, Path)):
         models.append(open_beside(opened, None if compare is True else compare, load=load, device=device))
     elif compare is not False:
-        models.append(compare)
+        models.append(as_model(compare))
     view = ChatView([as_letters(one) for one in models], options=options, dataset=dataset)
     for one in [image] if isinstance(image, (str, Path)) else image or []:
         view.session.attach(one)

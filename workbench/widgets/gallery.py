@@ -1,7 +1,7 @@
 """A wall of conversations with their pictures: searched, filtered, opened, and from there shown in FiftyOne.
 
-Knows: what conversations, evaluation results and datasets have in common to be looked at, and that pictures are opened
-only when they come into view.
+Knows: what conversations, evaluation results, datasets and tables of images have in common to be looked at, and that
+pictures are opened only when they come into view.
 Does not know: how it looks and is searched (`gallery.js`, `gallery.css`), FiftyOne (`curation/app.py`).
 """
 
@@ -12,12 +12,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import traitlets
 
-from workbench.conversation import Conversation, Image
+from workbench.conversation import Conversation, Image, as_conversation
 from workbench.data.dataset import Dataset
 from workbench.data.images import thumbnail_uri
-from workbench.errors import DataError
+from workbench.errors import DataError, kind_of
 from workbench.evaluation.results import Results
 from workbench.widgets.base import View, front
 from workbench.widgets.pictures import Opener, opener
@@ -54,7 +55,7 @@ class GalleryView(View):
         super().__init__(title=title, items=list(items), opens=dataset is not None)
 
     def __repr__(self) -> str:
-        return f"gallery of {self.title}: {len(self.items):,} conversations"
+        return f"gallery of {self.title}: {len(self.items):,} items"
 
     def html(self) -> str:
         shown = [{**item, "picture": self._picture(number)} for number, item in enumerate(self.items[:IN_HTML])]
@@ -89,21 +90,33 @@ class GalleryView(View):
 
 
 def gallery(
-    what: Dataset | Results | Iterable[Conversation] | str | Path, *, dataset: Dataset | str | Path | None = None
+    what: Dataset | Results | Iterable[Conversation] | pl.DataFrame | str | Path,
+    *,
+    dataset: Dataset | str | Path | None = None,
 ) -> GalleryView:
     """Look at many conversations with their pictures: search, filter by task, split, tag and score, open one.
 
-    what: a dataset or its folder, the results of an evaluation or their folder, or conversations. dataset: where the
-    pictures of conversations lie; without one their paths are files. Raises `DataError` for a folder that is neither.
+    what: a dataset or its folder (its images, where it has no conversation yet), the results of an evaluation or their
+    folder, conversations, or a table: `results.failures`, or images by id as `wb.search` and `funnel.removed` give.
+    dataset: where the pictures of conversations and tables lie; without one the paths of conversations are files.
+    Raises `DataError` for anything else.
+
+    >>> wb.gallery("data")
+    gallery of scenes: 164 items
     """
     if isinstance(what, (str, Path)):
         what = Results.open(what) if (Path(what) / "evaluation.json").is_file() else Dataset.open(what)
     if isinstance(what, Results):
         return _of_results(what)
     if isinstance(what, Dataset):
-        return _made(what.name, what.iter_conversations(), what)
-    held = Dataset.open(dataset) if isinstance(dataset, (str, Path)) else dataset
-    return _made("conversations", what, held)
+        said = _made(what.name, what.iter_conversations(), what)
+        return said if said.items else _of_images(what.name, what.images.filter(pl.col("status") == "ok"), what)
+    if not isinstance(what, Iterable):
+        raise DataError("gallery", found=kind_of(what), expected="a dataset, results, their folder, or conversations")
+    held = None if dataset is None else Dataset.open(dataset)
+    if isinstance(what, pl.DataFrame):
+        return _of_images("images", what, held)
+    return _made("conversations", map(as_conversation, what), held)
 
 
 def _made(title: str, conversations: Iterable[Conversation], dataset: Dataset | None) -> GalleryView:
@@ -119,6 +132,28 @@ def _made(title: str, conversations: Iterable[Conversation], dataset: Dataset | 
     return GalleryView(title, items, [next(iter(one.images), None) for one in kept], opener(dataset), dataset)
 
 
+def _of_images(title: str, rows: pl.DataFrame, dataset: Dataset | None) -> GalleryView:
+    """Rows of answers, or with the column id; `similarity` is then the score, `filter` a tag, `reason` what is said."""
+    if {"image", "root", "answer", "earned"} <= set(rows.columns):
+        return _of_rows(rows, dataset)
+    if dataset is None or "id" not in rows.columns:
+        found = f"a table with the columns {', '.join(rows.columns)}"
+        raise DataError("gallery", found=found, expected="a column id, and dataset= whose images these are")
+    known = dataset.images.select("id", "root", "path", "label", "split", "captions")
+    told = [column for column in ("similarity", "filter", "reason") if column in rows.columns]
+    found_rows = rows.select("id", *told).join(known, on="id", maintain_order="left").to_dicts()
+    items = [
+        {
+            "id": row["id"], "task": "", "split": row["split"] or "", "score": row.get("similarity"),
+            "tags": [tag for tag in (row.get("filter"), row["label"]) if tag],
+            "turns": [["user", row["path"]], ["assistant", row.get("reason") or next(iter(row["captions"] or ()), "")]],
+        }
+        for row in found_rows
+    ]  # fmt: skip
+    images = [Image(row["path"], row["root"]) for row in found_rows]
+    return GalleryView(title, items, images, opener(dataset), dataset)
+
+
 def _of_results(results: Results) -> GalleryView:
     rows = list(results.rows.iter_rows(named=True))
     roots = {name: Path(root) for name, root in results.settings.get("roots", {}).items()}
@@ -126,6 +161,15 @@ def _of_results(results: Results) -> GalleryView:
     open_image: Opener = lambda image: results.picture({"id": "", "image": image.path, "root": image.root})  # noqa: E731
     items = list(_judged(rows))
     return GalleryView(f"{results.model} ({results.scorer})", items, images, open_image, _dataset_of(roots))
+
+
+def _of_rows(rows: pl.DataFrame, dataset: Dataset | None) -> GalleryView:
+    """Rows of results, which say in a column `dataset` where their pictures lie."""
+    if dataset is None and "dataset" in rows.columns and rows["dataset"].drop_nulls().len():
+        dataset = Dataset.open(rows["dataset"].drop_nulls()[0])
+    told = rows.to_dicts()
+    images = [Image(row["image"], row["root"] or "images") if row["image"] else None for row in told]
+    return GalleryView("answers", list(_judged(told)), images, opener(dataset), dataset)
 
 
 def _judged(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import traitlets
 
 from workbench.chat_model import Answer, ChatModel, SamplingOptions
-from workbench.conversation import Conversation
+from workbench.conversation import Conversation, as_conversation
 from workbench.data.dataset import Dataset
 from workbench.data.images import thumbnail_uri
 from workbench.errors import ModelError, WorkbenchError
@@ -143,8 +143,13 @@ def heatmap(
     `.look(token, method, relative=)` shows another token, by relevance, attention or occlusion; `.map` are the numbers,
     `.save("a.png")` writes the picture. Raises `ModelError` for a model whose insides are not known here and for a
     conversation without an image.
+
+    >>> asked = dataset.conversations("train", tasks=["caption"])[0]
+    >>> wb.heatmap("runs/align", asked, dataset=dataset).map.shape
+    (1, 8, 8)
     """
-    if isinstance(model, (str, Path)):
+    as_conversation(conversation)
+    if not isinstance(model, Llava):
         model = open_model(model)
     if not isinstance(model, (Engine, Llava)):
         name = getattr(model, "name", type(model).__name__)

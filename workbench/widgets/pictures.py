@@ -25,5 +25,5 @@ def opener(dataset: Dataset | str | Path | None) -> Opener:
     """What opens the pictures of a dataset's conversations; without one a reference's path is a path on this disk."""
     if dataset is None:
         return open_file
-    resolve = (dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)).resolver()
+    resolve = Dataset.open(dataset).resolver()
     return lambda image: load_image(resolve(image))

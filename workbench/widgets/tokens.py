@@ -14,7 +14,7 @@ from typing import Any
 import traitlets
 
 from workbench.chat_model import ChatModel
-from workbench.conversation import Conversation
+from workbench.conversation import Conversation, as_conversation
 from workbench.data.dataset import Dataset
 from workbench.data.images import thumbnail_uri
 from workbench.errors import DataError, ModelError
@@ -71,6 +71,9 @@ def tokens(
 
     Raises `RenderError` for what cannot be rendered, `ModelError` for a model whose tokens are not known here,
     `ImageError` where a model needs a picture that cannot be opened.
+
+    >>> wb.tokens(dataset.conversations("train")[0], dataset=dataset)
+    tokens of ...: ... trained
     """
     if isinstance(model, (str, Path)):
         model = open_model(model)
@@ -112,7 +115,8 @@ def _renderer(model: Any, template: str | Template, tokenizer: str | Path | None
 
 def _rendered(renderer: Renderer, conversation: Conversation) -> Rendered:
     """As it is trained on, or, where the answer is still open, as it is asked."""
-    last = conversation.messages[-1].role if conversation.messages else "user"
+    messages = as_conversation(conversation).messages
+    last = messages[-1].role if messages else "user"
     return renderer.render(conversation) if last == "assistant" else renderer.prompt(conversation)
 
 

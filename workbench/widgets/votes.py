@@ -10,7 +10,7 @@ import difflib
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from typing import Any
 import traitlets
 
 from workbench.chat_model import GREEDY, ChatModel, SamplingOptions
-from workbench.conversation import Conversation, Message, new_id
+from workbench.conversation import Conversation, Image, Message, new_id, placed
 from workbench.data.dataset import Dataset
 from workbench.data.images import thumbnail_uri
-from workbench.errors import DataError, WorkbenchError
+from workbench.errors import DataError, WorkbenchError, kind_of
+from workbench.inference.attachments import open_file
 from workbench.inference.opening import open_model
 from workbench.json_lines import JsonLines
 from workbench.widgets.base import View, front
@@ -52,6 +53,7 @@ class AnswersView(View):
         self._models, self._questions = dict(models), list(questions)
         self._open_image: Opener = given.pop("open_image")
         self._options: SamplingOptions = given.pop("options")
+        self._resolve: Callable[[Image], Path] | None = given.pop("resolve")
         path = given.pop("votes")
         self._votes = None if path is None else JsonLines(Path(path))
         before = {row["id"]: row for row in self._votes.rows() if "vote" in row} if self._votes else {}
@@ -113,10 +115,15 @@ class AnswersView(View):
             texts = []
             for model in self._models.values():
                 try:
-                    texts.append(model.reply(asked.prompt, self._options).text.strip())
+                    texts.append(model.reply(self._sent(model, asked.prompt), self._options).text.strip())
                 except WorkbenchError as error:
                     texts.append(f"({error})")
             self._put(number, answers=marked(texts))
+
+    def _sent(self, model: ChatModel, prompt: Conversation) -> Conversation:
+        """A model that opens files is told where they lie; one with an opener of its own knows better."""
+        files = getattr(model, "open_image", None) is open_file
+        return placed(prompt, self._resolve) if files and self._resolve is not None else prompt
 
 
 def compare_answers(
@@ -138,22 +145,28 @@ def compare_answers(
     votes: the file that keeps votes, a line each; None keeps none. blind: names are hidden until a vote is cast.
 
     Raises `DataError` for fewer than two models or no question, and what opening a model raises.
+
+    >>> models = [wb.ScriptedModel(["A cat."], name="one"), wb.ScriptedModel(["A dog."], name="two")]
+    >>> wb.compare_answers(models, ["What is it?"], votes=None).wait()
+    1 questions to one, two; votes: none yet
     """
+    if isinstance(models, str) or not isinstance(models, (Mapping, Sequence)):
+        raise DataError("compare_answers", found=kind_of(models), expected="a list of models, or models by name")
     named = models if isinstance(models, Mapping) else _named(models)
     if len(named) < 2:
         raise DataError("compare_answers", found=f"{len(named)} model", expected="at least two")
+    if not isinstance(questions, (Dataset, Sequence)):
+        raise DataError("compare_answers", found=kind_of(questions), expected="questions, conversations or a dataset")
     if isinstance(questions, Dataset):
         dataset, asked = questions, questions.conversations("test")[:limit]
     else:
         asked = _asked([questions] if isinstance(questions, str) else questions, image)
     if not asked:
         raise DataError("compare_answers", found="no question", expected="at least one")
-    open_image = opener(dataset)
-    opened = {
-        name: open_model(one, open_image=open_image) if isinstance(one, (str, Path)) else one
-        for name, one in named.items()
-    }
-    return AnswersView(opened, asked, open_image=open_image, options=options, votes=votes, blind=blind)
+    open_image, resolve = opener(dataset), None if dataset is None else Dataset.open(dataset).resolver()
+    opened = {name: open_model(one, open_image=open_image) for name, one in named.items()}
+    told = {"open_image": open_image, "resolve": resolve, "options": options, "votes": votes, "blind": blind}
+    return AnswersView(opened, asked, **told)
 
 
 def _named(models: Sequence[ChatModel | str | Path]) -> dict[str, Any]:
