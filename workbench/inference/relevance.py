@@ -47,12 +47,16 @@ class Relevance:
     """The last answer of one conversation, looked into.
 
     `tokens` are the numbers, among the ids of `rendered`, of the tokens the answer is made of. Raises `ModelError` for
-    a conversation without an image, `RenderError` for one without an answer, `ImageError` for a picture that is gone.
+    a conversation without an image or a model that sees images in tiles, `RenderError` for one without an answer,
+    `ImageError` for a picture that is gone.
     """
 
     def __init__(self, llava: Llava, conversation: Conversation, open_image: Callable[[Image], Picture]) -> None:
         if not conversation.images:
             raise ModelError(conversation.id, found="no image", expected="a conversation about at least one")
+        if llava.tiling.varies:
+            found = "a LLaVA-NeXT, which sees an image in tiles"
+            raise ModelError(conversation.id, found=found, expected="a LLaVA that sees it as one square")
         self.llava = llava
         self.rendered = llava.renderer.render(conversation)
         self.layout = lay_out(llava, self.rendered, open_image)
@@ -113,13 +117,14 @@ class Relevance:
         assert features is not None
         falls = torch.zeros(len(places), device=embedded.device)
         whole = self._logprobs([embedded], place)[0]
-        blocks = list(self._blocks(len(features)))
+        each = self._side**2
+        blocks = list(self._blocks(len(features) // each))
         for begin in range(0, len(blocks), ROWS):
             some = blocks[begin : begin + ROWS]
             rows = []
             for image, block in some:
                 row = embedded.clone()
-                row[0, places[block]] = features[image].mean(0).to(row)
+                row[0, places[block]] = features[image * each : (image + 1) * each].mean(0).to(row)
                 rows.append(row)
             for (_, block), found in zip(some, self._logprobs(rows, place), strict=True):
                 fall = float(whole - found)
@@ -162,7 +167,7 @@ def _embedded(llava: Llava, layout: Layout) -> tuple[torch.Tensor, torch.Tensor]
     slots = layout.ids == llava.image_token_id
     assert layout.features is not None
     embedded = llava.model.get_input_embeddings()(layout.ids.masked_fill(slots, 0)).detach().clone()
-    embedded[slots] = layout.features.flatten(0, 1).detach().to(embedded)
+    embedded[slots] = layout.features.detach().to(embedded)
     return embedded, slots[0]
 
 

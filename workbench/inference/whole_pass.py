@@ -33,7 +33,7 @@ class Layout:
     places: tuple[int, ...]
     """Where each id of the rendering lies in the row; of an image its first slot."""
     features: torch.Tensor | None
-    """(images, slots, width of the language model); None without images."""
+    """(slots of all images in order, width of the language model); None without images."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,28 @@ class Likelihood:
 
 
 def lay_out(llava: Llava, rendered: Rendered, open_image: Callable[[Image], Picture] | None) -> Layout:
-    """The row of a rendering; without `open_image` no features. Raises `ImageError` for a picture that is not there."""
-    count = llava.image_tokens
-    ids, _ = llava.renderer.expand(rendered, [count] * len(rendered.images), llava.image_token_id)
-    places, place = [], 0
+    """The row of a rendering. Raises `ImageError` for a picture that is not there.
+
+    Without `open_image` there are no features, and every image has the slots of one tile.
+    """
+    counts, features = [llava.tiling.each] * len(rendered.images), None
+    if rendered.images and open_image is not None:
+        shown = [llava.show(open_image(image)) for image in rendered.images]
+        with torch.no_grad(), evaluating(llava.model), llava.autocast():
+            rows = llava.look(shown)
+        counts, features = [len(one) for one in rows], torch.cat(rows)
+    ids, _ = llava.renderer.expand(rendered, counts, llava.image_token_id)
+    places, place, waiting = [], 0, iter(counts)
     for id in rendered.ids:
         places.append(place)
-        place += count if id < 0 else 1
-    features = None
-    if rendered.images and open_image is not None:
-        pixels = torch.stack([llava.image_mode.pixels(open_image(image)) for image in rendered.images])
-        with torch.no_grad(), evaluating(llava.model), llava.autocast():
-            features = llava.project(llava.tower_features(pixels))
+        place += next(waiting) if id < 0 else 1
     return Layout(torch.tensor([ids], device=llava.device), tuple(places), features)
+
+
+def slots(llava: Llava, rendered: Rendered, open_image: Callable[[Image], Picture]) -> list[int]:
+    """Tokens of each image. Raises `ImageError` for a picture that has to be opened for that and is not there."""
+    tiling = llava.tiling
+    return [tiling.tokens(open_image(image).size) if tiling.varies else tiling.each for image in rendered.images]
 
 
 @torch.no_grad()
@@ -70,7 +79,7 @@ def likelihoods(llava: Llava, rendered: Rendered, open_image: Callable[[Image], 
     Raises `ImageError` for a picture that cannot be opened.
     """
     layout = lay_out(llava, rendered, open_image)
-    inputs = {} if layout.features is None else {"mm_encoder_outputs": llava.image_inputs(layout.features)}
+    inputs = {} if layout.features is None else {"mm_encoder_outputs": llava.image_inputs([layout.features])}
     asked = [n for n, (id, place) in enumerate(zip(rendered.ids, layout.places, strict=True)) if id >= 0 and place]
     places = torch.tensor([layout.places[n] for n in asked], dtype=torch.long, device=llava.device)
     with evaluating(llava.model), llava.autocast():

@@ -1,0 +1,154 @@
+"""LLaVA-NeXT answers through the engine as through transformers' generate, whatever sizes pictures have."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PILImage
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
+
+from tests.asking import PATCH, SIZE, WORDS, byte_tokenizer
+from workbench.chat_model import SamplingOptions
+from workbench.conversation import Conversation, Image, Message
+from workbench.errors import ModelError
+from workbench.inference.engine import Engine
+from workbench.inference.relevance import Relevance
+from workbench.inference.whole_pass import likelihoods, slots
+from workbench.model.joint import tiling_of
+from workbench.model.llava import Llava
+from workbench.model.renderer import Renderer
+from workbench.model.tiles import AnyResMode
+
+SHORT = SamplingOptions(max_tokens=8)
+SIZES = {"a": (40, 30), "b": (30, 70), "c": (64, 64), "d": (200, 12), "e": (9, 9)}
+PINPOINTS = [[SIZE, 2 * SIZE], [2 * SIZE, SIZE], [2 * SIZE, 2 * SIZE]]
+
+
+@pytest.fixture(scope="module")
+def llava() -> Llava:
+    """Weights are drawn wide, so that what is likely depends on every token and pixel and nothing is nearly tied."""
+    tokenizer = byte_tokenizer()
+    shape = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(**shape, image_size=SIZE, patch_size=PATCH),
+        text_config=LlamaConfig(**shape, num_key_value_heads=2, vocab_size=300, max_position_embeddings=512),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=(SIZE // PATCH) ** 2,
+        image_grid_pinpoints=PINPOINTS,
+    )
+    torch.manual_seed(0)
+    model = LlavaNextForConditionalGeneration(config).eval().requires_grad_(False)
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            weight *= 4
+    model.model.image_newline *= 8
+    settings = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}, "image_mean": [0.5] * 3}
+    mode = AnyResMode(tiling_of(config), settings)  # type: ignore[arg-type]
+    place = torch.device("cpu")
+    return Llava(model, tokenizer, Renderer(tokenizer, "tiny"), mode, {}, place, torch.float32)
+
+
+def picture(image: Image) -> PILImage.Image:
+    width, height = SIZES[image.path]
+    noise = np.random.default_rng(list(image.path.encode())).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return PILImage.fromarray(noise)
+
+
+def asked(number: int, *images: str) -> Conversation:
+    text = " ".join(WORDS[(number * 7 + n) % len(WORDS)] for n in range(1 + number % 4))
+    return Conversation(f"c{number}", (Message("user", (*map(Image, images), text)),))
+
+
+def questions() -> list[Conversation]:
+    """About one picture of each size, about two, about none, and with a second turn."""
+    made = [asked(number, *names) for number, names in enumerate(("a", "b", "c", "d", "e", "ab", "ed", "", "a", "b"))]
+    again = made[2].add("assistant", "a cube").add("user", "and this?", Image("b"))
+    return [*made, again]
+
+
+def generated(llava: Llava, conversation: Conversation) -> tuple[int, ...]:
+    """What transformers writes: its own counts, its own order of tiles."""
+    rendered = llava.renderer.prompt(conversation)
+    pictures = [picture(image) for image in rendered.images]
+    counts = [llava.tiling.tokens(one.size) for one in pictures]
+    ids = torch.tensor([llava.renderer.expand(rendered, counts, llava.image_token_id)[0]])
+    shown = [llava.image_mode.tiles(one) for one in pictures]
+    most = max(map(len, shown), default=0)
+    padded = [torch.cat([one, one.new_zeros(most - len(one), *one.shape[1:])]) for one in shown]
+    sizes = torch.tensor([[one.height, one.width] for one in pictures])
+    images = {"pixel_values": torch.stack(padded), "image_sizes": sizes} if shown else {}
+    out = llava.model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=SHORT.max_tokens,
+        eos_token_id=list(llava.renderer.end_ids),
+        pad_token_id=0,
+        **images,
+    )
+    return tuple(out[0, ids.shape[1] :].tolist())
+
+
+def test_answers_are_those_of_generate_alone_and_together(llava: Llava) -> None:
+    conversations = questions()
+    expected = [generated(llava, one) for one in conversations]
+    assert len(set(expected)) > 8, "else this test would show nothing"
+    with Engine(llava, open_image=picture) as engine:
+        assert [engine.reply(one, SHORT).ids for one in conversations] == expected
+    with Engine(llava, open_image=picture) as engine:
+        assert [answer.ids for answer in engine.reply_batch(conversations, SHORT)] == expected
+        again = engine.reply_batch(conversations, SHORT)
+    assert [answer.ids for answer in again] == expected
+    assert all(answer.usage.cached_tokens > 16 for answer, one in zip(again, conversations, strict=True) if one.images)
+
+
+def test_a_prompt_has_as_many_tokens_as_its_pictures_make(llava: Llava) -> None:
+    with Engine(llava, open_image=picture) as engine:
+        usage = {name: engine.reply(asked(0, name), SHORT).usage.prompt_tokens for name in SIZES}
+    text = usage["a"] - llava.tiling.tokens(SIZES["a"])
+    assert usage == {name: text + llava.tiling.tokens(size) for name, size in SIZES.items()}
+    assert len(set(usage.values())) > 3
+
+
+def test_the_same_tiles_of_pictures_of_other_sizes_are_never_taken_for_each_other(llava: Llava) -> None:
+    """A narrow picture, and the same with black beside it: on the grid both look alike, but for which tokens count."""
+    narrow = PILImage.new("RGB", (2, 64), "white")
+    wide = PILImage.new("RGB", (4, 64), "black")
+    wide.paste(narrow, (1, 0))
+    tiling = llava.tiling
+    shown = {name: one for name, one in (("narrow", narrow), ("wide", wide))}
+    first, second = (llava.image_mode.tiles(one)[1:] for one in (narrow, wide))
+    assert torch.equal(first, second) and tiling.tokens(narrow.size) != tiling.tokens(wide.size)
+    dark = {name: PILImage.new("RGB", size, "black") for name, size in (("one", (20, 64)), ("two", (40, 64)))}
+    assert torch.equal(*map(llava.image_mode.tiles, dark.values())), "all tiles are the same"
+    assert tiling.tokens((20, 64)) != tiling.tokens((40, 64))
+    shown |= dark
+    SIZES.update({name: one.size for name, one in shown.items()})
+    conversations = [Conversation(name, (Message("user", (Image(name), "is it?")),)) for name in shown]
+
+    def opened(image: Image) -> PILImage.Image:
+        return shown[image.path]
+
+    with Engine(llava, open_image=opened) as warm:
+        found = [warm.reply(one, SHORT) for one in (*conversations, *conversations)]
+    for one, answer in zip((*conversations, *conversations), found, strict=True):
+        with Engine(llava, open_image=opened) as cold:
+            assert cold.reply(one, SHORT).ids == answer.ids
+    assert [answer.usage.cached_tokens <= 8 for answer in found[:4]] == [True] * 4
+
+
+def test_a_pass_over_a_conversation_gives_each_token_its_likelihood(llava: Llava) -> None:
+    conversation = asked(1, "a", "d").add("assistant", "a cube")
+    rendered = llava.renderer.render(conversation)
+    counts = slots(llava, rendered, picture)
+    assert counts == [llava.tiling.tokens(SIZES[name]) for name in "ad"]
+    found = likelihoods(llava, rendered, picture)
+    ids, _ = llava.renderer.expand(rendered, counts, llava.image_token_id)
+    with torch.no_grad():
+        rows = llava.look([llava.show(picture(image)) for image in rendered.images])
+        logits = llava.model(input_ids=torch.tensor([ids]), mm_encoder_outputs=llava.image_inputs(rows)).logits[0]
+    last = logits[-2].log_softmax(-1)[ids[-1]]
+    assert found[-1] is not None and found[-1].logprob == pytest.approx(float(last), abs=1e-4)
+    with pytest.raises(ModelError, match="a LLaVA-NeXT, which sees an image in tiles"):
+        Relevance(llava, conversation, picture)

@@ -1,0 +1,55 @@
+"""How large every image of a run is, for models that make more tokens of a larger one.
+
+Knows: sizes that conversations carry, and headers of files for the others. Does not know: what is made of a size; that
+a file is as large as its conversations say is checked when it is opened (`features.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import polars as pl
+
+from workbench.data import tables
+from workbench.data.images import image_size
+from workbench.errors import ImageError
+from workbench.model.tiling import Size, Tiling
+from workbench.training.source import Source, refuse_images
+
+READERS = 8
+"""Threads that read headers: most of it is waiting for the disk."""
+Sizes = Mapping[str, Size]
+"""Image key -> (width, height) in pixels, upright."""
+
+
+def find_sizes(source: Source, files: Mapping[str, Path], tiling: Tiling) -> Sizes | None:
+    """The size of every image; None for a model to which it does not matter.
+
+    Raises `TrainingError` naming each image that cannot be read, with the conversations that need it.
+    """
+    if not tiling.varies:
+        return None
+    sizes: dict[str, Size] = {}
+    for rows in (source.train, source.val):
+        for root, path, width, height in _recorded(rows.frame).iter_rows():
+            sizes.setdefault(f"{root}/{path}", (width, height))
+    unknown = sorted(files.keys() - sizes.keys())
+    with ThreadPoolExecutor(READERS) as pool:
+        read = list(pool.map(_size, (files[key] for key in unknown)))
+    refuse_images([each for each in read if isinstance(each, ImageError)], source, dict(files))
+    return sizes | dict(zip(unknown, read, strict=True))  # type: ignore[arg-type]
+
+
+def _size(path: Path) -> Size | ImageError:
+    try:
+        return image_size(path)
+    except ImageError as error:
+        return error
+
+
+def _recorded(frame: pl.DataFrame) -> pl.DataFrame:
+    """`root`, `path`, `width`, `height` of the images whose size conversations carry."""
+    images = tables.images_of(frame).select("root", "path", "width", "height")
+    return images.drop_nulls(("width", "height")).unique(("root", "path"), keep="first", maintain_order=True)
