@@ -11,9 +11,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNe
 from tests.asking import PATCH, SIZE, WORDS, byte_tokenizer
 from workbench.chat_model import SamplingOptions
 from workbench.conversation import Conversation, Image, Message
-from workbench.errors import ModelError
 from workbench.inference.engine import Engine
-from workbench.inference.relevance import Relevance
+from workbench.inference.relevance import Relevance, _eager
 from workbench.inference.whole_pass import likelihoods, slots
 from workbench.model.joint import tiling_of
 from workbench.model.llava import Llava
@@ -113,18 +112,13 @@ def test_a_prompt_has_as_many_tokens_as_its_pictures_make(llava: Llava) -> None:
 
 def test_the_same_tiles_of_pictures_of_other_sizes_are_never_taken_for_each_other(llava: Llava) -> None:
     """A narrow picture, and the same with black beside it: on the grid both look alike, but for which tokens count."""
-    narrow = PILImage.new("RGB", (2, 64), "white")
-    wide = PILImage.new("RGB", (4, 64), "black")
-    wide.paste(narrow, (1, 0))
-    tiling = llava.tiling
-    shown = {name: one for name, one in (("narrow", narrow), ("wide", wide))}
-    first, second = (llava.image_mode.tiles(one)[1:] for one in (narrow, wide))
-    assert torch.equal(first, second) and tiling.tokens(narrow.size) != tiling.tokens(wide.size)
-    dark = {name: PILImage.new("RGB", size, "black") for name, size in (("one", (20, 64)), ("two", (40, 64)))}
-    assert torch.equal(*map(llava.image_mode.tiles, dark.values())), "all tiles are the same"
-    assert tiling.tokens((20, 64)) != tiling.tokens((40, 64))
-    shown |= dark
-    SIZES.update({name: one.size for name, one in shown.items()})
+    narrow, wide = PILImage.new("RGB", (20, 64), "white"), PILImage.new("RGB", (28, 64), "black")
+    wide.paste(narrow, (4, 0))
+    dark = {f"dark {one}": PILImage.new("RGB", one.size, "black") for one in (narrow, wide)}
+    shown = {"narrow": narrow, "wide": wide} | dark
+    assert torch.equal(*(llava.image_mode.tiles(one)[1:] for one in (narrow, wide)))
+    assert torch.equal(*map(llava.image_mode.tiles, dark.values())), "the whole picture, too"
+    assert llava.tiling.tokens(narrow.size) == 40 and llava.tiling.tokens(wide.size) == 56
     conversations = [Conversation(name, (Message("user", (Image(name), "is it?")),)) for name in shown]
 
     def opened(image: Image) -> PILImage.Image:
@@ -135,7 +129,7 @@ def test_the_same_tiles_of_pictures_of_other_sizes_are_never_taken_for_each_othe
     for one, answer in zip((*conversations, *conversations), found, strict=True):
         with Engine(llava, open_image=opened) as cold:
             assert cold.reply(one, SHORT).ids == answer.ids
-    assert [answer.usage.cached_tokens <= 8 for answer in found[:4]] == [True] * 4
+    assert all(answer.usage.cached_tokens <= 8 for answer in found[:4]), "what stands before the picture at most"
 
 
 def test_a_pass_over_a_conversation_gives_each_token_its_likelihood(llava: Llava) -> None:
@@ -150,5 +144,28 @@ def test_a_pass_over_a_conversation_gives_each_token_its_likelihood(llava: Llava
         logits = llava.model(input_ids=torch.tensor([ids]), mm_encoder_outputs=llava.image_inputs(rows)).logits[0]
     last = logits[-2].log_softmax(-1)[ids[-1]]
     assert found[-1] is not None and found[-1].logprob == pytest.approx(float(last), abs=1e-4)
-    with pytest.raises(ModelError, match="a LLaVA-NeXT, which sees an image in tiles"):
-        Relevance(llava, conversation, picture)
+
+
+def test_maps_of_what_was_looked_at_lie_over_the_whole_picture(llava: Llava) -> None:
+    conversation = asked(1, "a", "d").add("assistant", "a cube")
+    looked = Relevance(llava, conversation, picture)
+    edge = SIZE // PATCH
+    for method in ("relevance", "attention", "occlusion"):
+        found = looked.map(0, method, relative=False)
+        assert found.shape == (2, edge, edge) and float(found.sum()) == pytest.approx(1, abs=1e-4)
+    with torch.no_grad():
+        inputs = llava.image_inputs(llava.look([llava.show(picture(image)) for image in looked.rendered.images]))
+        with _eager(llava):
+            out = llava.model(input_ids=looked.layout.ids, mm_encoder_outputs=inputs, output_attentions=True)
+    place = looked.layout.places[looked.tokens[0]]
+    mean = torch.stack([layer[0].mean(0) for layer in out.attentions]).mean(0)[place - 1]
+    mean = mean[looked.layout.ids[0] == llava.image_token_id]
+    assert (edge, llava.tiling.tokens(SIZES["a"]), len(mean)) == (4, 16 + 4 * (6 + 1), 16 + 28 + 16)
+    expected = torch.stack([mean[:16], mean[-16:]]).reshape(2, 4, 4)  # "d" is so thin that its tiles keep nothing
+    across = [0, 1, 1, 2, 3, 3]  # 40 x 30: six columns of tokens lie over four of the whole picture; then a newline
+    for row in range(4):
+        for column in range(6):
+            expected[0, row, across[column]] += mean[16 + 7 * row + column]
+    found = looked.map(0, "attention", relative=False)
+    torch.testing.assert_close(found, expected / expected.sum(), rtol=1e-4, atol=1e-6)
+    assert looked.map(0).shape == (2, 4, 4), "relative to a neutral question about the same pictures"

@@ -16,6 +16,7 @@ from workbench.conversation import Image
 from workbench.inference.decoding import evaluating
 from workbench.model.llava import Llava
 from workbench.model.renderer import Rendered
+from workbench.model.tiling import Size
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -34,6 +35,8 @@ class Layout:
     """Where each id of the rendering lies in the row; of an image its first slot."""
     features: torch.Tensor | None
     """(slots of all images in order, width of the language model); None without images."""
+    sizes: tuple[Size, ...] = ()
+    """(width, height) of each image."""
 
 
 @dataclass(frozen=True)
@@ -47,23 +50,29 @@ class Likelihood:
     expected_logprob: float
 
 
-def lay_out(llava: Llava, rendered: Rendered, open_image: Callable[[Image], Picture] | None) -> Layout:
-    """The row of a rendering. Raises `ImageError` for a picture that is not there.
-
-    Without `open_image` there are no features, and every image has the slots of one tile.
-    """
-    counts, features = [llava.tiling.each] * len(rendered.images), None
-    if rendered.images and open_image is not None:
-        shown = [llava.show(open_image(image)) for image in rendered.images]
+def lay_out(llava: Llava, rendered: Rendered, open_image: Callable[[Image], Picture]) -> Layout:
+    """The row of a rendering. Raises `ImageError` for a picture that is not there."""
+    shown = [llava.show(open_image(image)) for image in rendered.images]
+    features = None
+    if shown:
         with torch.no_grad(), evaluating(llava.model), llava.autocast():
-            rows = llava.look(shown)
-        counts, features = [len(one) for one in rows], torch.cat(rows)
+            features = torch.cat(llava.look(shown))
+    return _lay(llava, rendered, features, tuple(one.size for one in shown))
+
+
+def lay_alike(llava: Llava, rendered: Rendered, other: Layout) -> Layout:
+    """The row of another rendering of the same images."""
+    return _lay(llava, rendered, other.features, other.sizes)
+
+
+def _lay(llava: Llava, rendered: Rendered, features: torch.Tensor | None, sizes: tuple[Size, ...]) -> Layout:
+    counts = [llava.tiling.tokens(size) for size in sizes]
     ids, _ = llava.renderer.expand(rendered, counts, llava.image_token_id)
     places, place, waiting = [], 0, iter(counts)
     for id in rendered.ids:
         places.append(place)
         place += next(waiting) if id < 0 else 1
-    return Layout(torch.tensor([ids], device=llava.device), tuple(places), features)
+    return Layout(torch.tensor([ids], device=llava.device), tuple(places), features, sizes)
 
 
 def slots(llava: Llava, rendered: Rendered, open_image: Callable[[Image], Picture]) -> list[int]:

@@ -112,6 +112,12 @@ class AnyRes:
             return width, min(math.ceil(size[1] * (width / size[0])), height)
         return min(math.ceil(size[0] * (height / size[1])), width), height
 
+    def patches(self, size: Size) -> torch.Tensor:
+        rows, columns = self._scaled(*self._kept(size)[1])
+        row, column = (((torch.arange(many) + 0.5) * self.edge / max(many, 1)).long() for many in (rows, columns))
+        tiles = torch.cat([row[:, None] * self.edge + column, torch.full((rows, 1), -1)], 1)
+        return torch.cat([torch.arange(self.each), tiles.flatten()])
+
     def places(self, sizes: Sequence[Size]) -> Places:
         made, first = [], 0
         for size in sizes:

@@ -70,6 +70,9 @@ class Tiling(Protocol):
     def tokens(self, size: Size) -> int:
         """Tokens of a picture in the language model."""
 
+    def patches(self, size: Size) -> torch.Tensor:
+        """(tokens,) int64: where on the first tile, which shows the whole picture, each token lies; -1: nowhere."""
+
     def places(self, sizes: Sequence[Size]) -> Places | None:
         """Where the tokens of these pictures come from; None where they are their tiles' as they lie."""
 
@@ -91,6 +94,9 @@ class OneTile:
 
     def tokens(self, size: Size) -> int:
         return self.each
+
+    def patches(self, size: Size) -> torch.Tensor:
+        return torch.arange(self.each)
 
     def places(self, sizes: Sequence[Size]) -> None:
         return None
