@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import polars as pl
 import pytest
 import torch
 from torch.nn import functional
@@ -32,6 +33,7 @@ from workbench.training.feed import Feed
 from workbench.training.forward import token_losses
 from workbench.training.lengths import measure
 from workbench.training.memory import Foresight, at_most
+from workbench.training.mixture import read_sources
 from workbench.training.packing import Plan, group, packs, trees
 from workbench.training.plan import plan
 from workbench.training.sizes import find_sizes
@@ -60,7 +62,7 @@ def pictures(make_dataset: Made) -> Dataset:
         noise = np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8)
         PIL.Image.fromarray(noise).save(dataset.path / "images" / f"{number}.png")
     both = (Message("user", (Image("0.png"), "and", Image("2.png"), "?")), Message("assistant", ("Two.",)))
-    dataset.add([Conversation("both", both, task="conversation")])
+    dataset.add_conversations([Conversation("both", both, task="conversation")])
     return dataset
 
 
@@ -264,3 +266,22 @@ def test_what_cannot_be_read_is_named_before_the_first_step(
     with pytest.raises(TrainingError, match=r"c3\.0 and \d+ more: .*3\.png: found a damaged"):
         train(make_recipe(pictures, *NEXT), out=tmp_path / "run", progress=False)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+
+
+def test_sizes_are_taken_from_where_they_are_recorded(pictures: Dataset, make_recipe: Made, make_llava: Made) -> None:
+    """From conversations, then the dataset's table, then the file; also of the second dataset of a mixture."""
+    carried = (Message("user", (Image("0.png", width=7, height=8), "?")), Message("assistant", ("!",)))
+    pictures.add_conversations([Conversation("carried", carried, task="conversation")])
+    rows = pictures.images.select("id", "path").filter(pl.col("path").is_in(["0.png", "1.png"]))
+    pictures.update_images(rows.select("id", width=pl.lit(17), height=pl.lit(18)), operation={"name": "planted"})
+    recipe = make_recipe(pictures, *NEXT, "data.val_fraction=0")
+    tiling = make_llava(recipe).tiling
+    source = read_source(recipe.data, seed=0)
+    sizes = find_sizes(source, find_images(source), tiling)
+    assert sizes == {f"images/{n}.png": size for n, size in enumerate([(7, 8), (17, 18), *SIZES[2:]])}
+    both = make_recipe(pictures, *NEXT, "data.val_fraction=0", f"data.mix=[{{dataset: {pictures.path}}}]")
+    mixed = read_sources(both.data, seed=0, say=lambda text: None)
+    sizes = find_sizes(mixed, find_images(mixed), tiling)
+    assert sizes is not None and len(sizes) == 2 * len(SIZES)
+    assert [size for key, size in sizes.items() if key.endswith(":images/1.png")] == [(17, 18)]
+    assert find_sizes(source, {}, make_llava(make_recipe()).tiling) is None

@@ -1,7 +1,7 @@
 """How large every image of a run is, for models that make more tokens of a larger one.
 
-Knows: sizes that conversations carry, and headers of files for the others. Does not know: what is made of a size; that
-a file is as large as its conversations say is checked when it is opened (`features.py`).
+Knows: sizes that conversations carry or a dataset records, and headers of files for the others. Does not know: what is
+made of a size; that a file is as large as was recorded is checked when it is opened (`features.py`).
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ def find_sizes(source: Source, files: Mapping[str, Path], tiling: Tiling) -> Siz
     if not tiling.varies:
         return None
     sizes: dict[str, Size] = {}
-    for rows in (source.train, source.val):
-        for root, path, width, height in _recorded(rows.frame).iter_rows():
-            sizes.setdefault(f"{root}/{path}", (width, height))
+    for known in (_carried(source.train.frame), _carried(source.val.frame), source.recorded()):
+        for key, width, height in known.unique("key", keep="first", maintain_order=True).iter_rows():
+            if key in files:
+                sizes.setdefault(key, (width, height))
     unknown = sorted(files.keys() - sizes.keys())
     with ThreadPoolExecutor(READERS) as pool:
         read = list(pool.map(_size, (files[key] for key in unknown)))
@@ -49,7 +50,7 @@ def _size(path: Path) -> Size | ImageError:
         return error
 
 
-def _recorded(frame: pl.DataFrame) -> pl.DataFrame:
-    """`root`, `path`, `width`, `height` of the images whose size conversations carry."""
-    images = tables.images_of(frame).select("root", "path", "width", "height")
-    return images.drop_nulls(("width", "height")).unique(("root", "path"), keep="first", maintain_order=True)
+def _carried(frame: pl.DataFrame) -> pl.DataFrame:
+    """`SIZE_COLUMNS` of the images whose size their conversations carry."""
+    key = pl.format("{}/{}", "root", "path").alias("key")
+    return tables.images_of(frame).select(key, "width", "height").drop_nulls()
