@@ -21,7 +21,7 @@ from tests.training.test_sharing import assert_close, gradients
 from workbench.conversation import Conversation, Image, Message
 from workbench.data.dataset import Dataset
 from workbench.data.images import load_image
-from workbench.errors import ModelError, TrainingError
+from workbench.errors import ImageError, ModelError, TrainingError
 from workbench.model.export import export_hf
 from workbench.model.llava import build, load
 from workbench.model.proof import probe
@@ -162,24 +162,25 @@ def test_a_picture_that_became_another_size_is_measured_anew_and_named_if_it_cha
     ]
     assert changed and all(before.ids[n].startswith(("c0.", "both")) for n in changed)
     PIL.Image.new("RGB", (20, 48)).save(files["images/0.png"])
-    with feed.store, pytest.raises(Exception, match=r"0.png: found 20 x 48 pixels; expected 48 x 48, as recorded"):
+    with (
+        feed.store,
+        pytest.raises(Exception, match=r"0.png: found 20 x 48 pixels; expected 48 x 48 pixels, as recorded"),
+    ):
         feed.store.get(["images/0.png"])
 
 
-@pytest.mark.parametrize("share", ["true", "false"])
 def test_two_stages_resume_merge_and_vanilla_transformers(
-    tmp_path: Path, pictures: Dataset, make_recipe: Made, start: Made, share: str
+    tmp_path: Path, pictures: Dataset, make_recipe: Made, start: Made
 ) -> None:
     """The whole way: align, fine-tune 4-bit from it, stopped and resumed; export; transformers says the same."""
     align = make_recipe(
-        pictures, *NEXT, "train.stage=align", "train.language=frozen", "template=plain", "train.lr=5e-3",
-        "train.lora=null", f"train.share={share}",
+        pictures, *NEXT, "train.stage=align", "train.language=frozen", "train.lr=5e-3",
     )  # fmt: skip
     first = train(align, out=tmp_path / "align", progress=False)
     fresh, trained = fresh_newline(align), load(first.path, device="cpu").newline
     assert not torch.equal(trained, fresh), "the newline trains with the projector"
     more = (f"model.projector_from={first.path}", "model.load=4bit", "train.max_steps=6", "train.save_every=2")
-    recipe = make_recipe(pictures, *NEXT, *more, f"train.share={share}", "train.eval_every=3")
+    recipe = make_recipe(pictures, *NEXT, *more, "train.eval_every=3")
     whole, broken = train(recipe, out=tmp_path / "whole", progress=False), tmp_path / "broken"
     process = start(train, recipe, out=broken, progress=False)
     wait_for(broken, 3, process)
@@ -227,9 +228,8 @@ def test_a_plan_says_what_training_then_does(tmp_path: Path, pictures: Dataset, 
     assert f"[image: {tokens} tokens]" in str(forecast) and forecast.fits
     tiles = sum(map(llava.tiling.tiles, SIZES))
     assert forecast.kept == pytest.approx(tiles * 9 * 32 * 4, rel=0.15), "by the mean of what conversations show"
-    again = plan(
-        recipe.with_overrides(f"model.checkpoint={tmp_path / 'run'}", "model.vision=null", "model.language=null")
-    )
+    saved = f"model.checkpoint={tmp_path / 'run' / 'checkpoints' / 'last'}"
+    again = plan(recipe.with_overrides(saved, "model.vision=null", "model.language=null"))
     assert again.counts.tokens == forecast.counts.tokens
 
 
@@ -250,7 +250,7 @@ def test_memory_is_foreseen_as_the_step_takes_it(
     recipe = make_recipe("unused", *NEXT, *way)
     foreseen = Foresight(outlined(recipe), recipe.train).peak(worst)
     real = Foresight(Real(make_llava(recipe)), recipe.train).peak(worst)  # type: ignore[arg-type]
-    assert foreseen.items == pytest.approx(real.items, rel=0.002, abs=4096)
+    assert foreseen.items == pytest.approx(real.items, rel=0.002, abs=8192)
     assert (foreseen.phase, foreseen.flops) == (real.phase, real.flops)
     llava = make_llava(recipe)
     prepare(llava, recipe.train, say=lambda text: None)

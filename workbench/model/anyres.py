@@ -91,18 +91,15 @@ class AnyRes:
     def resolution(self, size: Size) -> tuple[int, int]:
         """(height, width) in pixels of the grid on which most of the picture's pixels show, with least black beside it.
 
-        A picture so thin that none of it shows on any grid, on which transformers and LLaVA fail, gets the one that
-        shrinks it least.
+        Of a picture so thin that none of it shows on any grid, only the first tile keeps tokens.
         """
-        best, most, least = None, 0, math.inf
+        best, most, least = self.pinpoints[0], 0, math.inf
         for height, width in self.pinpoints:
             scale = min(width / size[0], height / size[1])
             shown = min(int(size[0] * scale) * int(size[1] * scale), size[0] * size[1])
             wasted = width * height - shown
             if shown > most or (shown == most and wasted < least):
                 best, most, least = (height, width), shown, wasted
-        if best is None or not most:
-            best = max(self.pinpoints, key=lambda each: min(each[1] / size[0], each[0] / size[1]))
         return best
 
     def fitted(self, size: Size) -> Size:
@@ -129,7 +126,7 @@ class AnyRes:
 
     def _parts(self, size: Size) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """(index, weight) of a picture's tokens as `Places` has them: of the first tile, then of the grid."""
-        yield torch.arange(self.each)[:, None], None
+        yield torch.arange(self.each), None
         rows, columns = self.grid(size)
         numbers = torch.arange(self.each, self.each * (1 + rows * columns))
         whole = numbers.view(rows, columns, self.edge, self.edge).transpose(1, 2).flatten(2, 3).flatten(0, 1)
@@ -137,7 +134,7 @@ class AnyRes:
         kept = whole[top : top + height, left : left + width]
         scaled = self._scaled(height, width)
         if scaled == (height, width):
-            yield _with_newlines(kept[..., None]).flatten(0, 1), None
+            yield _with_newlines(kept).flatten(), None
             return
         index, weight = _bilinear(kept, scaled)
         newline = torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(scaled[0], 1, 4)
@@ -165,8 +162,8 @@ BEHIND = 1 << 40
 
 
 def _with_newlines(index: torch.Tensor) -> torch.Tensor:
-    """(rows, columns, k) -> (rows, columns + 1, k)."""
-    return torch.cat([index, index.new_full((len(index), 1, index.shape[2]), BEHIND)], 1)
+    """(rows, columns, ...) -> (rows, columns + 1, ...)."""
+    return torch.cat([index, index.new_full((len(index), 1, *index.shape[2:]), BEHIND)], 1)
 
 
 def _bilinear(rows: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -185,9 +182,8 @@ def _between(old: int, new: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 
 
 def _joined(parts: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> Places:
-    most = max(index.shape[1] for index, _ in parts)
-    if most == 1:
+    if all(weight is None for _, weight in parts):
         return Places(torch.cat([index for index, _ in parts]))
     one = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
-    index = torch.cat([part.expand(-1, most) for part, _ in parts])
-    return Places(index, torch.cat([one.expand(len(part), most) if w is None else w for part, w in parts]))
+    index = torch.cat([part[:, None].expand(-1, 4) if weight is None else part for part, weight in parts])
+    return Places(index, torch.cat([one.expand(len(part), 4) if w is None else w for part, w in parts]))

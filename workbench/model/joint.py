@@ -63,6 +63,7 @@ def llava_config(
         **grids,
         vision_config=copy.deepcopy(tower.config),
         text_config=text,
+        tie_word_embeddings=bool(getattr(text, "tie_word_embeddings", False)),
         image_token_index=image_token_id,
         image_seq_length=patches if drop else patches + extra,
         projector_hidden_act=PROJECTORS[record["projector"]],

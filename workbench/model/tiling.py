@@ -31,9 +31,9 @@ class Places:
     """Where the tokens of pictures lie among the projected rows of their tiles, end to end, with a newline behind."""
 
     index: torch.Tensor
-    """(tokens, k) int64: the rows that a token is made of."""
+    """(tokens,) int64: the row that each token is; or (tokens, k), where it is made of several."""
     weight: torch.Tensor | None = None
-    """(tokens, k) float32: how much of each; None where a token is one row as it is."""
+    """(tokens, k) float32: how much of each of several."""
 
     def to(self, device: torch.device | str) -> Places:
         """These places on another device."""
@@ -42,7 +42,7 @@ class Places:
     def take(self, rows: torch.Tensor) -> torch.Tensor:
         """(tiles x tokens of a tile + 1, D) rows -> (tokens, D)."""
         if self.weight is None:
-            return rows.index_select(0, self.index[:, 0])
+            return rows.index_select(0, self.index)
         return (rows[self.index] * self.weight[..., None].to(rows)).sum(1)
 
 

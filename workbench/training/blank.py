@@ -43,7 +43,7 @@ def _places(tokens: int, tiles: int, llava: Llava) -> Places | None:
     """Some row of the tiles for each token."""
     if not llava.tiling.varies or not tiles:
         return None
-    return Places(torch.arange(tokens)[:, None] % (tiles * llava.tiling.each + 1))
+    return Places(torch.arange(tokens) % (tiles * llava.tiling.each + 1))
 
 
 def _tokens(tree: Tree, llava: Llava) -> torch.Tensor:

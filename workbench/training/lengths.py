@@ -95,9 +95,8 @@ def measure(examples: Examples, *, name: str, bar: Progress | None = None) -> Le
     frame, bar = examples.rows.frame, bar or Progress("lengths", total=len(examples))
     told = frame.select("messages")
     if examples.sizes is not None:  # of images whose conversations do not carry their size
-        told = told.with_columns(
-            sizes=pl.Series([str([examples.sizes[key] for key in keys or ()]) for keys in frame["keys"]])
-        )
+        sizes = [str([examples.sizes[key] for key in keys or ()]) for keys in frame["keys"].to_list()]
+        told = told.with_columns(sizes=pl.Series(sizes))
     stamped = frame.select(stamp=told.hash_rows(seed=1), stamp2=told.hash_rows(seed=2))
     index = Index(examples, name)
     found = stamped.join(index.rows, on=STAMPS, how="left", maintain_order="left")
