@@ -156,7 +156,7 @@ def test_a_picture_that_became_another_size_is_measured_anew_and_named_if_it_cha
     _, _, before, feed, files = ready()
     feed.store.close()
     PIL.Image.new("RGB", (48, 48)).save(files["images/0.png"])
-    llava, _, after, feed, files = ready()
+    _, _, after, feed, files = ready()
     changed = [
         n for n, (a, b) in enumerate(zip(before.entries(), after.entries(), strict=True)) if a.tokens != b.tokens
     ]
@@ -164,7 +164,7 @@ def test_a_picture_that_became_another_size_is_measured_anew_and_named_if_it_cha
     PIL.Image.new("RGB", (20, 48)).save(files["images/0.png"])
     with (
         feed.store,
-        pytest.raises(Exception, match=r"0.png: found 20 x 48 pixels; expected 48 x 48 pixels, as recorded"),
+        pytest.raises(ImageError, match=r"0.png: found 20 x 48 pixels; expected 48 x 48 pixels, as recorded"),
     ):
         feed.store.get(["images/0.png"])
 

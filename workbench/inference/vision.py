@@ -47,8 +47,7 @@ class Vision:
             for names, counts in _slices(shown, list(tower)):
                 projected = self.llava.project(torch.cat([tower[name] for name in names])).split(counts)
                 for name, made in zip(names, projected, strict=True):
-                    places = self.llava.tiling.places([shown[name].size])
-                    rows[name] = self.llava.arrange(made, None if places is None else places.to(made.device))[0]
+                    rows[name] = self.llava.arrange(made, self.llava.tiling.places([shown[name].size]))[0]
         return rows
 
 

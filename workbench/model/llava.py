@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from workbench.errors import ModelError
+from workbench.model.anyres import AnyRes
 from workbench.model.images import MODES, ImageMode
 from workbench.model.joint import (
     ANYRES,
@@ -37,7 +38,7 @@ from workbench.model.renderer import Renderer
 from workbench.model.sources import full_name, resolve_parts
 from workbench.model.templates import Template, load_template
 from workbench.model.tiles import AnyResMode
-from workbench.model.tiling import OneTile, Places, Shown, Tiling
+from workbench.model.tiling import Places, Shown, Tiling
 from workbench.model.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class Llava:
             return projected
         assert self.newline is not None
         rows = torch.cat([projected.flatten(0, 1), self.newline[None].to(projected)])
-        return places.take(rows)[None]
+        return places.to(rows.device).take(rows)[None]
 
     def image_inputs(self, rows: Iterable[torch.Tensor]) -> dict[str, BaseModelOutputWithPooling]:
         """(n, D) rows in the order of their tokens as transformers' `mm_encoder_outputs`, which replaces `pixel_values`
@@ -138,11 +139,8 @@ class Llava:
     def look(self, shown: Sequence[Shown]) -> list[torch.Tensor]:
         """(tokens, D) of each picture: through tower and projector, and in the order the language model reads them."""
         projected = self.project(self.tower_features(torch.cat([one.tiles for one in shown])))
-        rows, tiling = [], self.tiling
-        for one, tiles in zip(shown, projected.split([len(one.tiles) for one in shown]), strict=True):
-            places = tiling.places([one.size])
-            rows.append(self.arrange(tiles, None if places is None else places.to(tiles.device))[0])
-        return rows
+        each = projected.split([len(one.tiles) for one in shown])
+        return [self.arrange(tiles, self.tiling.places([one.size]))[0] for one, tiles in zip(shown, each, strict=True)]
 
     def autocast(self) -> AbstractContextManager[None]:
         """Mixed precision: float32 weights (trainable ones are) compute in `dtype`. Does nothing for float32."""
@@ -270,11 +268,15 @@ def finish(
 def _image_mode(mode: str, model: AnyLlava, settings: dict[str, Any]) -> ImageMode | AnyResMode:
     """The image mode of this name. Raises `ModelError` for one that the model was not made for."""
     tiling = tiling_of(model.config)
-    if isinstance(tiling, OneTile) == (mode != ANYRES):
-        return ImageMode(mode, settings) if isinstance(tiling, OneTile) else AnyResMode(tiling, settings)
-    known, kind = (MODES, "LLaVA 1.5") if isinstance(tiling, OneTile) else ((ANYRES,), "LLaVA-NeXT")
-    fix = f"set image_mode: {known[-1]}" if known == (ANYRES,) else "build a LLaVA-NeXT from its two parts"
-    raise ModelError("image mode", found=f"{mode!r} for a {kind}", expected=" or ".join(known), fix=fix)
+    if isinstance(tiling, AnyRes):
+        if mode == ANYRES:
+            return AnyResMode(tiling, settings)
+        fix = f"set image_mode: {ANYRES}"
+        raise ModelError("image mode", found=f"{mode!r} for a LLaVA-NeXT", expected=ANYRES, fix=fix)
+    if mode == ANYRES:
+        found, fix = f"{mode!r} for a LLaVA 1.5", "build a LLaVA-NeXT from its two parts"
+        raise ModelError("image mode", found=found, expected=" or ".join(MODES), fix=fix)
+    return ImageMode(mode, settings)
 
 
 def _take_projector(llava: Llava, source: str | None) -> Llava:
