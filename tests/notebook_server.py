@@ -53,13 +53,13 @@ def run_cell(page: Any, number: int) -> Any:
     idle = page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first
     asks = page.locator(".jp-Dialog", has_text="Select Kernel").first  # where JupyterLab has not yet seen its kernels
     idle.or_(asks).first.wait_for(state="attached")
-    if asks.is_visible():
-        asks.locator(".jp-mod-accept").click()
-    idle.wait_for(state="attached")
-    for _ in range(10):
-        cell.locator(".cm-content").click()
-        page.keyboard.press("Control+Enter")
+    for _ in range(20):
         try:
+            if asks.is_visible():  # on a busy machine also after the page looked ready
+                asks.locator(".jp-mod-accept").click(timeout=10_000)
+            idle.wait_for(state="attached")
+            cell.locator(".cm-content").click(timeout=10_000)
+            page.keyboard.press("Control+Enter")
             cell.locator(".jp-InputPrompt", has_text=re.compile(r"\[[*\d]+\]")).wait_for(timeout=10_000)
             return cell
         except Exception as error:

@@ -206,6 +206,11 @@ def test_runs_lists_and_compares(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "damaged" in first and "expected a readable run.json" in error and "finished" in second
 
 
+def test_runs_of_a_folder_that_is_not_there_are_asked_for_in_vain(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["runs", "nope"]) == 1
+    assert "nope: found no such folder" in capsys.readouterr().err
+
+
 def test_clean_shows_sizes_and_removes_only_when_told(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_atomic(home / "datasets" / "file", b"x" * 2_000_000)
     write_atomic(home / "cache" / "file", b"x")

@@ -77,8 +77,8 @@ def test_the_wheel_holds_no_tests_and_stays_small(installed: Path) -> None:
 
 
 def test_the_installed_command_runs(installed: Path) -> None:
-    code = "import sys; from workbench.cli import main; sys.exit(main(['runs', 'nowhere']))"
-    assert python(installed, code) == "no run in nowhere"
+    code = "import sys; from workbench.cli import main; sys.exit(main(['runs']))"
+    assert python(installed, code) == "no run in runs"
 
 
 # --- what has to be installed with it -------------------------------------------------------------------------

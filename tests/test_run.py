@@ -257,6 +257,9 @@ def test_a_killed_run_is_stopped_and_can_be_resumed(tmp_path: Path) -> None:
     assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
     run = Run.open(tmp_path / "a")
     assert run.status == "running"
+    run.send("pause")
+    assert run.status == "paused"
+    run.send(None)
     writer.kill()
     writer.wait()
     assert run.status == "stopped" and [row["step"] for row in run.metrics()] == [1]

@@ -125,12 +125,16 @@ class Run:
 
     @property
     def status(self) -> str:
-        """created, running, finished or failed; `stopped` if it was killed while it ran, `damaged` without run.json."""
+        """created, running, paused, finished or failed; `stopped`: killed as it ran; `damaged`: without run.json."""
         try:
             status = self.info.get("status", "created")
         except RunError:
             return "damaged"
-        return "stopped" if status == "running" and not self._lock.held() else status
+        if status != "running":
+            return str(status)
+        if not self._lock.held():
+            return "stopped"
+        return "paused" if self.control == "pause" else "running"
 
     @property
     def seconds(self) -> float:
@@ -255,7 +259,7 @@ class Run:
         if status == "finished":
             fix = "choose another --out, or remove the folder"
             raise RunError(where, found="a finished run", expected="a new folder", fix=fix)
-        if status == "running":
+        if status in ("running", "paused"):
             return True  # the lock tells who is writing
         if self._left_nothing():
             return False

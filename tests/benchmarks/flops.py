@@ -31,6 +31,7 @@ from workbench.model.llava import build
 from workbench.model.stages import prepare as free
 from workbench.recipe import Recipe
 from workbench.training.flops import pairs, step_cost
+from workbench.training.last_layer import predicting_parts
 
 Shapes = Counter[tuple[int, int, int]]
 """(rows, inner, columns) of a multiplication -> how often a step makes it."""
@@ -40,9 +41,10 @@ def products(llava: Any, packs: list[int], supervised: int, images: int) -> Shap
     """The multiplications of a step's linear layers. `packs`: tokens of each; a gradient of an input is one more."""
     shapes: Shapes = Counter()
     language, tower = llava.model.model.language_model, llava.tower
+    fewer = {part for whole in predicting_parts(llava) for part in whole.modules()}
     for module in language.modules():
         if isinstance(module, torch.nn.Linear):
-            for rows in packs:
+            for rows in [supervised // len(packs)] * len(packs) if module in fewer else packs:
                 shapes[rows, module.in_features, module.out_features] += 1
                 shapes[rows, module.out_features, module.in_features] += 1
                 if module.weight.requires_grad:

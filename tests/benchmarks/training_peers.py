@@ -159,6 +159,8 @@ def main(args: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory(prefix="peers-") as temporary:
             asked = {key: getattr(args, key) for key in ("batch", "steps", "per_device") if getattr(args, key)}
             work = replace(WORKLOADS[name], **asked)
+            if work.batch % work.per_device:  # the others would leave the rest of each step out
+                raise SystemExit(f"{work.batch} rows a step are not so many times {work.per_device} at once")
             os.environ["WORKBENCH_HOME"] = str(Path(temporary) / "state")  # nothing measured or kept earlier helps
             bench = Bench(args.keep / name if args.keep else Path(temporary), work, args)
             for side in bench.sides:

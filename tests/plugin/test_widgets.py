@@ -152,7 +152,11 @@ def _search(page: Any, gallery: Any) -> None:
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     gallery.locator(".wb-detail img").wait_for()
-    assert gallery.locator(".wb-detail button >> text=Open in FiftyOne").count() == 1
+    gallery.locator(".wb-detail button >> text=Open in FiftyOne").click()
+    app = page.context.new_page()
+    app.goto(gallery.locator(".wb-detail a[href^='http://127.0.0.1']").get_attribute("href"))
+    app.get_by_text("1 sample").first.wait_for()
+    app.close()
     page.keyboard.press("Escape")
     assert gallery.locator(".wb-detail").is_hidden()
 

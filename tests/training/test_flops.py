@@ -67,9 +67,12 @@ def test_a_frozen_linear_counts_four_a_weight_and_a_trained_one_six(make_recipe:
     weights = sum(
         m.weight.numel() for m in llava.model.model.language_model.modules() if isinstance(m, torch.nn.Linear)
     )
-    assert costs["frozen"].token == 4 * weights
-    assert costs["full"].token == 6 * weights
-    assert costs["frozen"].pair == costs["full"].pair == 2 * 4 * 64 * 3  # layers, 2 matrix products, width, 3 times
+    head = llava.model.lm_head.weight.numel()
+    # A token that is predicted goes through all of it, others not through all of the last layer.
+    assert costs["frozen"].token + costs["frozen"].supervised == 4 * (weights + head)
+    assert costs["full"].token + costs["full"].supervised == 6 * (weights + head)
+    assert costs["full"].supervised > 6 * head
+    assert costs["frozen"].pair == costs["frozen"].last_pair == 4 * 64 * 3  # 2 matrix products, width, 3 times
 
 
 def test_pairs_of_a_tree_are_those_of_its_mask() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from workbench import resources
 from workbench.commands.common import AddVerb, add_json, add_set, positive, show
-from workbench.errors import DatabaseError
+from workbench.errors import DatabaseError, RunError
 
 
 def _quickstart(given: argparse.Namespace) -> None:
@@ -36,6 +37,8 @@ def _doctor(given: argparse.Namespace) -> int:
 def _runs(given: argparse.Namespace) -> None:
     from workbench.run import Run, compare
 
+    if not Path(given.root).is_dir() and given.root != "runs":  # the usual place may not be there yet
+        raise RunError(given.root, found="no such folder", expected="a folder with runs, or a run")
     rows = compare(Run.list(given.root))
     lines = [line for row in rows for line in _run_lines(row, given.settings)]
     show(given, "\n".join(lines) or f"no run in {given.root}", rows)

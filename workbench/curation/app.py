@@ -76,7 +76,8 @@ def open(
         ) or None
         window = browser and (notebook or _has_display())
         spaces = _side_by_side(fiftyone, view) if linked else None
-        where: dict[str, Any] = {"port": port, "address": LOOPBACK, "remote": not window}
+        # In a notebook FiftyOne refuses a remote session; without `auto` it shows nothing by itself there.
+        where: dict[str, Any] = {"port": port, "address": LOOPBACK, "auto": window, "remote": not (window or notebook)}
         _start_server(port)
         session = fiftyone.launch_app(view, spaces=spaces, config=config, **where)
     print(_told(session, port, notebook, window, config.proxy_url))

@@ -12,12 +12,12 @@ import atexit
 import os
 import re
 import sys
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.message import Message
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import psutil
 
@@ -40,31 +40,32 @@ def database_folder() -> Path:
 def open_fiftyone() -> ModuleType:
     """The `fiftyone` package, imported once its database is there. Raises `DatabaseError` or `DiskError`."""
     ensure_database()
-    _import_eta()
-    import fiftyone
+    with _forgiving_metadata():
+        import fiftyone
 
     return fiftyone
 
 
-def _import_eta() -> None:
-    """FiftyOne's library eta, which asks for fields that its own metadata lacks, where that is an error.
+@contextmanager
+def _forgiving_metadata() -> Iterator[None]:
+    """What a package does not say of itself is None, as the standard library has it.
 
-    The standard library answers None; the package importlib_metadata, which takes its place for the whole process once
-    anything (litellm, opentelemetry) imported it, raises KeyError since 8.0.
+    FiftyOne's library eta asks for fields that its metadata lacks, and the package importlib_metadata, which answers
+    for the standard library once anything (litellm, opentelemetry) imported it, raises KeyError since 8.0.
     """
-    import importlib.metadata as standard
+    read = metadata.metadata
 
-    read = standard.metadata
+    def forgiving(name: str) -> Message:
+        found, made = read(name), Message()
+        for key in found:
+            made[key] = found[key]
+        return made
 
-    def lenient(name: str) -> Any:
-        found = read(name)
-        return defaultdict(str, {key.lower(): found[key] for key in found})
-
-    standard.metadata = lenient  # type: ignore[assignment]
+    metadata.metadata = forgiving  # type: ignore[assignment]
     try:
-        import eta.constants  # noqa: F401
+        yield
     finally:
-        standard.metadata = read
+        metadata.metadata = read
 
 
 def ensure_database() -> str:

@@ -61,6 +61,21 @@ def branch_mask(prefix: int, branches: Sequence[int]) -> torch.Tensor:
     return torch.cat([torch.ones(len(number), prefix, dtype=torch.bool), own], 1)
 
 
+def row_masks(trees: Sequence[tuple[int, Sequence[int]]], rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """(K, L) bool of each tree of L tokens: whom each of its K places among `rows` sees. `rows` go tree by tree."""
+    lengths = torch.tensor([prefix + sum(branches) for prefix, branches in trees])
+    ends = lengths.cumsum(0)
+    counts = torch.bincount(torch.bucketize(rows, ends, right=True), minlength=len(trees)).tolist()
+    masks = []
+    for (prefix, branches), end, length, places in zip(trees, ends, lengths, rows.split(counts), strict=True):
+        own = (places - (end - length))[:, None]
+        every = torch.arange(int(length))
+        begins = torch.repeat_interleave(torch.tensor([0, *branches[:-1]]).cumsum(0) + prefix, torch.tensor(branches))
+        begin = torch.cat([torch.zeros(prefix, dtype=torch.int64), begins])[own]  # where the place's branch begins
+        masks.append((every <= own) & ((every < prefix) | (every >= begin)))
+    return tuple(masks)
+
+
 def use(llava: Llava) -> None:
     """Let the language model attend by trees where it is given some; whatever attention it had, it has this one now."""
     language = llava.model.model.language_model
@@ -107,6 +122,29 @@ def attend(
         outs.append(scaled_dot_product_attention(*before, is_causal=True, **settings))
         outs.append(scaled_dot_product_attention(q[:, :, prefix:], k, v, attn_mask=mask, **settings))
     return torch.cat(outs, 2).transpose(1, 2), None
+
+
+def attend_rows(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    trees: Layout,
+    sees: Sequence[torch.Tensor],
+    **settings: Any,
+) -> torch.Tensor:
+    """(1, H, K, d) queries of some places, (1, H', T, d) keys and values of all -> (1, K, H, d).
+
+    `sees`: their `row_masks`. `settings`: those of `scaled_dot_product_attention`.
+    """
+    repeats = query.shape[1] // key.shape[1]
+    queries = query.split([len(mask) for mask in sees], 2)
+    keys, values = (repeat_kv(each, repeats).split(trees.lengths, 2) for each in (key, value))
+    outs = [
+        scaled_dot_product_attention(q, k, v, attn_mask=mask, **settings)
+        for q, k, v, mask in zip(queries, keys, values, sees, strict=True)
+        if len(mask)
+    ]
+    return torch.cat(outs, 2).transpose(1, 2)
 
 
 AttentionInterface.register(NAME, attend)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from workbench.model.tiling import Places, Size, Tiling
-from workbench.training.attention import Layout, layout
+from workbench.training.attention import Layout, layout, row_masks
 from workbench.training.example import IMAGE, Example
 
 
@@ -29,6 +29,8 @@ class Batch:
     """Where the trees lie and who sees whom."""
     rows: torch.Tensor
     """(K,) int64 into the T places: the one that predicts. A prefix's last predicts every branch's first."""
+    sees: tuple[torch.Tensor, ...]
+    """(k, L) bool of each tree of L tokens: whom each of its k places among `rows` sees."""
     targets: torch.Tensor
     """(K,) int64: the token predicted."""
     conversations: torch.Tensor
@@ -45,7 +47,8 @@ class Batch:
             return self
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
         places = None if self.places is None else self.places.to(device)
-        return replace(self, trees=self.trees.to(device), places=places, **moved)
+        sees = tuple(mask.to(device, non_blocking=True) for mask in self.sees)
+        return replace(self, trees=self.trees.to(device), places=places, sees=sees, **moved)
 
 
 def collate(trees: Sequence[Sequence[Example]], *, image_token_id: int, tiling: Tiling | None = None) -> Batch:
@@ -78,11 +81,14 @@ def collate(trees: Sequence[Sequence[Example]], *, image_token_id: int, tiling: 
             start += example.branch
     tokens = np.concatenate(ids).astype(np.int64)
     tokens[tokens == IMAGE] = image_token_id
+    shapes = [(examples[0].prefix, [example.branch for example in examples]) for examples in trees]
+    predicting = torch.from_numpy(np.concatenate(rows))
     return Batch(
         input_ids=torch.from_numpy(tokens)[None],
         position_ids=torch.from_numpy(np.concatenate(positions))[None],
-        trees=layout([(examples[0].prefix, [example.branch for example in examples]) for examples in trees]),
-        rows=torch.from_numpy(np.concatenate(rows)),
+        trees=layout(shapes),
+        rows=predicting,
+        sees=row_masks(shapes, predicting),
         targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
         conversations=torch.from_numpy(np.concatenate(owners)),
         ids=tuple(names),

@@ -9,7 +9,7 @@ import torch
 
 from workbench.model.llava import Llava
 from workbench.model.tiling import Places
-from workbench.training.attention import layout
+from workbench.training.attention import layout, row_masks
 from workbench.training.batch import Batch
 from workbench.training.packing import Pack, Tree
 
@@ -21,11 +21,13 @@ def blank(pack: Pack, llava: Llava) -> tuple[Batch, torch.Tensor | None]:
     supervised = sum(tree.supervised for tree in pack)
     rows = torch.arange(supervised) * max(1, len(ids) // max(1, supervised)) % len(ids)
     tiles = sum(_tiles(tree) for tree in pack)
+    shapes = [(tree.prefix, [entry.branch for entry in tree.members]) for tree in pack]
     batch = Batch(
         input_ids=ids[None],
         position_ids=torch.cat([torch.arange(len(tree)) for tree in trees])[None],
-        trees=layout([(tree.prefix, [entry.branch for entry in tree.members]) for tree in pack]),
+        trees=layout(shapes),
         rows=rows,
+        sees=row_masks(shapes, rows),
         targets=torch.zeros(supervised, dtype=torch.int64),
         conversations=torch.zeros(supervised, dtype=torch.int64),
         ids=(),

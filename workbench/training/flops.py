@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from workbench.model.llava import Llava
+from workbench.training import last_layer
 
 MEASURED_SECONDS = 0.05
 """Matrices grow until one multiplication takes so long."""
@@ -28,17 +29,20 @@ class StepCost:
     """Floating-point operations of one training step, forward and backward, by what there is of each."""
 
     token: float
-    """Per token in the language model."""
+    """Per token in the language model; of its last layer, only what the others' attention needs."""
     supervised: float
-    """Per token that is predicted: the head."""
+    """Per token that is predicted: the head, and the rest of the last layer."""
     image: float
     """Per tile of an image: the projector, and the tower where it runs in the step."""
     pair: float
-    """Per token and token that it sees."""
+    """Per token and token that it sees, without the last layer."""
+    last_pair: float
+    """Per token that is predicted and token that it sees, in the last layer."""
 
     def of(self, *, tokens: int, supervised: int, images: int, pairs: int) -> float:
         """Operations of a step with so many of each; `images`: tiles of images."""
-        return self.token * tokens + self.supervised * supervised + self.image * images + self.pair * pairs
+        pair = self.pair + self.last_pair * supervised / max(1, tokens)
+        return self.token * tokens + self.supervised * supervised + self.image * images + pair * pairs
 
 
 def step_cost(llava: Llava, *, encodes: bool) -> StepCost:
@@ -53,11 +57,15 @@ def step_cost(llava: Llava, *, encodes: bool) -> StepCost:
     projector = _linear(llava.projector, flows=vision or projector_trains)
     if projector_trains and not vision:
         projector -= 2 * llava.projector.linear_1.weight.numel()
+    last = sum(_linear(part, flows=flows) for part in last_layer.predicting_parts(llava))
+    pair = 4 * text.num_attention_heads * width * (3 if flows else 1)
+    pruned = bool(last)
     return StepCost(
-        token=_linear(language, flows=flows),
-        supervised=_linear(llava.model.lm_head, flows=flows),
+        token=_linear(language, flows=flows) - last,
+        supervised=_linear(llava.model.lm_head, flows=flows) + last,
         image=llava.tiling.each * projector + (_tower(llava) if encodes or vision else 0),
-        pair=text.num_hidden_layers * 4 * text.num_attention_heads * width * (3 if flows else 1),
+        pair=(text.num_hidden_layers - pruned) * pair,
+        last_pair=pruned * pair,
     )
 
 

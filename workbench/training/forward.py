@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from workbench.model.llava import Llava
-from workbench.training import attention
+from workbench.training import attention, last_layer
 from workbench.training.batch import Batch
 from workbench.training.head import row_losses
 
@@ -32,6 +32,7 @@ def hidden_rows(llava: Llava, batch: Batch, images: torch.Tensor | None) -> torc
     through the tower with gradients; None where the batch has no image.
     """
     attention.use(llava)
+    pruned = last_layer.prunes(llava, len(batch.rows), batch.input_ids.shape[1])
     inputs = None
     if images is not None:
         features = llava.tower_features(images) if images.ndim == 4 else images
@@ -41,7 +42,8 @@ def hidden_rows(llava: Llava, batch: Batch, images: torch.Tensor | None) -> torc
         position_ids=batch.position_ids,
         attention_mask=batch.input_ids.new_empty(1, 1, 1, 0),  # four axes: taken as it is; no mask is made of it
         trees=batch.trees,
+        **({"rows": batch.rows, "sees": batch.sees} if pruned else {}),
         mm_encoder_outputs=inputs,
         use_cache=False,
-    ).last_hidden_state  # (1, T, D)
-    return hidden[0].index_select(0, batch.rows)
+    ).last_hidden_state  # (1, T, D), or pruned (1, K, D)
+    return hidden[0] if pruned else hidden[0].index_select(0, batch.rows)

@@ -17,7 +17,7 @@ import traitlets
 from workbench.conversation import Conversation, Image
 from workbench.data.dataset import Dataset
 from workbench.data.images import thumbnail_uri
-from workbench.errors import DataError, WorkbenchError
+from workbench.errors import DataError
 from workbench.evaluation.results import Results
 from workbench.widgets.base import View, front
 from workbench.widgets.pictures import Opener, opener
@@ -84,7 +84,7 @@ class GalleryView(View):
         self.app = "opening FiftyOne ..."
         try:
             self.app = open_images(self._dataset, [image]).url
-        except WorkbenchError as error:
+        except Exception as error:  # whatever FiftyOne raises too: nobody else hears of it in this thread
             self.app, self.problem = "", str(error)
 
 
