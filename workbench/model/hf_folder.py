@@ -87,12 +87,15 @@ def _pinpoints(folder: Path, config: Any, settings: dict[str, Any]) -> list[list
 
     Raises `ModelError` where its image processor has others, or has them in another order.
     """
-    own = getattr(config, "image_grid_pinpoints", None)
-    beside = settings.get("image_grid_pinpoints", own)
-    if own is not None and [list(each) for each in beside] != [list(each) for each in own]:
+    held = getattr(config, "image_grid_pinpoints", None)
+    if held is None:
+        return None
+    own = [list(pinpoint) for pinpoint in held]
+    beside = [list(pinpoint) for pinpoint in settings.get("image_grid_pinpoints", own)]
+    if beside != own:
         found, expected = f"image_grid_pinpoints {beside}", f"{own}, as in config.json"
         raise ModelError(f"{folder}, the image processor", found=found, expected=expected)
-    return None if own is None else [list(each) for each in own]
+    return own
 
 
 def projector_name(act: str, folder: Path) -> str:

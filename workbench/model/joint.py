@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -26,9 +26,9 @@ from workbench.errors import ModelError
 from workbench.model.anyres import AnyRes, pinpoints_of
 from workbench.model.tiling import OneTile, Tiling
 
-AnyConfig = LlavaConfig | LlavaNextConfig
-AnyLlava = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
-AnyProjector = LlavaMultiModalProjector | LlavaNextMultiModalProjector
+AnyConfig: TypeAlias = LlavaConfig | LlavaNextConfig
+AnyLlava: TypeAlias = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
+AnyProjector: TypeAlias = LlavaMultiModalProjector | LlavaNextMultiModalProjector
 CLASSES: dict[str, Any] = {"llava": LlavaForConditionalGeneration, "llava_next": LlavaNextForConditionalGeneration}
 """`model_type` in a configuration -> the class: LLaVA v1 and 1.5, LLaVA-NeXT (1.6)."""
 ANYRES = "anyres"

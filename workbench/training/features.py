@@ -86,12 +86,13 @@ class ImageFiles:
             state = state_of(path)
         except OSError:
             state = ""  # `read_file` says what is wrong with it
-        image = cache.image(path, state)
-        features = self._read(key, image, cache) if image else None
-        if features is None:
-            data = read_file(path)  # one reading to hash and to decode: nothing can come between
-            known, image = image, cache.remember(path, state, data)
-            features = self._read(key, image, cache) if image != known else None
+        known = cache.image(path, state)
+        features = self._read(key, known, cache) if known else None
+        if features is not None:
+            return Opened(features)
+        data = read_file(path)  # one reading to hash and to decode: nothing can come between
+        image = cache.remember(path, state, data)
+        features = self._read(key, image, cache) if image != known else None
         if features is not None:
             return Opened(features)
         return Opened(pixels=self._tiles(key, load_image(data, where=str(path))), names=self._names(key, image))

@@ -37,10 +37,15 @@ def find_sizes(source: Source, files: Mapping[str, Path], tiling: Tiling) -> Siz
             if key in files:
                 sizes.setdefault(key, (width, height))
     unknown = sorted(files.keys() - sizes.keys())
+    errors = []
     with ThreadPoolExecutor(READERS) as pool:
-        read = list(pool.map(_size, (files[key] for key in unknown)))
-    refuse_images([each for each in read if isinstance(each, ImageError)], source, dict(files))
-    return sizes | dict(zip(unknown, read, strict=True))  # type: ignore[arg-type]
+        for key, read in zip(unknown, pool.map(_size, (files[key] for key in unknown)), strict=True):
+            if isinstance(read, ImageError):
+                errors.append(read)
+            else:
+                sizes[key] = read
+    refuse_images(errors, source, dict(files))
+    return sizes
 
 
 def _size(path: Path) -> Size | ImageError:

@@ -123,7 +123,8 @@ def _told(
     seen: list[Likelihood | None] | None,
     counts: list[int] | None,
 ) -> list[dict[str, Any]]:
-    images, place = iter(zip(rendered.images, counts or [None] * len(rendered.images), strict=True)), 0
+    known: list[int | None] = [None] * len(rendered.images) if counts is None else [*counts]
+    images, place = iter(zip(rendered.images, known, strict=True)), 0
     told: list[dict[str, Any]] = []
     for number, piece in enumerate(pieces(renderer, rendered)):
         one: dict[str, Any] = {"id": piece.id, "text": piece.text, "trained": piece.trained, "place": place}
