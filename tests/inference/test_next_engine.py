@@ -124,14 +124,19 @@ def test_the_same_tiles_of_pictures_of_other_sizes_are_never_taken_for_each_othe
     def opened(image: Image) -> PILImage.Image:
         return shown[image.path]
 
+    both = Conversation("both", (Message("user", (*map(Image, dark), "which?")),))
     with Engine(llava, open_image=opened) as warm:
-        answers = [warm.reply(one, SHORT) for one in (*conversations, *conversations)]
+        answers = [warm.reply(one, SHORT) for one in (*conversations, *conversations, both)]
         found = [(answer.ids, answer.usage.cached_tokens) for answer in answers]
-    for one, (ids, _) in zip((*conversations, *conversations), found, strict=True):
+    expected = []
+    for one in (*conversations, both):
         with Engine(llava, open_image=opened) as cold:
-            assert cold.reply(one, SHORT).ids == ids
+            expected.append(cold.reply(one, SHORT).ids)
+    assert [ids for ids, _ in found] == [*expected[:4], *expected]
+    with Engine(llava, open_image=opened) as together:
+        assert [one.ids for one in together.reply_batch([*conversations, both], SHORT)] == expected
     assert all(cached <= 8 for _, cached in found[:4]), "what stands before the picture at most"
-    assert all(cached > 16 for _, cached in found[4:])
+    assert all(cached > 16 for _, cached in found[4:8])
 
 
 def test_a_pass_over_a_conversation_gives_each_token_its_likelihood(llava: Llava) -> None:
