@@ -124,7 +124,7 @@ def test_only_so_many_names_are_kept(llava: Llava, monkeypatch: pytest.MonkeyPat
     assert KEPT > 100
     monkeypatch.setattr("workbench.inference.pixels.KEPT", 2)
     pixels = Pixels()
-    names = [pixels.of(Image(path), opener, llava.image_mode)[0] for path in "abacab"]
+    names = [pixels.of(Image(path), opener, llava).name for path in "abacab"]
     assert names[0] == names[2] == names[4] and names[1] == names[5] != names[3]
     assert opened == ["a", "b", "c", "b"]
 

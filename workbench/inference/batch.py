@@ -101,14 +101,14 @@ class Batch:
         free = not self.decoding.rows
         begun = [self.beginnings.find(one, first=free and not number) for number, one in enumerate(group)]
         self.beginnings.rest = None
-        pixels = {
-            name: request.pixels[name]
+        shown = {
+            name: request.shown[name]
             for request, (there, blocks) in zip(group, begun, strict=True)
             for _, last, name in request.images
             if last > there + len(blocks) * BLOCK
         }
         through = self._adapter if self.adapters.seen_through else None
-        seen = self.vision.look(pixels, through) if pixels else {}
+        seen = self.vision.look(shown, through) if shown else {}
         self._make_room(len(group), left=any(there for there, _ in begun))
         for request, (there, blocks) in zip(group, begun, strict=True):
             empty = next(iter(seen.values()))[:0] if seen else None

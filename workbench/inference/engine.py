@@ -28,7 +28,7 @@ from workbench.inference.attachments import open_file
 from workbench.inference.decoding import Row
 from workbench.inference.generator import Generator
 from workbench.inference.grammar import Grammars
-from workbench.inference.pixels import Pixels
+from workbench.inference.pixels import Known, Pixels
 from workbench.inference.prefix_cache import FeatureCache, PrefixCache, prefix_key
 from workbench.inference.requests import EngineState, Event, Request
 from workbench.inference.sampling import generator
@@ -254,8 +254,8 @@ class Engine:
     def _prepare(self, asked: Sequence[tuple[int, Rendered]], options: SamplingOptions) -> list[tuple[int, Row]]:
         """Rows with their features, for `Decoding.prefill`."""
         made = self._requests(asked, options)
-        pixels = {name: one for request in made for name, one in request.pixels.items()}
-        seen = self._vision.look(pixels) if pixels else {}
+        shown = {name: one for request in made for name, one in request.shown.items()}
+        seen = self._vision.look(shown) if shown else {}
         for request in made:
             parts = [seen[name] for _, _, name in request.images]
             request.row.features = torch.cat(parts) if parts else None
@@ -269,7 +269,7 @@ class Engine:
     ) -> list[Request]:
         """One request per prompt; every image is opened once. `ended`: where ends are told of, and nothing else."""
         shown = dict.fromkeys(image for _, rendered in asked for image in rendered.images)
-        opened = {image: self._pixels.of(image, self.open_image, self.llava.image_mode) for image in shown}
+        opened = {image: self._pixels.of(image, self.open_image, self.llava) for image in shown}
         made = [self._request(index, rendered, opened, options) for index, rendered in asked]
         if ended is not None:
             for request in made:
@@ -280,22 +280,22 @@ class Engine:
         self,
         index: int,
         rendered: Rendered,
-        opened: dict[Image, tuple[str, Callable[[], torch.Tensor]]],
+        opened: dict[Image, Known],
         options: SamplingOptions,
     ) -> Request:
         llava = self.llava
-        ids, images = self._expanded(rendered, [opened[image][0] for image in rendered.images])
+        ids, images = self._expanded(rendered, [opened[image] for image in rendered.images])
         room = self._text.max_position_embeddings - len(ids)
         if room < 1:
             limit = self._text.max_position_embeddings
             raise ContextError(rendered.id, len(ids), limit, fix="shorten the conversation or start a new one")
-        inside = [one for one in rendered.ids[: rendered.prefix] if one < 0]
-        prefix = min(rendered.prefix + len(inside) * (llava.image_tokens - 1), len(ids) - 1)
+        inside = images[: sum(one < 0 for one in rendered.ids[: rendered.prefix])]
+        prefix = min(rendered.prefix + sum(last - first - 1 for first, last, _ in inside), len(ids) - 1)
         row = Row(
             ids=ids,
             features=None,
             prefix=prefix,  # the last token is the row's own: its logits begin the answer
-            prefix_key=prefix_key(ids[:prefix], [name for _, _, name in images[: len(inside)]]),
+            prefix_key=prefix_key(ids[:prefix], [name for _, _, name in inside]),
             limit=min(options.max_tokens, room),
             end_ids=llava.renderer.end_ids,
             text=TextStream(self._decode, options.stop),
@@ -304,15 +304,20 @@ class Engine:
             grammar=self._grammars.of(options.json_schema),
             image_tokens=sum(last - first for first, last, _ in images),
         )
-        return Request(row, images, dict(opened[image] for image in rendered.images), adapter=self._adapter)
+        shown = {known.name: known for known in map(opened.__getitem__, rendered.images)}
+        return Request(row, images, shown, adapter=self._adapter)
 
-    def _expanded(self, rendered: Rendered, names: Sequence[str]) -> tuple[list[int], list[tuple[int, int, str]]]:
+    def _expanded(self, rendered: Rendered, opened: Sequence[Known]) -> tuple[list[int], list[tuple[int, int, str]]]:
         """The prompt's tokens with image slots written out, and where each image's slots are."""
-        each = self.llava.image_tokens
-        ids, _ = self.llava.renderer.expand(rendered, [each] * len(names), self.llava.image_token_id)
+        tiling = self.llava.tiling
+        counts = [tiling.tokens(known.size) for known in opened]
+        ids, _ = self.llava.renderer.expand(rendered, counts, self.llava.image_token_id)
+        images, written = [], 0  # slots written out so far, beyond the one that stands for each image
         places = [place for place, id in enumerate(rendered.ids) if id < 0]
-        firsts = [place + number * (each - 1) for number, place in enumerate(places)]
-        return ids, [(first, first + each, name) for first, name in zip(firsts, names, strict=True)]
+        for place, count, known in zip(places, counts, opened, strict=True):
+            images.append((place + written, place + written + count, known.name))
+            written += count - 1
+        return ids, images
 
     def _decode(self, ids: list[int]) -> str:
         return self.llava.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

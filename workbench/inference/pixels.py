@@ -9,15 +9,15 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import torch
 
 from workbench.conversation import Image
 from workbench.errors import ImageError
 from workbench.inference.attachments import TrackedOpener
 from workbench.inference.prefix_cache import pixel_hash
-from workbench.model.images import ImageMode
+from workbench.model.llava import Llava
+from workbench.model.tiling import Shown, Size
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -26,38 +26,51 @@ KEPT = 4096
 """Names remembered; the least recently used go first."""
 
 
+@dataclass(frozen=True)
+class Known:
+    """A picture by the name of what a model sees of it."""
+
+    name: str
+    size: Size
+    open: Callable[[], Shown]
+    """Raises `ImageError` where another picture lies there by now."""
+
+
 class Pixels:
     """The pixels of pictures under one name each. Several threads may use it."""
 
     def __init__(self) -> None:
-        self._names: OrderedDict[Hashable, str] = OrderedDict()
+        self._names: OrderedDict[Hashable, tuple[str, Size]] = OrderedDict()
         self._guard = threading.Lock()
 
-    def of(
-        self, image: Image, open_image: Callable[[Image], Picture], mode: ImageMode
-    ) -> tuple[str, Callable[[], torch.Tensor]]:
-        """The hash of a picture's pixels, and what gives them: (3, H, W). Raises what opening it raises."""
+    def of(self, image: Image, open_image: Callable[[Image], Picture], llava: Llava) -> Known:
+        """What a model sees of a picture. Raises what opening it raises."""
         state = open_image.state(image) if isinstance(open_image, TrackedOpener) else None
-        key = open_image, mode, image, state
+        key = open_image, llava.image_mode, image, state
         with self._guard:
-            name = None if state is None else self._names.get(key)
-            if name is not None:
+            found = None if state is None else self._names.get(key)
+            if found is not None:
                 self._names.move_to_end(key)
-        if name is not None:
-            return name, lambda: _again(image, open_image, mode, name)
-        pixels = mode.pixels(open_image(image))
-        name = pixel_hash(pixels)
+        if found is not None:
+            return Known(*found, lambda: _again(image, open_image, llava, found[0]))
+        shown = llava.show(open_image(image))
+        name = _name(shown, llava)
         if state is not None:
             with self._guard:
-                self._names[key] = name
+                self._names[key] = name, shown.size
                 while len(self._names) > KEPT:
                     self._names.popitem(last=False)
-        return name, lambda: pixels
+        return Known(name, shown.size, lambda: shown)
 
 
-def _again(image: Image, open_image: Callable[[Image], Picture], mode: ImageMode, name: str) -> torch.Tensor:
-    """The pixels that have this name. It may have been another picture that lies there by now."""
-    pixels = mode.pixels(open_image(image))
-    if pixel_hash(pixels) != name:
+def _name(shown: Shown, llava: Llava) -> str:
+    """Pictures with the same tiles may keep different tokens of them where that depends on their size."""
+    return pixel_hash(shown.tiles, shown.size if llava.tiling.varies else "")
+
+
+def _again(image: Image, open_image: Callable[[Image], Picture], llava: Llava, name: str) -> Shown:
+    """What has this name. It may have been another picture that lies there by now."""
+    shown = llava.show(open_image(image))
+    if _name(shown, llava) != name:
         raise ImageError(image.path, found="a picture that changed while it was asked about", fix="ask again")
-    return pixels
+    return shown

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
-import torch
-
 from workbench.chat_model import Ending
 from workbench.inference.decoding import Row
+from workbench.inference.pixels import Known
 
 Event = tuple["Request", tuple[str, int] | Ending | Exception]
 """A piece of an answer's text and how many tokens there are with it; its end; or why there is none."""
@@ -27,8 +26,8 @@ class Request:
     row: Row
     images: list[tuple[int, int, str]]
     """(first slot, the one after the last, hash of the pixels) of each image."""
-    pixels: dict[str, Callable[[], torch.Tensor]]
-    """Hash -> what gives the pixels, (3, H, W)."""
+    shown: dict[str, Known]
+    """Hash -> the image."""
     events: SimpleQueue[Event] = field(default_factory=SimpleQueue)
     streams: bool = True
     """Whether pieces are told of as they come, or the end only."""

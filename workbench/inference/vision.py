@@ -1,21 +1,22 @@
 """Images to what the language model gets of them, each looked at once.
 
-Knows: pixels by their hash, which images go through the tower together, and whose features are kept.
+Knows: tiles by their hash, which go through the tower together, and whose features are kept.
 Does not know: files, prompts, rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
 from workbench.inference.decoding import evaluating
+from workbench.inference.pixels import Known
 from workbench.inference.prefix_cache import FeatureCache, weights_state
 from workbench.model.llava import Llava
 
 TOWER_BATCH = 32
-"""Images that go through the vision tower together."""
+"""Tiles that go through the vision tower together, or those of one image if they are more."""
 
 
 class Vision:
@@ -25,32 +26,41 @@ class Vision:
         self.llava, self.features = llava, features
 
     @torch.no_grad()
-    def look(
-        self, pixels: Mapping[str, Callable[[], torch.Tensor]], through: str | None = None
-    ) -> dict[str, torch.Tensor]:
-        """Hash -> what gives its pixels, (3, H, W), becomes hash -> (tokens, width of the language model).
+    def look(self, shown: Mapping[str, Known], through: str | None = None) -> dict[str, torch.Tensor]:
+        """Hash -> an image becomes hash -> (tokens, width of the language model).
 
         through: the adapter on the tower, where there are several.
         """
         state = weights_state(self.llava.tower), through
         tower: dict[str, torch.Tensor] = {}
-        for name in pixels:
+        for name in shown:
             found = self.features.get((state, name))
             if found is not None:
                 tower[name] = found
         with evaluating(self.llava.model), self.llava.autocast():
-            for batch in _slices([name for name in pixels if name not in tower]):
-                stacked = torch.stack([pixels[name]() for name in batch])
-                for name, features in zip(batch, self.llava.tower_features(stacked), strict=True):
+            counts = {name: self.llava.tiling.tiles(one.size) for name, one in shown.items()}
+            for names in _slices(counts, [name for name in shown if name not in tower]):
+                tiles = torch.cat([shown[name].open().tiles for name in names])
+                seen = self.llava.tower_features(tiles).split([counts[name] for name in names])
+                for name, features in zip(names, seen, strict=True):
                     tower[name] = features.clone()
                     self.features.put((state, name), tower[name])
-            projected: dict[str, torch.Tensor] = {}
-            for batch in _slices(list(tower)):
-                stacked = torch.stack([tower[name] for name in batch])
-                projected.update(zip(batch, self.llava.project(stacked), strict=True))
-        return projected
+            rows: dict[str, torch.Tensor] = {}
+            for names in _slices(counts, list(tower)):
+                projected = self.llava.project(torch.cat([tower[name] for name in names]))
+                parts = projected.split([counts[name] for name in names])
+                for name, made in zip(names, parts, strict=True):
+                    rows[name] = self.llava.arrange(made, self.llava.tiling.places([shown[name].size]))[0]
+        return rows
 
 
-def _slices(names: list[str]) -> Iterator[list[str]]:
-    for start in range(0, len(names), TOWER_BATCH):
-        yield names[start : start + TOWER_BATCH]
+def _slices(counts: Mapping[str, int], names: Sequence[str]) -> Iterator[list[str]]:
+    """Names of images whose tiles, so many of each, go together."""
+    some: list[str] = []
+    for name in names:
+        if some and sum(counts[one] for one in some) + counts[name] > TOWER_BATCH:
+            yield some
+            some = []
+        some.append(name)
+    if some:
+        yield some

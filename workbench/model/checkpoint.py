@@ -22,7 +22,7 @@ from workbench.errors import CheckpointError, ModelError
 from workbench.model import hf_folder
 from workbench.model.base import keep_base, rebuild_base
 from workbench.model.export import export_hf as export_hf
-from workbench.model.llava import Llava
+from workbench.model.llava import NEWLINE, Llava
 from workbench.model.lora import adapter_parameters, attach_config, has_adapter
 from workbench.model.original import kind_of, read_original
 from workbench.model.original_in import load_original
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 MANIFEST = "checkpoint.json"
 PREFIXES = {
-    "projector": ("model.multi_modal_projector.",),
+    "projector": ("model.multi_modal_projector.", NEWLINE),
     "vision": ("model.vision_tower.",),
     "language": (LANGUAGE, "lm_head."),
 }
@@ -188,7 +188,8 @@ def checkpoint_folder(source: str | Path) -> Path:
 
 
 def read_projector(source: str | Path) -> tuple[str, dict[str, torch.Tensor]]:
-    """(kind, tensors) of the projector in a run, a checkpoint or a LLaVA; or in LLaVA's own `mm_projector.bin`."""
+    """(kind, tensors) of the projector in a run, a checkpoint or a LLaVA, a newline among them; or in LLaVA's own
+    `mm_projector.bin`."""
     folder = checkpoint_folder(source)
     if kind_of(folder):
         original = read_original(folder)
@@ -201,8 +202,9 @@ def read_projector(source: str | Path) -> tuple[str, dict[str, torch.Tensor]]:
     act = read_json(folder / "config.json").get("projector_hidden_act", "gelu")
     found = {}
     for path in safetensors_files(folder):
-        for name, tensor in read_tensors(path, containing="multi_modal_projector.").items():
-            found["model." + name.removeprefix("model.")] = tensor
+        for part in ("multi_modal_projector.", "image_newline"):
+            for name, tensor in read_tensors(path, containing=part).items():
+                found["model." + name.removeprefix("model.")] = tensor
     return hf_folder.projector_name(act, folder), found
 
 
