@@ -284,8 +284,9 @@ class Recipe(Section):
     data: DataSpec
     template: str
     """Prompt template: plain, v1, llava_v1, llama_2, mistral, chatml, qwen, tiny, or a YAML file of your own."""
-    image_mode: Literal["square", "pad", "crop"] = "pad"
-    """How an image becomes the tower's square: squash it, pad it with the mean colour, or cut out its centre."""
+    image_mode: Literal["square", "pad", "crop", "anyres"] = "pad"
+    """How an image becomes the tower's square: squash it, pad it with the mean colour, or cut out its centre. `anyres`
+    shows it whole and in tiles beside that, as LLaVA-NeXT (1.6) does: more tokens for larger images."""
     train: TrainSpec
 
     @model_validator(mode="after")

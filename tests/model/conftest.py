@@ -80,13 +80,20 @@ def byte_tokenizer(*, image: bool) -> Any:
 
 @pytest.fixture
 def make(parts: dict[str, Path]) -> Callable[..., Any]:
-    """`make(load="4bit", ...)`: a small LLaVA; keywords go to `ModelSpec`, `template` and `seed` to `build`."""
+    """`make(load="4bit", ...)`: a small LLaVA; keywords go to `ModelSpec`, but `template`, `seed`, `image_mode`."""
     from workbench.model.llava import build
     from workbench.recipe import ModelSpec
 
-    def made(vision: str = "clip", language: str = "llama", template: str = "v1", seed: int = 0, **fields: Any) -> Any:
+    def made(
+        vision: str = "clip",
+        language: str = "llama",
+        template: str = "v1",
+        seed: int = 0,
+        image_mode: str = "square",
+        **fields: Any,
+    ) -> Any:
         spec = ModelSpec(vision=str(parts[vision]), language=str(parts[language]), device="cpu", **fields)
-        return build(spec, template=template, image_mode="square", seed=seed)
+        return build(spec, template=template, image_mode=image_mode, seed=seed)
 
     return made
 

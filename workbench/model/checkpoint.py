@@ -22,7 +22,7 @@ from workbench.errors import CheckpointError, ModelError
 from workbench.model import hf_folder
 from workbench.model.base import keep_base, rebuild_base
 from workbench.model.export import export_hf as export_hf
-from workbench.model.llava import Llava
+from workbench.model.llava import NEWLINE, Llava
 from workbench.model.lora import adapter_parameters, attach_config, has_adapter
 from workbench.model.precision import LANGUAGE
 from workbench.model.proof import Probed, affordable, check_files, compare_named, file_table, prove
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 MANIFEST = "checkpoint.json"
 PREFIXES = {
-    "projector": ("model.multi_modal_projector.",),
+    "projector": ("model.multi_modal_projector.", NEWLINE),
     "vision": ("model.vision_tower.",),
     "language": (LANGUAGE, "lm_head."),
 }
@@ -184,7 +184,7 @@ def checkpoint_folder(source: str | Path) -> Path:
 
 
 def read_projector(source: str | Path) -> tuple[str, dict[str, torch.Tensor]]:
-    """(kind, tensors) of the projector in a run, a checkpoint or a Hugging Face LLaVA folder."""
+    """(kind, tensors) of the projector in a run, a checkpoint or a Hugging Face LLaVA folder, a newline among them."""
     folder = checkpoint_folder(source)
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
@@ -193,8 +193,9 @@ def read_projector(source: str | Path) -> tuple[str, dict[str, torch.Tensor]]:
     act = read_json(folder / "config.json").get("projector_hidden_act", "gelu")
     found = {}
     for path in safetensors_files(folder):
-        for name, tensor in read_tensors(path, containing="multi_modal_projector.").items():
-            found["model." + name.removeprefix("model.")] = tensor
+        for part in ("multi_modal_projector.", "image_newline"):
+            for name, tensor in read_tensors(path, containing=part).items():
+                found["model." + name.removeprefix("model.")] = tensor
     return hf_folder.projector_name(act, folder), found
 
 

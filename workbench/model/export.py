@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 import yaml
 from tokenizers import processors
-from transformers import GenerationConfig, LlavaProcessor
+from transformers import GenerationConfig, LlavaNextProcessor, LlavaProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from workbench.errors import ModelError
 from workbench.model.hf_folder import load_folder, load_model
@@ -77,7 +78,7 @@ def _prove(llava: Llava, folder: Path) -> None:
         compare_tensors(llava.model, load_model(folder, spec["load"], llava.held, torch.device("cpu")))
 
 
-def processor(llava: Llava) -> LlavaProcessor:
+def processor(llava: Llava) -> LlavaProcessor | LlavaNextProcessor:
     """transformers' processor that gives the pixels, image token counts and ids that `llava` sees.
 
     The chat template writes the begin token, so the tokenizer beside it adds none.
@@ -90,8 +91,12 @@ def processor(llava: Llava) -> LlavaProcessor:
     tokenizer.chat_template = text
     settings = dict(llava.image_mode.processor_settings())
     settings.pop("image_processor_type")
-    return LlavaProcessor(
-        image_processor=LlavaImageProcessorPil(**settings),
+    next_ = "image_grid_pinpoints" in settings
+    kind, images = (
+        (LlavaNextProcessor, LlavaNextImageProcessorPil) if next_ else (LlavaProcessor, LlavaImageProcessorPil)
+    )
+    return kind(
+        image_processor=images(**settings),
         tokenizer=tokenizer,
         patch_size=llava.tower.config.patch_size,
         vision_feature_select_strategy=llava.model.config.vision_feature_select_strategy,

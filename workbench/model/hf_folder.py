@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlavaForConditionalGeneration
 
 from workbench.errors import ModelError
-from workbench.model.joint import PROJECTORS, tower_tokens
+from workbench.model.joint import ANYRES, CLASSES, PROJECTORS, AnyLlava, tower_tokens
 from workbench.model.llava import Llava, finish
 from workbench.model.parts import IMAGE_TOKEN, add_image_token, image_settings, load_exactly, read_config
 from workbench.model.precision import check_quantised, let_go_of_file, pick_device, pick_dtypes, quantisation
@@ -26,14 +25,13 @@ from workbench.model.tokenizers import load_tokenizer
 def is_llava(folder: Path) -> bool:
     """Whether the folder's configuration says it is a LLaVA."""
     path = folder / "config.json"
-    return path.is_file() and read_json(path).get("model_type") == "llava"
+    return path.is_file() and read_json(path).get("model_type") in CLASSES
 
 
-def load_model(folder: Path, load: str, dtype: torch.dtype, device: torch.device) -> LlavaForConditionalGeneration:
+def load_model(folder: Path, load: str, dtype: torch.dtype, device: torch.device) -> AnyLlava:
     """The whole model on the device, frozen, only the language model's linears quantised. Raises `ModelError`."""
-    read_config(folder)
+    kind = CLASSES[read_config(folder).model_type]
     quantised, place = quantisation(load, dtype, inside_llava=True), {"": device}
-    kind = LlavaForConditionalGeneration
     model = load_exactly(kind, folder, dtype=dtype, quantization_config=quantised, device_map=place)
     check_quantised(model, load)
     let_go_of_file(model, load)
@@ -49,7 +47,7 @@ def load_folder(
     device: str = "auto",
     template: str | Template | None = None,
     image_mode: str | None = None,
-    read: Callable[..., LlavaForConditionalGeneration] = load_model,
+    read: Callable[..., AnyLlava] = load_model,
 ) -> Llava:
     """A `Llava` around a Hugging Face LLaVA folder; template and image mode as the folder says unless given.
 
@@ -69,17 +67,35 @@ def load_folder(
     extra, patches = tower_tokens(model.model.vision_tower)
     config.image_seq_length = patches + (extra if config.vision_feature_select_strategy == "full" else 0)
     settings = image_settings(folder, config.vision_config)
+    pinpoints = _pinpoints(folder, config, settings)
     record = {
         "llava": source,
         "projector": projector_name(config.projector_hidden_act, folder),
         "vision_layer": config.vision_feature_layer,
         "vision_select": config.vision_feature_select_strategy,
         "load": load,
-        "image_mode": image_mode or mode_of(settings),
+        "image_mode": image_mode or (mode_of(settings) if pinpoints is None else ANYRES),
         "trained": [],
+        **({} if pinpoints is None else {"pinpoints": pinpoints}),
     }
     chosen = template if template is not None else template_of(folder, config.text_config.model_type)
     return finish(model, tokenizer, record | vocabulary, {"llava": folder}, settings, chosen, place, computed)
+
+
+def _pinpoints(folder: Path, config: Any, settings: dict[str, Any]) -> list[list[int]] | None:
+    """The grids of a LLaVA-NeXT, each [height, width]; None for a LLaVA 1.5.
+
+    Raises `ModelError` where its image processor has others, or has them in another order.
+    """
+    held = getattr(config, "image_grid_pinpoints", None)
+    if held is None:
+        return None
+    own = [list(pinpoint) for pinpoint in held]
+    beside = [list(pinpoint) for pinpoint in settings.get("image_grid_pinpoints", own)]
+    if beside != own:
+        found, expected = f"image_grid_pinpoints {beside}", f"{own}, as in config.json"
+        raise ModelError(f"{folder}, the image processor", found=found, expected=expected)
+    return own
 
 
 def projector_name(act: str, folder: Path) -> str:

@@ -2,7 +2,7 @@
 
 Knows: the three ways to make any image square (squash, pad, crop), exactly as LLaVA and transformers' PIL image
 processors do them, and the settings that make a vanilla processor do the same. Does not know: files, EXIF, odd colour
-modes (`data/images.py` opens images), or how many tokens a tower makes of a square.
+modes (`data/images.py` opens images), images of several tiles (`tiles.py`), or how many tokens a tower makes of one.
 """
 
 from __future__ import annotations
@@ -60,7 +60,15 @@ class ImageMode:
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """(3, side, side) float32: rescaled and normalised."""
-        return self._scale(self.square(image), return_tensors="pt")["pixel_values"][0]
+        return self.normalised([self.square(image)])[0]
+
+    def tiles(self, image: Image.Image) -> torch.Tensor:
+        """(1, 3, side, side): the one tile that the image is."""
+        return self.normalised([self.square(image)])
+
+    def normalised(self, squares: list[Image.Image]) -> torch.Tensor:
+        """(n, 3, side, side) float32 of n squares of that size."""
+        return self._scale(squares, return_tensors="pt")["pixel_values"]
 
     def square(self, image: Image.Image) -> Image.Image:
         """The image as a `side` x `side` RGB picture: what the tower is shown, before normalisation."""

@@ -1,49 +1,61 @@
-"""LLaVA, built from a vision tower and a language model, or loaded: transformers' own class, unmodified.
+"""LLaVA, built from a vision tower and a language model, or loaded: transformers' own classes, unmodified.
 
-Knows: how two models and a fresh projector become one `LlavaForConditionalGeneration` in any number format, how an
-image becomes tower features and projected tokens, and what has to be recorded to build the same thing again.
+Knows: how two models and a fresh projector become one LLaVA 1.5 or LLaVA-NeXT in any number format, how an image
+becomes tiles, tower features and projected tokens, and what has to be recorded to build the same thing again.
 Does not know: what trains (stages.py), LoRA (lora.py), folders that hold trained weights (checkpoint.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import (
-    LlavaForConditionalGeneration,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from PIL.Image import Image as Picture
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from workbench.errors import ModelError
-from workbench.model.images import ImageMode
-from workbench.model.joint import fresh_projector, llava_config
+from workbench.model.anyres import AnyRes
+from workbench.model.images import MODES, ImageMode
+from workbench.model.joint import (
+    ANYRES,
+    CLASSES,
+    AnyLlava,
+    AnyProjector,
+    fresh_newline,
+    fresh_projector,
+    llava_config,
+    tiling_of,
+)
 from workbench.model.parts import IMAGE_TOKEN, add_image_token, image_settings, load_language, load_tower
 from workbench.model.precision import check_quantised, dtype_name, keep_weights_readable, pick_device, pick_dtypes
 from workbench.model.renderer import Renderer
 from workbench.model.sources import full_name, resolve_parts
 from workbench.model.templates import Template, load_template
+from workbench.model.tiles import AnyResMode
+from workbench.model.tiling import Places, Shown, Tiling
 from workbench.model.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     from workbench.recipe import ModelSpec
+
+NEWLINE = "model.image_newline"
+"""The name of LLaVA-NeXT's newline among the parameters."""
 
 
 @dataclass
 class Llava:
     """A LLaVA and all that is needed to talk to it. `spec` says how it was built; see `build` for its keys."""
 
-    model: LlavaForConditionalGeneration
+    model: AnyLlava
     tokenizer: PreTrainedTokenizerBase
     renderer: Renderer
-    image_mode: ImageMode
+    image_mode: ImageMode | AnyResMode
     spec: dict[str, Any]
     device: torch.device
     dtype: torch.dtype
@@ -56,8 +68,18 @@ class Llava:
         return self.model.model.vision_tower
 
     @property
-    def projector(self) -> LlavaMultiModalProjector:
+    def projector(self) -> AnyProjector:
         return self.model.model.multi_modal_projector
+
+    @property
+    def newline(self) -> nn.Parameter | None:
+        """(width of the language model,): what LLaVA-NeXT puts after each row of tokens; trains with the projector."""
+        return getattr(self.model.model, "image_newline", None)
+
+    @property
+    def tiling(self) -> Tiling:
+        """How pictures of which size become how many tokens."""
+        return tiling_of(self.model.config)
 
     @property
     def image_token_id(self) -> int:
@@ -65,7 +87,7 @@ class Llava:
 
     @property
     def image_tokens(self) -> int:
-        """Tokens one image takes in the language model."""
+        """Tokens of one square that the tower sees: all of an image's in LLaVA 1.5; see `tiling` for LLaVA-NeXT."""
         return self.model.config.image_seq_length
 
     @property
@@ -94,9 +116,31 @@ class Llava:
         """(B, N, D_vision) tower features -> (B, N, D_language) in the type the projector is held in."""
         return self.projector(features.to(self.device, self.projector.linear_1.weight.dtype))
 
-    def image_inputs(self, projected: torch.Tensor) -> dict[str, BaseModelOutputWithPooling]:
-        """Projected features as transformers' `mm_encoder_outputs`, which replaces `pixel_values` in `forward`."""
-        return {"image": BaseModelOutputWithPooling(pooler_output=list(projected))}
+    def arrange(self, projected: torch.Tensor, places: Places | None) -> torch.Tensor:
+        """(B, N, D) projected tiles of some images -> (1, tokens of all of them, D), newlines among them.
+
+        `places`: as `tiling.places` gives them for the images' sizes; without any the tiles stay as they are.
+        """
+        if places is None:
+            return projected
+        assert self.newline is not None
+        rows = torch.cat([projected.flatten(0, 1), self.newline[None].to(projected)])
+        return places.to(rows.device).take(rows)[None]
+
+    def image_inputs(self, rows: Iterable[torch.Tensor]) -> dict[str, BaseModelOutputWithPooling]:
+        """(n, D) rows in the order of their tokens as transformers' `mm_encoder_outputs`, which replaces `pixel_values`
+        in `forward`."""
+        return {"image": BaseModelOutputWithPooling(pooler_output=list(rows))}
+
+    def show(self, picture: Picture) -> Shown:
+        """A picture as the tower sees it."""
+        return Shown(self.image_mode.tiles(picture), picture.size)
+
+    def look(self, shown: Sequence[Shown]) -> list[torch.Tensor]:
+        """(tokens, D) of each picture: through tower and projector, and in the order the language model reads them."""
+        projected = self.project(self.tower_features(torch.cat([one.tiles for one in shown])))
+        each = projected.split([len(one.tiles) for one in shown])
+        return [self.arrange(tiles, self.tiling.places([one.size]))[0] for one, tiles in zip(shown, each, strict=True)]
 
     def autocast(self) -> AbstractContextManager[None]:
         """Mixed precision: float32 weights (trainable ones are) compute in `dtype`. Does nothing for float32."""
@@ -112,8 +156,9 @@ def build(spec: ModelSpec, *, template: str | Template, image_mode: str, seed: i
 
     With `spec.checkpoint` an existing LLaVA is loaded instead. The recorded `spec` has the keys `vision` and
     `language` (or `llava`): the sources; `projector`, `vision_layer`, `vision_select`, `load`, `dtype`, `seed`,
-    `template`, `image_mode`, `image_settings`, `vocabulary` (tokens, rows before and after), and `trained`: the parts
-    besides projector and adapter that left their base.
+    `template`, `image_mode`, `image_settings`, `pinpoints` (the grids of a LLaVA-NeXT, each [height, width]),
+    `vocabulary` (tokens, rows before and after), and `trained`: the parts besides projector and adapter that left their
+    base.
     Raises `ModelError` where the parts do not fit together.
     """
     if spec.checkpoint is not None:
@@ -182,11 +227,13 @@ def assemble(
     vocabulary = add_image_token(language, tokenizer)
     config = llava_config(record, tower, language, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
     with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
+        model = CLASSES[config.model_type](config)
     if type(model.model.language_model) is not type(language.model):
         raise ModelError(record["language"], found=type(language).__name__, expected="a Llava-compatible causal LM")
     model.model.vision_tower, model.model.language_model, model.lm_head = tower, language.model, language.lm_head
     model.model.multi_modal_projector = fresh_projector(config, record["seed"]).to(place, held)
+    if record["image_mode"] == ANYRES:
+        model.model.image_newline = nn.Parameter(fresh_newline(config, record["seed"]).to(place, held))
     model.generation_config = language.generation_config
     for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # peft chooses its layers by these
         setattr(model, flag, getattr(language, flag, False))
@@ -198,7 +245,7 @@ def assemble(
 
 
 def finish(
-    model: LlavaForConditionalGeneration,
+    model: AnyLlava,
     tokenizer: PreTrainedTokenizerBase,
     record: dict[str, Any],
     folders: dict[str, Path],
@@ -210,7 +257,7 @@ def finish(
     """The last step of building and of loading: renderer and image mode beside the model."""
     keep_weights_readable(model)
     held = template if isinstance(template, Template) else load_template(template)
-    mode = ImageMode(record["image_mode"], settings)
+    mode = _image_mode(record["image_mode"], model, settings)
     if mode.side != model.config.vision_config.image_size:
         expected = f"{model.config.vision_config.image_size}, the vision tower's"
         raise ModelError("the image processor", found=f"images {mode.side} pixels wide", expected=expected)
@@ -218,17 +265,37 @@ def finish(
     return Llava(model, tokenizer, Renderer(tokenizer, held), mode, record, device, dtype, folders)
 
 
+def _image_mode(mode: str, model: AnyLlava, settings: dict[str, Any]) -> ImageMode | AnyResMode:
+    """The image mode of this name. Raises `ModelError` for one that the model was not made for."""
+    tiling = tiling_of(model.config)
+    if isinstance(tiling, AnyRes):
+        if mode == ANYRES:
+            return AnyResMode(tiling, settings)
+        fix = f"set image_mode: {ANYRES}"
+        raise ModelError("image mode", found=f"{mode!r} for a LLaVA-NeXT", expected=ANYRES, fix=fix)
+    if mode == ANYRES:
+        found, fix = f"{mode!r} for a LLaVA 1.5", "build a LLaVA-NeXT from its two parts"
+        raise ModelError("image mode", found=found, expected=" or ".join(MODES), fix=fix)
+    return ImageMode(mode, settings)
+
+
 def _take_projector(llava: Llava, source: str | None) -> Llava:
-    """Put the projector of another run or checkpoint into this model."""
+    """Put the projector of another run or checkpoint into this model.
+
+    One that was trained on whole squares brings no newline, and a fresh one stays: so is LLaVA-NeXT's stage 1.
+    """
     if source is None:
         return llava
-    from workbench.model.checkpoint import read_projector  # builds on this module, as in `load`
+    from workbench.model.checkpoint import PREFIXES, read_projector  # builds on this module, as in `load`
     from workbench.model.tensors import fill, named
 
     where = f"projector_from {source}"
     kind, tensors = read_projector(source)
     if kind != llava.spec["projector"]:
         raise ModelError(where, found=f"a {kind} projector", expected=llava.spec["projector"])
-    fill(named(llava.model, ("model.multi_modal_projector.",)), tensors, where=where)
+    weights = named(llava.model, PREFIXES["projector"])
+    if NEWLINE not in tensors:
+        weights.pop(NEWLINE, None)
+    fill(weights, tensors, where=where)
     llava.spec["projector_from"] = full_name(source)
     return llava

@@ -20,12 +20,13 @@ import torch
 from peft import LoraConfig
 from torch import nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode, unset_fake_temporarily
-from transformers import AutoModel, AutoModelForCausalLM, LlavaForConditionalGeneration, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from workbench.errors import CheckpointError, ModelError
 from workbench.hub import fetch
 from workbench.model import hf_folder
 from workbench.model.checkpoint import MANIFEST, read_manifest
+from workbench.model.joint import CLASSES, AnyLlava
 from workbench.model.llava import Llava, assemble
 from workbench.model.lora import attach_config
 from workbench.model.parts import quietly, read_config, tower_config
@@ -146,9 +147,10 @@ def _language(folder: Path, load: str, dtype: torch.dtype, device: torch.device)
     return _quantised(model, load, dtype, inside_llava=False).to(device)
 
 
-def _llava(folder: Path, load: str, dtype: torch.dtype, device: torch.device) -> LlavaForConditionalGeneration:
+def _llava(folder: Path, load: str, dtype: torch.dtype, device: torch.device) -> AnyLlava:
     """`hf_folder.load_model`, of shapes."""
-    model = LlavaForConditionalGeneration._from_config(read_config(folder), dtype=dtype)
+    config = read_config(folder)
+    model = CLASSES[config.model_type]._from_config(config, dtype=dtype)
     return _quantised(model, load, dtype, inside_llava=True).to(device).requires_grad_(False).eval()
 
 

@@ -110,10 +110,10 @@ def probe(llava: Llava) -> Probed:
     """(ids, logits (T, vocabulary) in float32) of one fixed conversation about one synthetic image."""
     turns = (Message("user", (Image("probe.png"), "What is this?")), Message("assistant", ("A gradient.",)))
     rendered = llava.renderer.render(Conversation("probe", turns))
-    ids, _ = llava.renderer.expand(rendered, [llava.image_tokens], llava.image_token_id)
     with evaluating(llava.model), torch.no_grad(), llava.autocast():
-        pixels = llava.image_mode.pixels(gradient())[None]
-        inputs = llava.image_inputs(llava.project(llava.tower_features(pixels)))
+        rows = llava.look([llava.show(gradient())])
+        ids, _ = llava.renderer.expand(rendered, [len(rows[0])], llava.image_token_id)
+        inputs = llava.image_inputs(rows)
         logits = llava.model(input_ids=torch.tensor([ids], device=llava.device), mm_encoder_outputs=inputs).logits
     return tuple(ids), logits[0].float().cpu()
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from workbench.errors import ModelError
-from workbench.model.llava import Llava
+from workbench.model.llava import NEWLINE, Llava
 from workbench.model.lora import VISION, adapted, attach, used_layers
 from workbench.model.precision import LANGUAGE, QUANTISED
 
@@ -111,8 +111,8 @@ def _freed(llava: Llava, train: TrainSpec) -> list[tuple[str, float, list[nn.Par
     if train.projector == "full":
         # LLaVA v1's linear projector holds an identity as its second linear: it must stay one
         single = llava.spec["projector"] == "linear"
-        start = PROJECTOR + ("linear_1." if single else "")
-        freed.append(("projector", _rate(train.projector_lr, train), pick(lambda name: name.startswith(start))))
+        starts = (PROJECTOR + ("linear_1." if single else ""), NEWLINE)
+        freed.append(("projector", _rate(train.projector_lr, train), pick(lambda name: name.startswith(starts))))
     if train.vision == "full":
         freed.append(("vision full", _rate(train.vision_lr, train), pick(lambda name: _used(llava, name))))
     elif train.vision == "lora":

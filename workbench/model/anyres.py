@@ -1,0 +1,189 @@
+"""LLaVA-NeXT's dynamic resolution in whole numbers: the grid a picture gets, and which tokens of its tiles it keeps.
+
+Knows: the choice of a grid by effective and wasted pixels, the black borders that are taken off again ("unpad"), one
+newline after each row, and OneVision's bilinear scaling down of more than so many tiles (`anyres_max_N`). Formulas are
+those of transformers' processors and models of both families, which are LLaVA's (`mm_utils.py`, `llava_arch.py`).
+Does not know: pixels (`tiles.py`), models.
+
+A grid is written as (height, width) in pixels, as transformers reads `image_grid_pinpoints`. LLaVA reads the same list
+as (width, height): the order of the grids differs, and with it the first of two that are equally good. `from_llava`
+turns one into the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from workbench.errors import ModelError
+from workbench.model.tiling import Places, Size
+
+GRIDS = ((2, 1), (1, 2), (2, 2), (1, 3), (3, 1))
+"""LLaVA-1.6's grids as (rows, columns) of tiles, in the order in which LLaVA tries them."""
+SCALED_FROM = 1.1
+"""`anyres_max_N` leaves a picture as it is while its edges are at most so many times too long."""
+
+
+def pinpoints_of(side: int) -> list[list[int]]:
+    """LLaVA-1.6's grids of tiles `side` pixels wide, as [height, width]."""
+    return [[rows * side, columns * side] for rows, columns in GRIDS]
+
+
+def from_llava(pinpoints: Iterable[Sequence[int]]) -> list[list[int]]:
+    """An original checkpoint's `image_grid_pinpoints`, which are [width, height], as [height, width]; and back."""
+    return [[height, width] for width, height in pinpoints]
+
+
+@dataclass(frozen=True)
+class AnyRes:
+    """Grids of tiles for pictures of any size. The first tile is the whole picture, squashed.
+
+    Raises `ModelError` for a grid that is not whole tiles.
+    """
+
+    side: int
+    """Pixels of a tile's edge."""
+    edge: int
+    """Tokens along a tile's edge."""
+    pinpoints: tuple[tuple[int, int], ...]
+    """(height, width) in pixels of every grid there is; the first of equally good ones wins."""
+    limit: int | None = None
+    """N of `anyres_max_N`: tiles whose tokens a picture may have beside the first; None: all it needs."""
+    varies = True
+
+    def __post_init__(self) -> None:
+        for pinpoint in self.pinpoints:
+            if len(pinpoint) != 2 or any(edge < self.side or edge % self.side for edge in pinpoint):
+                expected = f"multiples of {self.side}, the vision tower's image size"
+                raise ModelError("image_grid_pinpoints", found=str(list(pinpoint)), expected=expected)
+        if not self.pinpoints:
+            raise ModelError("image_grid_pinpoints", found="none", expected="at least one")
+
+    @property
+    def each(self) -> int:
+        return self.edge**2
+
+    @property
+    def most(self) -> int:
+        return 1 + max(height * width for height, width in self.pinpoints) // self.side**2
+
+    @property
+    def longest(self) -> int:
+        return max(self.tokens((width, height)) for height, width in self.pinpoints)
+
+    def tiles(self, size: Size) -> int:
+        rows, columns = self.grid(size)
+        return 1 + rows * columns
+
+    def tokens(self, size: Size) -> int:
+        _, (rows, columns) = self._kept(size)
+        rows, columns = self._scaled(rows, columns)
+        return self.each + rows * (columns + 1)
+
+    def grid(self, size: Size) -> tuple[int, int]:
+        """(rows, columns) of tiles."""
+        height, width = self.resolution(size)
+        return height // self.side, width // self.side
+
+    def resolution(self, size: Size) -> tuple[int, int]:
+        """(height, width) in pixels of the grid on which most of the picture's pixels show, with least black beside it.
+
+        Of a picture so thin that none of it shows on any grid, only the first tile keeps tokens.
+        """
+        best, most, least = self.pinpoints[0], 0, math.inf
+        for height, width in self.pinpoints:
+            scale = min(width / size[0], height / size[1])
+            shown = min(int(size[0] * scale) * int(size[1] * scale), size[0] * size[1])
+            wasted = width * height - shown
+            if shown > most or (shown == most and wasted < least):
+                best, most, least = (height, width), shown, wasted
+        return best
+
+    def fitted(self, size: Size) -> Size:
+        """(width, height) of the picture on its grid, black borders aside."""
+        height, width = self.resolution(size)
+        if width / size[0] < height / size[1]:
+            return width, min(math.ceil(size[1] * (width / size[0])), height)
+        return min(math.ceil(size[0] * (height / size[1])), width), height
+
+    def patches(self, size: Size) -> torch.Tensor:
+        rows, columns = self._scaled(*self._kept(size)[1])
+        row, column = (((torch.arange(many) + 0.5) * self.edge / max(many, 1)).long() for many in (rows, columns))
+        tiles = torch.cat([row[:, None] * self.edge + column, torch.full((rows, 1), -1)], 1)
+        return torch.cat([torch.arange(self.each), tiles.flatten()])
+
+    def places(self, sizes: Sequence[Size]) -> Places:
+        made, first = [], 0
+        for size in sizes:
+            for index, weight in self._parts(size):
+                made.append((index + first * self.each, weight))
+            first += self.tiles(size)
+        whole = [(index.clamp(max=first * self.each), weight) for index, weight in made]  # the newline is last
+        return _joined(whole)
+
+    def _parts(self, size: Size) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """(index, weight) of a picture's tokens as `Places` has them: of the first tile, then of the grid."""
+        yield torch.arange(self.each), None
+        rows, columns = self.grid(size)
+        numbers = torch.arange(self.each, self.each * (1 + rows * columns))
+        whole = numbers.view(rows, columns, self.edge, self.edge).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+        (top, left), (height, width) = self._kept(size)
+        kept = whole[top : top + height, left : left + width]
+        scaled = self._scaled(height, width)
+        if scaled == (height, width):
+            yield _with_newlines(kept).flatten(), None
+            return
+        index, weight = _bilinear(kept, scaled)
+        newline = torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(scaled[0], 1, 4)
+        yield _with_newlines(index).flatten(0, 1), torch.cat([weight, newline], 1).flatten(0, 1)
+
+    def _kept(self, size: Size) -> tuple[tuple[int, int], tuple[int, int]]:
+        """((top, left), (rows, columns)) of the grid's tokens that lie on the picture, not on its black borders."""
+        width, height = size
+        rows, columns = (self.edge * count for count in self.grid(size))
+        if width / height > columns / rows:
+            border = (rows - int(round(height * (columns / width), 7))) // 2
+            return (border, 0), (rows - 2 * border, columns)
+        border = (columns - int(round(width * (rows / height), 7))) // 2
+        return (0, border), (rows, columns - 2 * border)
+
+    def _scaled(self, rows: int, columns: int) -> tuple[int, int]:
+        if self.limit is None:
+            return rows, columns
+        ratio = math.sqrt(rows * columns / (self.limit * self.each))
+        return (int(rows // ratio), int(columns // ratio)) if ratio > SCALED_FROM else (rows, columns)
+
+
+BEHIND = 1 << 40
+"""Stands for the newline's place while it is not known how many tiles come before it."""
+
+
+def _with_newlines(index: torch.Tensor) -> torch.Tensor:
+    """(rows, columns, ...) -> (rows, columns + 1, ...)."""
+    return torch.cat([index, index.new_full((len(index), 1, *index.shape[2:]), BEHIND)], 1)
+
+
+def _bilinear(rows: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows, columns) of numbers -> (*size, 4) of them and their weights, as of torch's bilinear `interpolate`."""
+    (top, bottom, down), (left, right, across) = (_between(old, new) for old, new in zip(rows.shape, size, strict=True))
+    corners = [rows[one][:, other] for one in (top, bottom) for other in (left, right)]
+    shares = [one[:, None] * other for one in (1 - down, down) for other in (1 - across, across)]
+    return torch.stack(corners, -1), torch.stack(shares, -1)
+
+
+def _between(old: int, new: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(before, behind, share of the one behind) of each of `new` points among `old`, whose middles are apart alike."""
+    middle = ((torch.arange(new, dtype=torch.float32) + 0.5) * (old / new) - 0.5).clamp(min=0)
+    before = middle.long().clamp(max=old - 1)
+    return before, (before + 1).clamp(max=old - 1), middle - before
+
+
+def _joined(parts: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> Places:
+    if all(weight is None for _, weight in parts):
+        return Places(torch.cat([index for index, _ in parts]))
+    one = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+    index = torch.cat([part[:, None].expand(-1, 4) if weight is None else part for part, weight in parts])
+    return Places(index, torch.cat([one.expand(len(part), 4) if w is None else w for part, w in parts]))

@@ -1,0 +1,69 @@
+"""One image into the tiles of LLaVA-NeXT's dynamic resolution.
+
+Knows: resizing onto a grid with the aspect ratio kept, black borders, the cut into tiles and the squashed whole before
+them, exactly as transformers' PIL image processors do it; and the settings that make a vanilla one do the same.
+Does not know: which grid a picture gets (`anyres.py`), files, EXIF, odd colour modes (`data/images.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from PIL import Image
+
+from workbench.errors import ModelError
+from workbench.model.anyres import AnyRes
+from workbench.model.images import ImageMode
+
+
+class AnyResMode:
+    """How images become tiles of `side` x `side` pixels: image mode `anyres`. `settings` as of `ImageMode`.
+
+    Raises `ModelError` where the settings' size is not that of the tiles.
+    """
+
+    mode = "anyres"
+
+    def __init__(self, tiling: AnyRes, settings: Mapping[str, Any] | None = None) -> None:
+        self.tiling = tiling
+        self._whole = ImageMode("square", settings)
+        self.side = self._whole.side
+        if self.side != tiling.side:
+            raise ModelError("the image processor", found=f"tiles of {self.side}", expected=f"{tiling.side} pixels")
+
+    def __repr__(self) -> str:
+        return f"AnyResMode(side={self.side}, {len(self.tiling.pinpoints)} grids)"
+
+    def tiles(self, image: Image.Image) -> torch.Tensor:
+        """(tiles, 3, side, side) float32: the whole image squashed, then the tiles of its grid row by row."""
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        return self._whole.normalised([self.square(image), *self._cut(image)])
+
+    def square(self, image: Image.Image) -> Image.Image:
+        """The whole image squashed: the first tile as an RGB picture, before normalisation."""
+        return self._whole.square(image)
+
+    def processor_settings(self) -> dict[str, Any]:
+        """What an exported `preprocessor_config.json` must hold, so that `AutoProcessor` gives the same tiles."""
+        return {
+            **self._whole.processor_settings(),
+            "image_processor_type": "LlavaNextImageProcessor",
+            "do_pad": True,
+            "do_center_crop": True,
+            "size": {"shortest_edge": self.side},
+            "image_grid_pinpoints": [list(pinpoint) for pinpoint in self.tiling.pinpoints],
+        }
+
+    def _cut(self, image: Image.Image) -> list[Image.Image]:
+        height, width = self.tiling.resolution(image.size)
+        fitted = self.tiling.fitted(image.size)
+        canvas = Image.new("RGB", (width, height))
+        left, top = (width - fitted[0]) // 2, (height - fitted[1]) // 2
+        canvas.paste(image.resize(fitted, self._whole.resample), (left, top))
+        return [
+            canvas.crop((x, y, x + self.side, y + self.side))
+            for y in range(0, height, self.side)
+            for x in range(0, width, self.side)
+        ]

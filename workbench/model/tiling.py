@@ -1,0 +1,102 @@
+"""How pictures become rows of the language model: tiles that the tower sees one by one, and where tokens come from.
+
+Knows: what everything that counts, packs or caches asks of a picture's size. Does not know: pixels, or any one rule;
+`OneTile` is LLaVA 1.5's, `anyres.AnyRes` that of LLaVA-NeXT.
+
+A picture's size is (width, height) in pixels, upright, as Pillow has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One picture as the tower sees it."""
+
+    tiles: torch.Tensor
+    """(tiles, 3, side, side) float32: rescaled and normalised."""
+    size: Size
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the tokens of pictures lie among the projected rows of their tiles, end to end, with a newline behind."""
+
+    index: torch.Tensor
+    """(tokens,) int64: the row that each token is; or (tokens, k), where it is made of several."""
+    weight: torch.Tensor | None = None
+    """(tokens, k) float32: how much of each of several."""
+
+    def to(self, device: torch.device | str) -> Places:
+        """These places on another device."""
+        return Places(self.index.to(device), None if self.weight is None else self.weight.to(device))
+
+    def take(self, rows: torch.Tensor) -> torch.Tensor:
+        """(tiles x tokens of a tile + 1, D) rows -> (tokens, D)."""
+        if self.weight is None:
+            return rows.index_select(0, self.index)
+        return (rows[self.index] * self.weight[..., None].to(rows)).sum(1)
+
+
+class Tiling(Protocol):
+    """A rule by which pictures are cut into tiles and the tiles' tokens put in order."""
+
+    varies: bool
+    """Whether it depends on a picture's size; if not, no size need be known."""
+
+    @property
+    def each(self) -> int:
+        """Tokens of one tile, and the fewest that a picture takes."""
+
+    @property
+    def most(self) -> int:
+        """Tiles that a picture has at most."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens that a picture takes at most."""
+
+    def tiles(self, size: Size) -> int:
+        """Tiles of a picture."""
+
+    def tokens(self, size: Size) -> int:
+        """Tokens of a picture in the language model."""
+
+    def patches(self, size: Size) -> torch.Tensor:
+        """(tokens,) int64: where on the first tile, which shows the whole picture, each token lies; -1: nowhere."""
+
+    def places(self, sizes: Sequence[Size]) -> Places | None:
+        """Where the tokens of these pictures come from; None where they are their tiles' as they lie."""
+
+
+@dataclass(frozen=True)
+class OneTile:
+    """LLaVA 1.5: every picture is made one square, and its tokens are the tower's, row by row."""
+
+    each: int
+    most = 1
+    varies = False
+
+    @property
+    def longest(self) -> int:
+        return self.each
+
+    def tiles(self, size: Size) -> int:
+        return 1
+
+    def tokens(self, size: Size) -> int:
+        return self.each
+
+    def patches(self, size: Size) -> torch.Tensor:
+        return torch.arange(self.each)
+
+    def places(self, sizes: Sequence[Size]) -> None:
+        return None
