@@ -56,12 +56,12 @@ def test_attention_is_what_transformers_says(llava: Llava, asked: Conversation) 
 def test_occlusion_finds_the_only_patch_that_differs(llava: Llava, asked: Conversation) -> None:
     looked = Relevance(llava, asked, open_file)
     assert looked.layout.features is not None
-    plain = looked.layout.features[:, :1].expand_as(looked.layout.features).clone()
+    plain = looked.layout.features[:1].expand_as(looked.layout.features).clone()
     looked.layout = Layout(looked.layout.ids, looked.layout.places, plain)
     assert looked.map(0, "occlusion").sum().item() == pytest.approx(0, abs=1e-4), "nothing differs, nothing is lost"
     for sign in (1, -1):  # one of the two makes the token likelier
         planted = plain.clone()
-        planted[0, 27] += sign * 8 * torch.randn(plain.shape[-1], generator=torch.Generator().manual_seed(3))
+        planted[27] += sign * 8 * torch.randn(plain.shape[-1], generator=torch.Generator().manual_seed(3))
         looked.layout = Layout(looked.layout.ids, looked.layout.places, planted)
         found = looked.map(0, "occlusion")
         if found[0, 3, 3] > 0:

@@ -171,13 +171,13 @@ class EngineAsker(_Asker):
         return found
 
     def _begins(self, asked: Conversation) -> int:
-        """Tokens that questions about the same picture may begin with; 0 for one that cannot be asked."""
+        """Tokens, at least, that questions about the same picture may begin with; 0 for one that cannot be asked."""
         llava = self.engine.llava
         try:
             made = llava.renderer.prompt(asked.prompt)
         except Exception:  # its row says what is wrong with it
             return 0
-        return made.prefix + sum(token < 0 for token in made.ids[: made.prefix]) * (llava.image_tokens - 1)
+        return made.prefix + sum(token < 0 for token in made.ids[: made.prefix]) * (llava.tiling.each - 1)
 
     def _batches(self, lines: Sequence[Line]) -> Iterator[list[Given]]:
         """The plain path, and that of models whose branches cannot share a row."""

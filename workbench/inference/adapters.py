@@ -1,4 +1,4 @@
-"""Several adapters on one model, one of them in place at a time: LoRA and projector, by name.
+"""Several adapters on one model, one of them in place at a time: LoRA and projector (with its newline), by name.
 
 Knows: what of a run lies on its base, whether another run lies on the same one, and how one makes way for another.
 Does not know: requests, or which adapter is wanted when.
@@ -17,11 +17,13 @@ from torch import nn
 
 from workbench.errors import ModelError
 from workbench.model.checkpoint import MANIFEST, PREFIXES, checkpoint_folder, read_manifest, read_projector
-from workbench.model.llava import Llava
+from workbench.model.llava import NEWLINE, Llava
 from workbench.model.lora import ADAPTER, VISION, adapted, adapter_parameters, attach_config, has_adapter
 from workbench.model.proof import check_files, weight_hashes
 from workbench.model.tensors import fill, read_tensors
 
+Projector = tuple[nn.Module, nn.Parameter | None]
+"""A projector, and the newline that LLaVA-NeXT has beside it."""
 BASE = "base"
 """The name of the model without any adapter."""
 
@@ -32,7 +34,7 @@ class Adapters:
     def __init__(self, llava: Llava) -> None:
         self.llava = llava
         own = ADAPTER if has_adapter(llava.model) else None
-        self._places: dict[str | None, tuple[str | None, nn.Module]] = {None: (own, llava.projector)}
+        self._places: dict[str | None, tuple[str | None, Projector]] = {None: (own, (llava.projector, llava.newline))}
         """Name -> peft's name of its LoRA (None: none), and its projector."""
         self._in_place: str | None = None
 
@@ -57,7 +59,8 @@ class Adapters:
             found = f"a run that trained its {' and '.join(llava.spec['trained'])}"
             raise ModelError(str(llava.spec.get("llava", "base")), found=found, expected="adapter and projector only")
         source = llava.folders.get("llava") or llava.spec.get("projector_from")
-        self._places[BASE] = None, llava.projector if source is None else self._projector(*read_projector(source))
+        own = llava.projector, llava.newline
+        self._places[BASE] = None, own if source is None else self._projector(*read_projector(source))
 
     def add(self, name: str, source: str | Path) -> None:
         """The adapter and projector of another run or checkpoint on the same base. Raises `ModelError` otherwise."""
@@ -79,7 +82,7 @@ class Adapters:
 
     def use(self, name: str | None) -> None:
         """Put this one in place of whatever is there."""
-        lora, projector = self._places[name]
+        lora, (projector, newline) = self._places[name]
         for _, layer in adapted(self.llava.model):
             asked = {id(weight): weight.requires_grad for weight in layer.parameters()}
             if lora is not None:
@@ -88,6 +91,8 @@ class Adapters:
             for weight in layer.parameters():  # peft takes an adapter in place for one that trains
                 weight.requires_grad_(asked[id(weight)])
         self.llava.model.model.multi_modal_projector = projector
+        if newline is not None:
+            self.llava.model.model.image_newline = newline
         self._in_place = name
 
     @contextmanager
@@ -103,7 +108,7 @@ class Adapters:
     def _check_same(self, folder: Path, manifest: dict[str, Any]) -> None:
         """Raise `ModelError` unless a checkpoint lies on this very model, and sees and speaks as it does."""
         mine, other = self.llava.spec, manifest["spec"]
-        keys = ("vision_layer", "vision_select", "projector", "template", "image_mode", "load", "trained")
+        keys = ("vision_layer", "vision_select", "projector", "template", "image_mode", "pinpoints", "load", "trained")
         differs = [key for key in keys if (mine.get(key) or None) != (other.get(key) or None)]
         if differs:
             found = f"another {differs[0]}: {other.get(differs[0])!r}"
@@ -113,9 +118,12 @@ class Adapters:
             if part not in self.llava.folders or weight_hashes(self.llava.folders[part]) != hashes:
                 raise ModelError(str(folder), found=f"another base: {held['source']}", expected="the one it is put on")
 
-    def _projector(self, kind: str, tensors: dict[str, Any]) -> nn.Module:
-        """A projector like the model's, with these weights."""
+    def _projector(self, kind: str, tensors: dict[str, Any]) -> Projector:
+        """A projector like the model's, with these weights; the model's newline where they bring none."""
         made = copy.deepcopy(self.llava.projector).requires_grad_(False).eval()
         names = {PREFIXES["projector"][0] + name: weight for name, weight in made.named_parameters()}
+        newline = self.llava.newline
+        if newline is not None and NEWLINE in tensors:
+            newline = names[NEWLINE] = nn.Parameter(newline.detach().clone(), requires_grad=False)
         fill(names, tensors, where=f"a {kind} projector")
-        return made
+        return made, newline

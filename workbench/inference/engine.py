@@ -35,6 +35,7 @@ from workbench.inference.text import TextStream
 from workbench.inference.vision import Vision
 from workbench.model.llava import Llava
 from workbench.model.renderer import Rendered
+from workbench.model.tiling import Shown
 
 PREFIX_BYTES = 512 * 2**20
 """Of keys and values that are kept between requests, where nothing else is said."""
@@ -244,8 +245,8 @@ class Engine:
     def _prepare(self, asked: Sequence[tuple[int, Rendered]], options: SamplingOptions) -> list[tuple[int, Row]]:
         """Rows with their features, for `Decoding.prefill`."""
         made = self._requests(asked, options)
-        pixels = {name: one for request in made for name, one in request.pixels.items()}
-        seen = self._vision.look(pixels) if pixels else {}
+        shown = {name: one for request in made for name, one in request.shown.items()}
+        seen = self._vision.look(shown) if shown else {}
         for request in made:
             parts = [seen[name] for _, _, name in request.images]
             request.row.features = torch.cat(parts) if parts else None
@@ -258,10 +259,11 @@ class Engine:
         ended: SimpleQueue[Event] | None = None,
     ) -> list[Request]:
         """One request per prompt; every image is opened once. `ended`: where ends are told of, and nothing else."""
-        opened: dict[Image, tuple[str, torch.Tensor]] = {}
+        opened: dict[Image, tuple[str, Shown]] = {}
+        varies = self.llava.tiling.varies  # then pictures with the same tiles may still keep different tokens of them
         for image in dict.fromkeys(image for _, rendered in asked for image in rendered.images):
-            pixels = self.llava.image_mode.pixels(self.open_image(image))
-            opened[image] = pixel_hash(pixels), pixels
+            shown = self.llava.show(self.open_image(image))
+            opened[image] = pixel_hash(shown.tiles, shown.size if varies else ""), shown
         made = [self._request(index, rendered, opened, options) for index, rendered in asked]
         if ended is not None:
             for request in made:
@@ -272,22 +274,22 @@ class Engine:
         self,
         index: int,
         rendered: Rendered,
-        opened: dict[Image, tuple[str, torch.Tensor]],
+        opened: dict[Image, tuple[str, Shown]],
         options: SamplingOptions,
     ) -> Request:
         llava = self.llava
-        ids, images = self._expanded(rendered, [opened[image][0] for image in rendered.images])
+        ids, images = self._expanded(rendered, [opened[image] for image in rendered.images])
         room = self._text.max_position_embeddings - len(ids)
         if room < 1:
             limit = self._text.max_position_embeddings
             raise ContextError(rendered.id, len(ids), limit, fix="shorten the conversation or start a new one")
-        inside = [one for one in rendered.ids[: rendered.prefix] if one < 0]
-        prefix = min(rendered.prefix + len(inside) * (llava.image_tokens - 1), len(ids) - 1)
+        inside = images[: sum(one < 0 for one in rendered.ids[: rendered.prefix])]
+        prefix = min(rendered.prefix + sum(last - first - 1 for first, last, _ in inside), len(ids) - 1)
         row = Row(
             ids=ids,
             features=None,
             prefix=prefix,  # the last token is the row's own: its logits begin the answer
-            prefix_key=prefix_key(ids[:prefix], [name for _, _, name in images[: len(inside)]]),
+            prefix_key=prefix_key(ids[:prefix], [name for _, _, name in inside]),
             limit=min(options.max_tokens, room),
             end_ids=llava.renderer.end_ids,
             text=TextStream(self._decode, options.stop),
@@ -297,13 +299,19 @@ class Engine:
         )
         return Request(row, images, dict(opened[image] for image in rendered.images), adapter=self._adapter)
 
-    def _expanded(self, rendered: Rendered, names: Sequence[str]) -> tuple[list[int], list[tuple[int, int, str]]]:
+    def _expanded(
+        self, rendered: Rendered, opened: Sequence[tuple[str, Shown]]
+    ) -> tuple[list[int], list[tuple[int, int, str]]]:
         """The prompt's tokens with image slots written out, and where each image's slots are."""
-        each = self.llava.image_tokens
-        ids, _ = self.llava.renderer.expand(rendered, [each] * len(names), self.llava.image_token_id)
+        tiling = self.llava.tiling
+        counts = [tiling.tokens(shown.size) for _, shown in opened]
+        ids, _ = self.llava.renderer.expand(rendered, counts, self.llava.image_token_id)
+        images, written = [], 0  # slots written out so far, beyond the one that stands for each image
         places = [place for place, id in enumerate(rendered.ids) if id < 0]
-        firsts = [place + number * (each - 1) for number, place in enumerate(places)]
-        return ids, [(first, first + each, name) for first, name in zip(firsts, names, strict=True)]
+        for place, count, (name, _) in zip(places, counts, opened, strict=True):
+            images.append((place + written, place + written + count, name))
+            written += count - 1
+        return ids, images
 
     def _decode(self, ids: list[int]) -> str:
         return self.llava.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -27,6 +27,7 @@ from workbench.inference.prefix_cache import BLOCK, PrefixCache, block_keys, wei
 from workbench.inference.sampling import next_tokens
 from workbench.inference.vision import Vision
 from workbench.model.llava import Llava
+from workbench.model.tiling import Shown
 
 CHUNK = 256, 4096
 """Tokens of prompts that are computed between two steps of the answers that run: at least and at most on a CPU (the
@@ -48,8 +49,8 @@ class Request:
     row: Row
     images: list[tuple[int, int, str]]
     """(first slot, the one after the last, hash of the pixels) of each image."""
-    pixels: dict[str, torch.Tensor]
-    """Hash -> (3, H, W)."""
+    shown: dict[str, Shown]
+    """Hash -> the image."""
     events: SimpleQueue[Event] = field(default_factory=SimpleQueue)
     streams: bool = True
     """Whether pieces are told of as they come, or the end only."""
@@ -297,14 +298,14 @@ class Generator:
 
     def _join(self, group: Sequence[Request]) -> None:
         begun = [self.prefixes.find(one.keys[: (len(one.row.ids) - 1) // BLOCK]) for one in group]
-        pixels = {
-            name: request.pixels[name]
+        shown = {
+            name: request.shown[name]
             for request, blocks in zip(group, begun, strict=True)
             for _, last, name in request.images
             if last > len(blocks) * BLOCK
         }
         through = self._adapter if self.adapters.seen_through else None
-        seen = self.vision.look(pixels, through) if pixels else {}
+        seen = self.vision.look(shown, through) if shown else {}
         self._make_room(group)
         for request, blocks in zip(group, begun, strict=True):
             empty = next(iter(seen.values()))[:0] if seen else None

@@ -97,9 +97,12 @@ class PrefixCache(FeatureCache):
                 self.put(keys[number], block(number))
 
 
-def pixel_hash(pixels: torch.Tensor) -> str:
-    """A name for exactly these pixel values: their type, shape and bytes. pixels: any shape, on the CPU."""
-    digest = hashlib.blake2b(f"{pixels.dtype} {tuple(pixels.shape)}".encode(), digest_size=16)
+def pixel_hash(pixels: torch.Tensor, also: object = "") -> str:
+    """A name for exactly these pixel values: their type, shape and bytes. pixels: any shape, on the CPU.
+
+    also: what decides beside them what a model gets to see.
+    """
+    digest = hashlib.blake2b(f"{pixels.dtype} {tuple(pixels.shape)}{also}".encode(), digest_size=16)
     digest.update(pixels.contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

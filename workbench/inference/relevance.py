@@ -1,7 +1,8 @@
 """Which image patches a token of an answer drew on: attention, gradient-weighted relevance, occlusion.
 
 Knows: the passes over the model and the arithmetic. A map is (images, rows, columns) over the patches of the square
-that the tower sees, not negative, its sum 1 (or 0 where nothing was drawn on).
+that the tower sees, not negative, its sum 1 (or 0 where nothing was drawn on). What a LLaVA-NeXT draws on in tiles is
+added to the patches of the whole picture where it lies.
 Does not know: where a patch lies in the picture as it was, colours, notebooks.
 
 relevance: in every layer attention times its gradient with respect to the log probability of the token, negative parts
@@ -16,6 +17,7 @@ neutral question about the same images.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +28,7 @@ import torch
 from workbench.conversation import Conversation, Image, Message
 from workbench.errors import ModelError
 from workbench.inference.decoding import evaluating
-from workbench.inference.whole_pass import Layout, lay_out
+from workbench.inference.whole_pass import Layout, lay_alike, lay_out
 from workbench.model.llava import Llava
 from workbench.model.renderer import IGNORE_INDEX, Rendered
 
@@ -59,11 +61,13 @@ class Relevance:
         self.tokens = _answer_tokens(self.rendered)
         plain = Message("user", (*conversation.images, NEUTRAL)), conversation.messages[-1]
         self._neutral = llava.renderer.render(Conversation(f"{conversation.id} (neutral)", plain))
-        self._neutral_layout = Layout(*_row(llava, self._neutral), self.layout.features)
+        self._neutral_layout = lay_alike(llava, self._neutral, self.layout)
         self._neutral_tokens = _answer_tokens(self._neutral)
-        self._side = math.isqrt(llava.image_tokens)
-        if self._side**2 != llava.image_tokens:
-            raise ModelError(conversation.id, found=f"{llava.image_tokens} tokens an image", expected="a square grid")
+        self._side = math.isqrt(llava.tiling.each)
+        if self._side**2 != llava.tiling.each:
+            raise ModelError(conversation.id, found=f"{llava.tiling.each} tokens an image", expected="a square grid")
+        self._patches = [llava.tiling.patches(size) for size in self.layout.sizes]
+        """Of each image: the patch of the square where each of its slots lies, or -1."""
 
     def map(self, token: int, method: str = "relevance", *, relative: bool = True) -> torch.Tensor:
         """The map of `tokens[token]`, on the CPU. Occlusion compares with the untouched image and is never relative.
@@ -86,7 +90,11 @@ class Relevance:
         return found
 
     def _grid(self, slots: torch.Tensor) -> torch.Tensor:
-        return slots.detach().float().cpu().reshape(-1, self._side, self._side)
+        grids = torch.zeros(len(self._patches), self._side**2)
+        parts = slots.detach().float().cpu().split([len(patches) for patches in self._patches])
+        for grid, patches, part in zip(grids, self._patches, parts, strict=True):
+            grid.index_add_(0, patches[patches >= 0], part[patches >= 0])
+        return grids.reshape(-1, self._side, self._side)
 
     def _drawn_on(self, layout: Layout, place: int, method: str) -> torch.Tensor:
         """(slots,) of what the token at `place` drew on: one pass forward, and for relevance one back."""
@@ -113,13 +121,14 @@ class Relevance:
         assert features is not None
         falls = torch.zeros(len(places), device=embedded.device)
         whole = self._logprobs([embedded], place)[0]
-        blocks = list(self._blocks(len(features)))
+        means = [part.mean(0) for part in features.split([len(patches) for patches in self._patches])]
+        blocks = list(self._blocks())
         for begin in range(0, len(blocks), ROWS):
             some = blocks[begin : begin + ROWS]
             rows = []
             for image, block in some:
                 row = embedded.clone()
-                row[0, places[block]] = features[image].mean(0).to(row)
+                row[0, places[block]] = means[image].to(row)
                 rows.append(row)
             for (_, block), found in zip(some, self._logprobs(rows, place), strict=True):
                 fall = float(whole - found)
@@ -131,16 +140,15 @@ class Relevance:
         logits = self.llava.model.get_output_embeddings()(hidden[:, place - 1])
         return logits.float().log_softmax(-1)[:, self.layout.ids[0, place]]
 
-    def _blocks(self, images: int) -> Iterator[tuple[int, torch.Tensor]]:
+    def _blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
         """(image, numbers of its slots among all) of each block of patches."""
-        size = math.ceil(self._side / BLOCKS)
-        for image in range(images):
-            for top in range(0, self._side, size):
-                for left in range(0, self._side, size):
-                    rows = range(top, min(top + size, self._side))
-                    columns = range(left, min(left + size, self._side))
-                    numbers = [image * self._side**2 + row * self._side + column for row in rows for column in columns]
-                    yield image, torch.tensor(numbers)
+        size, first = math.ceil(self._side / BLOCKS), 0
+        for image, patches in enumerate(self._patches):
+            rows, columns = patches // self._side // size, patches % self._side // size
+            for row, column in itertools.product(range(math.ceil(self._side / size)), repeat=2):
+                inside = (patches >= 0) & (rows == row) & (columns == column)
+                yield image, first + inside.nonzero()[:, 0]
+            first += len(patches)
 
 
 def _answer_tokens(rendered: Rendered) -> list[int]:
@@ -152,17 +160,12 @@ def _answer_tokens(rendered: Rendered) -> list[int]:
     return last
 
 
-def _row(llava: Llava, rendered: Rendered) -> tuple[torch.Tensor, tuple[int, ...]]:
-    laid = lay_out(llava, rendered, None)
-    return laid.ids, laid.places
-
-
 def _embedded(llava: Llava, layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
     """(1, tokens, width) with the features in their slots, and which of the tokens are slots."""
     slots = layout.ids == llava.image_token_id
     assert layout.features is not None
     embedded = llava.model.get_input_embeddings()(layout.ids.masked_fill(slots, 0)).detach().clone()
-    embedded[slots] = layout.features.flatten(0, 1).detach().to(embedded)
+    embedded[slots] = layout.features.detach().to(embedded)
     return embedded, slots[0]
 
 

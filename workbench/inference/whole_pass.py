@@ -16,6 +16,7 @@ from workbench.conversation import Image
 from workbench.inference.decoding import evaluating
 from workbench.model.llava import Llava
 from workbench.model.renderer import Rendered
+from workbench.model.tiling import Size
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -33,7 +34,9 @@ class Layout:
     places: tuple[int, ...]
     """Where each id of the rendering lies in the row; of an image its first slot."""
     features: torch.Tensor | None
-    """(images, slots, width of the language model); None without images."""
+    """(slots of all images in order, width of the language model); None without images."""
+    sizes: tuple[Size, ...] = ()
+    """(width, height) of each image."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +50,35 @@ class Likelihood:
     expected_logprob: float
 
 
-def lay_out(llava: Llava, rendered: Rendered, open_image: Callable[[Image], Picture] | None) -> Layout:
-    """The row of a rendering; without `open_image` no features. Raises `ImageError` for a picture that is not there."""
-    count = llava.image_tokens
-    ids, _ = llava.renderer.expand(rendered, [count] * len(rendered.images), llava.image_token_id)
-    places, place = [], 0
+def lay_out(llava: Llava, rendered: Rendered, open_image: Callable[[Image], Picture]) -> Layout:
+    """The row of a rendering. Raises `ImageError` for a picture that is not there."""
+    shown = [llava.show(open_image(image)) for image in rendered.images]
+    features = None
+    if shown:
+        with torch.no_grad(), evaluating(llava.model), llava.autocast():
+            features = torch.cat(llava.look(shown))
+    return _lay(llava, rendered, features, tuple(one.size for one in shown))
+
+
+def lay_alike(llava: Llava, rendered: Rendered, other: Layout) -> Layout:
+    """The row of another rendering of the same images."""
+    return _lay(llava, rendered, other.features, other.sizes)
+
+
+def _lay(llava: Llava, rendered: Rendered, features: torch.Tensor | None, sizes: tuple[Size, ...]) -> Layout:
+    counts = [llava.tiling.tokens(size) for size in sizes]
+    ids, _ = llava.renderer.expand(rendered, counts, llava.image_token_id)
+    places, place, waiting = [], 0, iter(counts)
     for id in rendered.ids:
         places.append(place)
-        place += count if id < 0 else 1
-    features = None
-    if rendered.images and open_image is not None:
-        pixels = torch.stack([llava.image_mode.pixels(open_image(image)) for image in rendered.images])
-        with torch.no_grad(), evaluating(llava.model), llava.autocast():
-            features = llava.project(llava.tower_features(pixels))
-    return Layout(torch.tensor([ids], device=llava.device), tuple(places), features)
+        place += next(waiting) if id < 0 else 1
+    return Layout(torch.tensor([ids], device=llava.device), tuple(places), features, sizes)
+
+
+def slots(llava: Llava, rendered: Rendered, open_image: Callable[[Image], Picture]) -> list[int]:
+    """Tokens of each image. Raises `ImageError` for a picture that has to be opened for that and is not there."""
+    tiling = llava.tiling
+    return [tiling.tokens(open_image(image).size) if tiling.varies else tiling.each for image in rendered.images]
 
 
 @torch.no_grad()
@@ -70,7 +88,7 @@ def likelihoods(llava: Llava, rendered: Rendered, open_image: Callable[[Image], 
     Raises `ImageError` for a picture that cannot be opened.
     """
     layout = lay_out(llava, rendered, open_image)
-    inputs = {} if layout.features is None else {"mm_encoder_outputs": llava.image_inputs(layout.features)}
+    inputs = {} if layout.features is None else {"mm_encoder_outputs": llava.image_inputs([layout.features])}
     asked = [n for n, (id, place) in enumerate(zip(rendered.ids, layout.places, strict=True)) if id >= 0 and place]
     places = torch.tensor([layout.places[n] for n in asked], dtype=torch.long, device=llava.device)
     with evaluating(llava.model), llava.autocast():

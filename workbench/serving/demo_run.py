@@ -85,8 +85,8 @@ class PageModel:
         if llava is None:
             return ()
         own = llava.image_mode
-        if own.mode == "crop" and own.shortest != own.side:  # a square picture would be cropped once more
-            return (own.mode,)
+        if llava.tiling.varies or (own.mode == "crop" and own.shortest != own.side):
+            return (own.mode,)  # a square picture would be cropped once more, or cut into other tiles
         return (own.mode, *(mode for mode in MODES if mode != own.mode))
 
 

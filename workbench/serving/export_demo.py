@@ -96,7 +96,7 @@ def _adapter(source: str | Path, folder: Path, device: str) -> dict[str, Any]:
     trained = {
         name: parameter
         for name, parameter in _without_adapter(llava).model.named_parameters()
-        if name.startswith(("model.multi_modal_projector.", *_prefixes(llava)))
+        if name.startswith(_prefixes(llava))
     }
     write_tensors(folder / "trained.safetensors", trained)
     processor(llava).save_pretrained(folder / "model")
@@ -114,7 +114,7 @@ def _hub_base(llava: Llava) -> str | None:
 def _prefixes(llava: Llava) -> tuple[str, ...]:
     from workbench.model.checkpoint import PREFIXES
 
-    return tuple(prefix for part in llava.spec["trained"] for prefix in PREFIXES[part])
+    return tuple(prefix for part in ("projector", *llava.spec["trained"]) for prefix in PREFIXES[part])
 
 
 def _without_adapter(llava: Llava) -> Llava:
@@ -127,8 +127,10 @@ def _without_adapter(llava: Llava) -> Llava:
 
 def _about(llava: Llava, *, base: str, quantised: Any = None) -> dict[str, Any]:
     """What `demo/answerer.py` has to know of the model."""
-    own, settings = llava.image_mode.mode, llava.spec["image_settings"]
-    modes = {mode: ImageMode(mode, settings).processor_settings() for mode in (own, *MODES)}
+    own, settings = llava.image_mode, llava.spec["image_settings"]
+    modes = {own.mode: own.processor_settings()}
+    if not llava.tiling.varies:
+        modes |= {mode: ImageMode(mode, settings).processor_settings() for mode in MODES}
     asked = ("do_pad", "do_resize", "size", "do_center_crop", "crop_size")
     return {
         "base": base,

@@ -12,6 +12,8 @@ import shlex
 from pathlib import Path
 
 from workbench.model.export import export_hf, refuse_full
+from workbench.model.joint import tiling_of
+from workbench.model.parts import read_config
 from workbench.resources import atomic_folder
 from workbench.serving.cards import fill, origins
 
@@ -32,11 +34,12 @@ def export_vllm(source: str | Path, out: str | Path, *, base: str = "nf4", devic
     with atomic_folder(out) as folder:
         export_hf(source, folder / "model", base=base, device=device)
         config = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))
+        image_tokens = tiling_of(read_config(folder / "model")).longest
         name = shlex.quote(Path(source).name)
         facts = origins(source) | {
             "name": name, "vllm": VLLM, "read": READ, "longest": config["text_config"]["max_position_embeddings"],
-            "image_tokens": config["image_seq_length"], "dtype": config.get("dtype") or "auto",
-            "images": _images(config),
+            "image_tokens": image_tokens, "dtype": config.get("dtype") or "auto",
+            "images": _images(config, image_tokens),
         }  # fmt: skip
         for text, file in (("vllm_serve.sh.jinja", "serve.sh"), ("vllm_readme.md.jinja", "README.md")):
             (folder / file).write_text(fill(text, facts), encoding="utf-8")
@@ -45,7 +48,7 @@ def export_vllm(source: str | Path, out: str | Path, *, base: str = "nf4", devic
     return out
 
 
-def _images(config: dict[str, int]) -> int:
+def _images(config: dict[str, int], image_tokens: int) -> int:
     """How many pictures a request may bring: as many as fit beside half a context of text, at most 8."""
     room = config["text_config"]["max_position_embeddings"] // 2  # type: ignore[index]
-    return max(1, min(8, room // config["image_seq_length"]))
+    return max(1, min(8, room // image_tokens))

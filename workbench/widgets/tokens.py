@@ -20,7 +20,7 @@ from workbench.data.images import thumbnail_uri
 from workbench.errors import DataError, ModelError
 from workbench.inference.engine import Engine
 from workbench.inference.opening import open_model
-from workbench.inference.whole_pass import Likelihood, likelihoods
+from workbench.inference.whole_pass import Likelihood, likelihoods, slots
 from workbench.model.llava import Llava
 from workbench.model.pieces import pieces
 from workbench.model.renderer import Rendered, Renderer
@@ -78,13 +78,13 @@ def tokens(
     rendered = conversation if isinstance(conversation, Rendered) else _rendered(renderer, conversation)
     open_image = model.open_image if isinstance(model, Engine) and dataset is None else opener(dataset)
     seen: list[Likelihood | None] | None = None
-    slots = None
+    counts: list[int] | None = None
     if isinstance(model, Engine):
         with model.alone() as llava:
-            seen, slots = likelihoods(llava, rendered, open_image), llava.image_tokens
+            seen, counts = likelihoods(llava, rendered, open_image), slots(llava, rendered, open_image)
     elif isinstance(model, Llava):
-        seen, slots = likelihoods(model, rendered, open_image), model.image_tokens
-    told = _told(renderer, rendered, open_image, seen, slots)
+        seen, counts = likelihoods(model, rendered, open_image), slots(model, rendered, open_image)
+    told = _told(renderer, rendered, open_image, seen, counts)
     losses = [one["loss"] for one in told if one["trained"] and one.get("loss") is not None]
     about = {
         "title": rendered.id,
@@ -121,15 +121,16 @@ def _told(
     rendered: Rendered,
     open_image: Opener,
     seen: list[Likelihood | None] | None,
-    slots: int | None,
+    counts: list[int] | None,
 ) -> list[dict[str, Any]]:
-    images, place = iter(rendered.images), 0
+    known: list[int | None] = [None] * len(rendered.images) if counts is None else [*counts]
+    images, place = iter(zip(rendered.images, known, strict=True)), 0
     told: list[dict[str, Any]] = []
     for number, piece in enumerate(pieces(renderer, rendered)):
         one: dict[str, Any] = {"id": piece.id, "text": piece.text, "trained": piece.trained, "place": place}
         if piece.is_image:
-            image = next(images)
-            one |= {"image": _small(image, open_image), "text": Path(image.path).name, "count": slots}
+            image, count = next(images)
+            one |= {"image": _small(image, open_image), "text": Path(image.path).name, "count": count}
         found = seen[number] if seen is not None else None
         if found is not None:
             expected = renderer.tokenizer.decode([found.expected], skip_special_tokens=False)

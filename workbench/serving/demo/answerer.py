@@ -21,10 +21,10 @@ import torch  # noqa: E402
 from PIL import Image, ImageOps  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from transformers import (  # noqa: E402
+    AutoModelForImageTextToText,
     AutoProcessor,
     BitsAndBytesConfig,
     GenerationConfig,
-    LlavaForConditionalGeneration,
     StoppingCriteria,
     TextIteratorStreamer,
 )
@@ -55,7 +55,10 @@ class Answerer:
         return _write(self.name, messages, settings)
 
     def inputs(self, messages: list[dict[str, Any]], settings: Settings) -> Any:
-        """What the model reads: `input_ids` (1, T), with an id per image token, and `pixel_values` (N, 3, H, W)."""
+        """What the model reads: `input_ids` (1, T), with an id per image token, and `pixel_values` (N, 3, H, W).
+
+        For a LLaVA-NeXT `pixel_values` are (N, tiles, 3, H, W), and `image_sizes` (N, 2) beside them.
+        """
         for mark in self.about["reserved"]:
             if any(part["type"] == "text" and mark in part["text"] for one in messages for part in one["content"]):
                 raise NotAnswered(f"the conversation writes {mark!r}, a mark of the model's own. Leave it out.")
@@ -84,7 +87,7 @@ def load_model(folder: Path, about: dict[str, Any]) -> Any:
     base = folder / "model" if about["base"] == "model" else about["base"]
     quantised = BitsAndBytesConfig(**about["quantisation"]) if about["quantisation"] else None
     dtype = torch.float32 if device == "cpu" and about["dtype"] == "float16" else getattr(torch, about["dtype"])
-    model: Any = LlavaForConditionalGeneration.from_pretrained(
+    model: Any = AutoModelForImageTextToText.from_pretrained(
         base, dtype=dtype, quantization_config=quantised, device_map={"": device}
     )
     if (folder / "trained.safetensors").is_file():
