@@ -24,7 +24,7 @@ class Images(ImageFiles):
         self.opened.append(key)
         if key in self.broken:
             raise ImageError(key, found="a truncated file")
-        return Opened(pixels=torch.full((3, 2, 2), float(key.removeprefix("i"))))
+        return Opened(pixels=torch.full((1, 3, 2, 2), float(key.removeprefix("i"))))
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         self.encoded += len(pixels)

@@ -27,7 +27,7 @@ class Counting:
     """A model whose renderer writes down what it is asked for."""
 
     def __init__(self, llava: Any) -> None:
-        self.inner, self.image_tokens, self.asked = llava.renderer, llava.image_tokens, list[str]()
+        self.inner, self.tiling, self.asked = llava.renderer, llava.tiling, list[str]()
 
     @property
     def renderer(self) -> Any:

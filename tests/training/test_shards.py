@@ -51,8 +51,9 @@ def run_ranks(start_ranks: Made, recipe: Any, out: Path, **options: Any) -> Run:
         ("train.language=lora",),
         ("train.language=full", "train.vision=full", "train.weight_decay=0.1"),
         ("train.stage=align", "train.language=frozen"),
+        ("image_mode=anyres", "train.language=lora"),
     ],
-    ids=["lora", "full", "align"],
+    ids=["lora", "full", "align", "lora of a LLaVA-NeXT"],
 )
 def test_two_shards_train_what_one_process_trains(
     trains: tuple[str, ...], tmp_path: Path, make_dataset: Made, make_recipe: Made, start_ranks: Made

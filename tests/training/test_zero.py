@@ -37,8 +37,9 @@ FULL = ("train.language=full", "train.vision=full", "train.weight_decay=0.1")
         ((*LORA, "train.checkpointing=on"), zero(3, overlap_comm="false")),
         (FULL, zero(3, offload_optimizer=CPU, offload_param=CPU)),
         ((*LORA, "model.load=4bit"), zero(1, offload_optimizer=CPU)),
+        (("image_mode=anyres", *ALIGN), zero(3)),
     ],
-    ids=["lora-1", "full-2", "align-3", "lora-3", "full-3-offload", "qlora-1-offload"],
+    ids=["lora-1", "full-2", "align-3", "lora-3", "full-3-offload", "qlora-1-offload", "next-align-3"],
 )
 def test_two_processes_under_zero_train_what_one_trains(
     trains: tuple[str, ...], cut: str, tmp_path: Path, make_dataset: Made, make_recipe: Made, start_ranks: Made

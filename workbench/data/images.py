@@ -50,6 +50,8 @@ _ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 _DEEP = ("I", "F")
 """Pillow's modes of more than 8 bits: I;16, I;16B, I, F."""
 _ORIENTATION = 0x0112
+_SIDEWAYS = 5
+"""From this orientation on width and height change places."""
 _TURNS = {
     2: PILImage.Transpose.FLIP_LEFT_RIGHT,
     3: PILImage.Transpose.ROTATE_180,
@@ -100,6 +102,21 @@ def load_image(source: str | Path | bytes, *, where: str = "", limits: Limits = 
     where = where or ("image bytes" if isinstance(source, bytes) else str(source))
     data = source if isinstance(source, bytes) else read_file(Path(source), limits)
     return _decode(data, where, limits)[0]
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) in pixels as `load_image` gives them, told by the file's header where that can be read.
+
+    Raises `ImageError` as `load_image` does.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with PILImage.open(path, formats=_OPENED_AS) as opened:
+                turned = _orientation(opened) >= _SIDEWAYS
+                return (opened.height, opened.width) if turned else opened.size
+    except Exception:  # `load_image` says what is wrong with it
+        return load_image(path).size
 
 
 def check_image(path: str | Path, *, limits: Limits = LIMITS) -> ImageFacts:

@@ -281,7 +281,10 @@ def frame_to_conversations(frame: pl.DataFrame) -> Iterator[Conversation]:
 
 
 def images_of(frame: pl.DataFrame) -> pl.DataFrame:
-    """The images of conversations in their order: `row` (number in the frame), `id`, `root`, `path`, `hash`."""
+    """The images of conversations in their order.
+
+    Columns: `row` (number in the frame), `id`, `root`, `path`, `hash`, `width`, `height`.
+    """
     parts = (
         frame.lazy()
         .with_row_index("row")
@@ -290,7 +293,7 @@ def images_of(frame: pl.DataFrame) -> pl.DataFrame:
         .explode("messages")
         .filter(pl.col("messages").struct.field("type") == "image")
     )
-    fields = [pl.col("messages").struct.field(name) for name in ("root", "path", "hash")]
+    fields = [pl.col("messages").struct.field(name) for name in ("root", "path", "hash", "width", "height")]
     return parts.select("row", "id", *fields).collect()
 
 

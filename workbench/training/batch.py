@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from workbench.model.tiling import Places, Size, Tiling
 from workbench.training.attention import Layout, layout, row_masks
 from workbench.training.example import IMAGE, Example
 
@@ -38,24 +39,32 @@ class Batch:
     """Ids of the conversations in the order of their branches."""
     images: tuple[str, ...]
     """Keys of the images in the order of their tokens."""
+    places: Places | None = None
+    """Where their tokens lie among those of their tiles; None where each image is one tile, as it lies."""
 
     def to(self, device: torch.device | str) -> Batch:
         if torch.device(device).type == "cpu":
             return self
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        places = None if self.places is None else self.places.to(device)
         sees = tuple(mask.to(device, non_blocking=True) for mask in self.sees)
-        return replace(self, trees=self.trees.to(device), sees=sees, **moved)
+        return replace(self, trees=self.trees.to(device), places=places, sees=sees, **moved)
 
 
-def collate(trees: Sequence[Sequence[Example]], *, image_token_id: int) -> Batch:
-    """Lay trees out end to end. The examples of each tree begin with the same ids and the same image."""
+def collate(trees: Sequence[Sequence[Example]], *, image_token_id: int, tiling: Tiling | None = None) -> Batch:
+    """Lay trees out end to end. The examples of each tree begin with the same ids and the same image.
+
+    tiling: of the model, where what becomes of an image depends on its size.
+    """
     ids, positions, rows, targets, owners = [], [], [], [], []
     names: list[str] = []
     keys: list[str] = []
+    sizes: list[Size] = []
     start = 0
     for examples in trees:
         root, prefix = start, examples[0].prefix
         keys += examples[0].images[: examples[0].shared_images]
+        sizes += examples[0].sizes[: examples[0].shared_images]
         start += prefix
         for number, example in enumerate(examples):
             whole, places = example.expand()
@@ -68,6 +77,7 @@ def collate(trees: Sequence[Sequence[Example]], *, image_token_id: int) -> Batch
             owners.append(np.full(len(places), len(names)))
             names.append(example.id)
             keys += example.images[example.shared_images :]
+            sizes += example.sizes[example.shared_images :]
             start += example.branch
     tokens = np.concatenate(ids).astype(np.int64)
     tokens[tokens == IMAGE] = image_token_id
@@ -83,4 +93,5 @@ def collate(trees: Sequence[Sequence[Example]], *, image_token_id: int) -> Batch
         conversations=torch.from_numpy(np.concatenate(owners)),
         ids=tuple(names),
         images=tuple(keys),
+        places=tiling.places(sizes) if tiling is not None and sizes else None,
     )

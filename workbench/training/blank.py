@@ -8,17 +8,19 @@ from __future__ import annotations
 import torch
 
 from workbench.model.llava import Llava
+from workbench.model.tiling import Places
 from workbench.training.attention import layout, row_masks
 from workbench.training.batch import Batch
 from workbench.training.packing import Pack, Tree
 
 
 def blank(pack: Pack, llava: Llava) -> tuple[Batch, torch.Tensor | None]:
-    """The batch of a pack, and (n, N, D) features or, where the tower trains, (n, 3, H, W) pixels of its n images."""
+    """The batch of a pack, and (n, N, D) features or, where the tower trains, (n, 3, H, W) pixels of its n tiles."""
     trees = [_tokens(tree, llava) for tree in pack]
     ids = torch.cat(trees)
     supervised = sum(tree.supervised for tree in pack)
     rows = torch.arange(supervised) * max(1, len(ids) // max(1, supervised)) % len(ids)
+    tiles = sum(_tiles(tree) for tree in pack)
     shapes = [(tree.prefix, [entry.branch for entry in tree.members]) for tree in pack]
     batch = Batch(
         input_ids=ids[None],
@@ -30,15 +32,26 @@ def blank(pack: Pack, llava: Llava) -> tuple[Batch, torch.Tensor | None]:
         conversations=torch.zeros(supervised, dtype=torch.int64),
         ids=(),
         images=(),
+        places=_places(sum(tree.image_tokens for tree in pack), tiles, llava),
     )
-    count = sum(tree.images for tree in pack)
-    return batch.to(llava.device), _images(count, llava) if count else None
+    return batch.to(llava.device), _images(tiles, llava) if tiles else None
+
+
+def _tiles(tree: Tree) -> int:
+    return tree.tiles or tree.images  # an entry that was not measured has images of one tile
+
+
+def _places(tokens: int, tiles: int, llava: Llava) -> Places | None:
+    """Some row of the tiles for each token."""
+    if not llava.tiling.varies or not tiles:
+        return None
+    return Places(torch.arange(tokens) % (tiles * llava.tiling.each + 1))
 
 
 def _tokens(tree: Tree, llava: Llava) -> torch.Tensor:
     """(T,) ids of a tree: its images first, then some other token."""
     ids = torch.full((tree.tokens,), 1 if llava.image_token_id == 0 else 0)
-    ids[: tree.images * llava.image_tokens] = llava.image_token_id
+    ids[: tree.image_tokens or tree.images * llava.tiling.each] = llava.image_token_id
     return ids
 
 
@@ -47,4 +60,4 @@ def _images(count: int, llava: Llava) -> torch.Tensor:
     if llava.vision_trains:
         return torch.zeros(count, 3, config.image_size, config.image_size, device=llava.device)
     dtype = next(llava.tower.parameters()).dtype
-    return torch.ones(count, llava.image_tokens, config.hidden_size, dtype=dtype, device=llava.device)
+    return torch.ones(count, llava.tiling.each, config.hidden_size, dtype=dtype, device=llava.device)

@@ -63,13 +63,9 @@ def describe(
     order: Plan,
     *,
     images: int,
-    image_tokens: int,
     left_out: int = 0,
 ) -> Counts:
-    """Count conversations, images, and the tokens of the first epoch of `order`, with and without sharing.
-
-    `image_tokens`: of one image.
-    """
+    """Count conversations, images, and the tokens of the first epoch of `order`, with and without sharing."""
     laid = [tree for number in range(order.steps_per_epoch) for tree in order.step(number)]
     tokens = lengths.frame["tokens"]
     shared = sum(tree.tokens for tree in laid)
@@ -80,7 +76,7 @@ def describe(
         validation=len(val),
         left_out=left_out,
         tokens=shared,
-        image_tokens=image_tokens * sum(tree.images for tree in laid),
+        image_tokens=sum(tree.image_tokens for tree in laid),
         supervised_tokens=int(lengths.frame["supervised"].sum()),
         sharing=float(tokens.sum()) / shared,
         longest=(lengths.ids[longest], tokens[longest]),

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from workbench.resources import import_path
 from workbench.training.packing import Entry, Pack, Tree
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+SIZES = tuple(each.name for each in fields(Entry) if each.name not in ("number", "key"))
+"""What is said of an entry: everything but which one it is."""
 STEPS = 2
 """The first makes the optimiser's state; the second is as full as every later one."""
 
@@ -93,7 +95,7 @@ def measure(recipe: Recipe, pack: Pack, pieces: int, every: int, held: int) -> d
     side = llava.model.config.vision_config.image_size
     if not llava.vision_trains:
         with torch.no_grad():
-            opened = torch.randn(CHUNK, 3, side, side)
+            opened = torch.randn(CHUNK * llava.tiling.most, 3, side, side)
             llava.tower_features(opened[: group_of(device)])
             del opened
     checkpoint_layers(llava, every)
@@ -120,7 +122,8 @@ def _warm_up(recipe: Recipe, outline: Any) -> Any:
 
     from workbench.training.memory import Foresight
 
-    tree = Tree((Entry(0, outline.llava.image_tokens + 20, outline.llava.image_tokens + 10, 5, 1, 1),) * 2)
+    each = outline.llava.tiling.each
+    tree = Tree((Entry(0, each + 20, each + 10, 5, 1, 1, None, 1, 1, each, each),) * 2)
     Foresight(outline, recipe.train).peak([tree], every=1)
     device = outline.llava.device
     net = nn.Sequential(nn.Conv2d(3, 512, 14, 14), nn.Flatten(2), nn.Linear(256, 1024), nn.LayerNorm(1024), nn.GELU())
@@ -177,11 +180,11 @@ def _status(key: str) -> int:
 
 
 def _to_lists(pack: Pack) -> list[list[list[int]]]:
-    return [[[e.tokens, e.prefix, e.supervised, e.images, e.shared_images] for e in tree.members] for tree in pack]
+    return [[[getattr(entry, name) for name in SIZES] for entry in tree.members] for tree in pack]
 
 
 def _to_pack(lists: list[list[list[int]]]) -> Pack:
-    return [Tree(tuple(Entry(0, *numbers) for numbers in tree)) for tree in lists]
+    return [Tree(tuple(Entry(0, **dict(zip(SIZES, numbers, strict=True))) for numbers in tree)) for tree in lists]
 
 
 if __name__ == "__main__":

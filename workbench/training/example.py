@@ -30,6 +30,8 @@ class Example:
     """Keys of the images, in the order of their places."""
     counts: tuple[int, ...] = ()
     """How many tokens each image takes."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """(width, height) of each image, where the model makes more tokens of a larger one; else nothing."""
     task: str | None = None
     shared_images: int = field(init=False)
     """How many of the images lie in the shared prefix."""

@@ -12,8 +12,11 @@ from typing import Protocol, overload
 import numpy as np
 
 from workbench.conversation import Conversation
+from workbench.errors import ModelError
 from workbench.model.renderer import IGNORE_INDEX, Renderer
+from workbench.model.tiling import Tiling
 from workbench.training.example import Example
+from workbench.training.sizes import Sizes
 from workbench.training.source import Rows, image_key
 
 HELD = 50_000
@@ -26,16 +29,19 @@ class Reader(Protocol):
     @property
     def renderer(self) -> Renderer: ...
     @property
-    def image_tokens(self) -> int:
-        """Tokens one image takes in the language model."""
+    def tiling(self) -> Tiling:
+        """How many tokens an image takes in the language model."""
         ...
 
 
 class Examples(Sequence[Example]):
-    """The examples of some conversations. Indexing raises `RenderError` for one that is unfit."""
+    """The examples of some conversations. Indexing raises `RenderError` for one that is unfit.
 
-    def __init__(self, rows: Rows, reader: Reader) -> None:
-        self.rows, self.reader = rows, reader
+    sizes: of their images, where `reader.tiling` varies with them.
+    """
+
+    def __init__(self, rows: Rows, reader: Reader, sizes: Sizes | None = None) -> None:
+        self.rows, self.reader, self.sizes = rows, reader, sizes
         self._held: dict[int, Example] = {}
 
     def __len__(self) -> int:
@@ -49,7 +55,11 @@ class Examples(Sequence[Example]):
         if isinstance(number, slice):
             return [self[each] for each in range(*number.indices(len(self)))]
         held = self._held.get(number)
-        return held or self.keep(number, to_example(self.rows[number], self.reader))
+        return held or self.keep(number, self.example(self.rows[number]))
+
+    def example(self, conversation: Conversation) -> Example:
+        """A conversation as token ids."""
+        return to_example(conversation, self.reader, self.sizes)
 
     def among(self, numbers: np.ndarray) -> Iterator[Conversation]:
         """The conversations of these numbers, made together: faster than one by one."""
@@ -62,15 +72,24 @@ class Examples(Sequence[Example]):
         return example
 
 
-def to_example(conversation: Conversation, reader: Reader) -> Example:
-    """One conversation as token ids, with as many tokens for each image as the model makes of it."""
-    rendered = reader.renderer.render(conversation)
+def to_example(conversation: Conversation, reader: Reader, sizes: Sizes | None = None) -> Example:
+    """One conversation as token ids, with as many tokens for each image as the model makes of it.
+
+    Raises `ModelError` without `sizes` where these decide.
+    """
+    rendered, tiling = reader.renderer.render(conversation), reader.tiling
+    keys = tuple(image_key(image) for image in rendered.images)
+    if tiling.varies and sizes is None:
+        raise ModelError(conversation.id, found="no sizes of images", expected="some, for a model that sees tiles")
+    known = tuple(sizes[key] for key in keys) if tiling.varies and sizes is not None else ()
+    counts = tuple(map(tiling.tokens, known)) if tiling.varies else (tiling.each,) * len(keys)
     return Example(
         id=rendered.id,
         ids=np.array(rendered.ids, np.int32),
         trained=np.array(rendered.labels) != IGNORE_INDEX,
         shared=rendered.prefix,
-        images=tuple(image_key(image) for image in rendered.images),
-        counts=(reader.image_tokens,) * len(rendered.images),
+        images=keys,
+        counts=counts,
+        sizes=known,
         task=conversation.task,
     )

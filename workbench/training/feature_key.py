@@ -38,7 +38,7 @@ def feature_key(llava: Llava, dtype: torch.dtype, group: int) -> dict[str, Any]:
         "select": config.vision_feature_select_strategy,
         "pixels": {"mode": llava.image_mode.mode, **llava.image_mode.processor_settings()},
         "dtype": str(dtype).removeprefix("torch."),
-        "shape": [llava.image_tokens, llava.tower.config.hidden_size],
+        "shape": [llava.tiling.each, llava.tower.config.hidden_size],
         "group": group,
         "versions": {name: version for name, version in versions().items() if name in PACKAGES},
         "device": _device(llava.device),

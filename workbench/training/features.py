@@ -1,10 +1,12 @@
 """What the vision tower makes of each image: held in memory where all fits, else read from the disk, else computed.
 
 Knows: opening images ahead in threads, a budget of memory, and that an image's features depend on the image alone.
-Does not know: datasets, conversations, packs (an image is a key), or how features lie on the disk.
+Does not know: datasets, conversations, packs (an image is a key), what becomes of an image's tiles, or how features lie
+on the disk.
 
-Images go through the tower in groups of one fixed size, filled up with a repetition where there are fewer: whether
-features come from memory, from the disk of another run or from the tower, they are the same bits, and so is training.
+Tiles (an image is one, or several for LLaVA-NeXT) go through the tower in groups of one fixed size, filled up with a
+repetition where there are fewer: whether features come from memory, from the disk of another run or from the tower,
+they are the same bits, and so is training.
 """
 
 from __future__ import annotations
@@ -19,23 +21,27 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from PIL.Image import Image as Picture
 
 from workbench.data.images import load_image, read_file
 from workbench.errors import ImageError, TrainingError
 from workbench.model.images import ImageMode
 from workbench.model.llava import Llava
+from workbench.model.tiles import AnyResMode
+from workbench.model.tiling import Tiling
 from workbench.progress import Progress
 from workbench.recipe import TrainSpec
 from workbench.training.feature_cache import FeatureCache
 from workbench.training.feature_key import feature_key
 from workbench.training.feature_rows import state_of
+from workbench.training.sizes import Sizes
 
 BUDGET = 1 << 30
 """Bytes of memory for features (or, while the tower trains, for pixels)."""
 CHUNK = 32
 """Images that are put into memory at once."""
 GROUP = 8
-"""Images that go through the tower at once on an accelerator; on a CPU it is one, which loses nothing there."""
+"""Tiles that go through the tower at once on an accelerator; on a CPU it is one, which loses nothing there."""
 DECODERS = max(4, min(16, (os.cpu_count() or 4) - 1))
 """Threads that open images: decoding and resizing release the interpreter's lock."""
 PENDING = 64
@@ -48,35 +54,73 @@ class Opened:
     """An image that was opened: its features where they are on the disk, else its pixels."""
 
     features: torch.Tensor | None = None
+    """(tiles, N, D)."""
     pixels: torch.Tensor | None = None
-    image: bytes | None = None
-    """SHA-256 of the file, to keep the features by."""
+    """(tiles, 3, H, W)."""
+    names: tuple[bytes, ...] = ()
+    """What to keep the features of each tile by."""
 
 
 class ImageFiles:
-    """Image files by key, opened in the way a model wants. Raises `ImageError` for one that cannot be used."""
+    """Image files by key, opened in the way a model wants. Raises `ImageError` for one that cannot be used.
 
-    def __init__(self, files: Mapping[str, Path], mode: ImageMode) -> None:
-        self.files, self.mode = files, mode
+    `sizes`: of all images, where `tiling` makes more tiles of a larger one.
+    """
+
+    def __init__(
+        self,
+        files: Mapping[str, Path],
+        mode: ImageMode | AnyResMode,
+        *,
+        tiling: Tiling | None = None,
+        sizes: Sizes | None = None,
+    ) -> None:
+        self.files, self.mode, self.tiling, self.sizes = files, mode, tiling, sizes
 
     def open(self, key: str, cache: FeatureCache | None = None) -> Opened:
-        """Features from the cache, or (3, H, W) pixels."""
+        """Features from the cache, or pixels."""
         path = self.files[key]
         if cache is None:
-            return Opened(pixels=self.mode.pixels(load_image(path)))
+            return Opened(pixels=self._tiles(key, load_image(path)))
         try:
             state = state_of(path)
         except OSError:
             state = ""  # `read_file` says what is wrong with it
-        image = cache.image(path, state)
-        features = cache.read(image) if image else None
-        if features is None:
-            data = read_file(path)  # one reading to hash and to decode: nothing can come between
-            known, image = image, cache.remember(path, state, data)
-            features = cache.read(image) if image != known else None
+        known = cache.image(path, state)
+        features = self._read(key, known, cache) if known else None
         if features is not None:
-            return Opened(features, image=image)
-        return Opened(pixels=self.mode.pixels(load_image(data, where=str(path))), image=image)
+            return Opened(features)
+        data = read_file(path)  # one reading to hash and to decode: nothing can come between
+        image = cache.remember(path, state, data)
+        features = self._read(key, image, cache) if image != known else None
+        if features is not None:
+            return Opened(features)
+        return Opened(pixels=self._tiles(key, load_image(data, where=str(path))), names=self._names(key, image))
+
+    def _tiles(self, key: str, picture: Picture) -> torch.Tensor:
+        """(tiles, 3, H, W). Raises `ImageError` for a picture that is not as large as was counted on."""
+        if self.sizes is not None and picture.size != self.sizes[key]:
+            found, expected = ("{} x {} pixels".format(*size) for size in (picture.size, self.sizes[key]))
+            fix = "put the file back as it was, or import the images again"
+            raise ImageError(str(self.files[key]), found=found, expected=f"{expected}, as recorded", fix=fix)
+        return self.mode.tiles(picture)
+
+    def _names(self, key: str, image: bytes) -> tuple[bytes, ...]:
+        """What the features of an image's tiles are kept by. `image`: SHA-256 of the file."""
+        if self.sizes is None or self.tiling is None:
+            return (image,)
+        size = self.sizes[key]
+        return tuple(image + f"{size} {number}".encode() for number in range(self.tiling.tiles(size)))
+
+    def _read(self, key: str, image: bytes, cache: FeatureCache) -> torch.Tensor | None:
+        """(tiles, N, D), if the cache has every tile."""
+        rows = []
+        for name in self._names(key, image):
+            row = cache.read(name)
+            if row is None:
+                return None
+            rows.append(row)
+        return torch.stack(rows)
 
 
 class FeatureStore:
@@ -104,33 +148,28 @@ class FeatureStore:
         self._lock = threading.Lock()
         self._wanted: dict[str, None] = {}
         self._opened: dict[str, Future[Opened]] = {}
-        self._slots: dict[str, int] = {}
-        self._held: torch.Tensor | None = None
+        self._held: dict[str, torch.Tensor] | None = None
 
     def fill(self, keys: Iterable[str], bar: Progress) -> list[ImageError]:
         """Compute or read and hold all of these, or none if they exceed the budget. Returns errors of images that fail.
 
-        Whether they fit is judged by the first one that can be opened.
+        Whether they fit is judged by those that were opened so far.
         """
         names, errors = sorted(set(keys)), []
-        slots: dict[str, int] = {}
-        held: torch.Tensor | None = None
+        held: dict[str, torch.Tensor] = {}
+        size = 0
         self.expect(names)
         for chunk in _chunks(names, CHUNK):
             opened = {key: self._try(key) for key in chunk}
             errors += [result for result in opened.values() if isinstance(result, ImageError)]
             good = {key: result for key, result in opened.items() if isinstance(result, Opened)}
-            if good:
-                made = self._rows(list(good.values()))
-                if held is None:
-                    if made[0].nbytes * len(names) > self.budget:
-                        self._expect_nothing()
-                        return errors
-                    held = made.new_empty((len(names), *made.shape[1:]))
-                held[len(slots) : len(slots) + len(good)] = made
-                slots |= {key: len(slots) + number for number, key in enumerate(good)}
+            held |= zip(good, self._rows(list(good.values())), strict=True)
+            size += sum(held[key].nbytes for key in good)
+            if held and size / len(held) * len(names) > self.budget:
+                self._expect_nothing()
+                return errors
             bar.advance(len(chunk), note=f"{self.read:,} from the disk" if self.read else None)
-        self._slots, self._held = slots, held
+        self._held = held or None
         if self.cache is not None:
             self.cache.flush()
         return errors
@@ -147,13 +186,16 @@ class FeatureStore:
                 self._begin()
 
     def get(self, keys: Sequence[str]) -> torch.Tensor:
-        """(n, N, D) features or (n, 3, H, W) pixels of n keys. Raises `ImageError` for one that cannot be opened."""
-        if self._held is not None:
-            return self._held[torch.tensor([self._slots[key] for key in keys])]
-        unique = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-        self.expect(unique)
-        rows = self._rows([self._take(key) for key in unique])
-        return rows[torch.tensor([unique[key] for key in keys])]
+        """(n, N, D) features or (n, 3, H, W) pixels of the n tiles of some images, in order.
+
+        Raises `ImageError` for one that cannot be opened.
+        """
+        held = self._held
+        if held is None:
+            unique = list(dict.fromkeys(keys))
+            self.expect(unique)
+            held = dict(zip(unique, self._rows([self._take(key) for key in unique]), strict=True))
+        return torch.cat([held[key] for key in keys])
 
     def __enter__(self) -> FeatureStore:
         return self
@@ -197,24 +239,29 @@ class FeatureStore:
 
     # --- the tower ----------------------------------------------------------------------------------------------
 
-    def _rows(self, opened: Sequence[Opened]) -> torch.Tensor:
-        """(n, N, D) of n images; on the CPU, where there is room for them, or (n, 3, H, W) pixels."""
+    def _rows(self, opened: Sequence[Opened]) -> list[torch.Tensor]:
+        """(tiles, N, D) of each image; on the CPU, where there is room for them, or (tiles, 3, H, W) pixels."""
         if self._encode is None:
-            return torch.stack([image.pixels for image in opened if image.pixels is not None])
-        rows = [image.features for image in opened]
-        new = [number for number, row in enumerate(rows) if row is None]
-        for numbers in _chunks(new, self.group):
-            made = self._compute([opened[number].pixels for number in numbers])  # type: ignore[misc]
-            for number, row in zip(numbers, made, strict=True):
-                rows[number] = row
-                if self.cache is not None and (image := opened[number].image) is not None:
-                    self.cache.write(image, row)
+            return [image.pixels for image in opened if image.pixels is not None]
+        new = [image for image in opened if image.pixels is not None]
+        tiles = [tile for image in new for tile in image.pixels]  # type: ignore[union-attr]
+        made = iter([row for some in _chunks(tiles, self.group) for row in self._compute(some)])
+        rows = []
+        for image in opened:
+            if image.features is not None:
+                rows.append(image.features)
+                continue
+            found = [next(made) for _ in image.pixels]  # type: ignore[union-attr]
+            rows.append(torch.stack(found))
+            if self.cache is not None:
+                for name, row in zip(image.names, found, strict=True):
+                    self.cache.write(name, row)
         self.read, self.computed = self.read + len(rows) - len(new), self.computed + len(new)
-        return torch.stack(rows)  # type: ignore[arg-type]
+        return rows
 
     @torch.no_grad()
     def _compute(self, pixels: list[torch.Tensor]) -> torch.Tensor:
-        """(b, N, D) of at most `group` images, rounded to `keep`."""
+        """(b, N, D) of at most `group` tiles, rounded to `keep`."""
         assert self._encode is not None
         whole = torch.stack(pixels + pixels[-1:] * (self.group - len(pixels)))
         made = self._encode(whole)[: len(pixels)].cpu()
@@ -227,13 +274,20 @@ class FeatureStore:
 
 
 def group_of(device: torch.device) -> int:
-    """Images that go through a frozen tower at once."""
+    """Tiles that go through a frozen tower at once."""
     return 1 if device.type == "cpu" else GROUP
 
 
-def open_store(llava: Llava, files: Mapping[str, Path], spec: TrainSpec, *, say: Callable[[str], None]) -> FeatureStore:
+def open_store(
+    llava: Llava,
+    files: Mapping[str, Path],
+    spec: TrainSpec,
+    *,
+    sizes: Sizes | None = None,
+    say: Callable[[str], None],
+) -> FeatureStore:
     """The store a run needs: with a cache on the disk if the tower is frozen and the recipe has one."""
-    images = ImageFiles(files, llava.image_mode)
+    images = ImageFiles(files, llava.image_mode, tiling=llava.tiling, sizes=sizes)
     if llava.vision_trains:
         return FeatureStore(images, None)
     group = group_of(llava.device)

@@ -34,7 +34,7 @@ class Piece:
 
     batch: Batch
     images: torch.Tensor | None
-    """Features or pixels of the batch's images, in order; None without any."""
+    """Features or pixels of the tiles of the batch's images, in order; None without any."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Work:
     supervised: int
     tokens: int
     images: int
+    tiles: int
+    """Squares that the tower sees of the images."""
     conversations: int
     pairs: int
     """Pairs of tokens that see each other."""
@@ -66,7 +68,7 @@ class Feed:
     ) -> None:
         self.plan, self.examples, self.store, self.pack_tokens = plan, examples, store, pack_tokens
         self.rank, self.world = rank, world
-        self.device, self.image_token_id = llava.device, llava.image_token_id
+        self.device, self.image_token_id, self.tiling = llava.device, llava.image_token_id, llava.tiling
 
     def stream(self, start: int, stop: int) -> Iterator[Work | Piece]:
         """For every step a `Work`, then its pieces. A process may have none in a step with few packs."""
@@ -91,7 +93,7 @@ class Feed:
 
     def _lay(self, pack: Pack, examples: Sequence[Example]) -> Batch:
         laid = [[examples[entry.number] for entry in tree.members] for tree in pack]
-        return collate(laid, image_token_id=self.image_token_id)
+        return collate(laid, image_token_id=self.image_token_id, tiling=self.tiling)
 
     def _laid(self, start: int, stop: int) -> Iterator[Work | Batch]:
         for number in range(start, stop):
@@ -101,6 +103,7 @@ class Feed:
                 supervised=sum(tree.supervised for tree in trees),
                 tokens=sum(tree.tokens for tree in trees),
                 images=sum(tree.images for tree in trees),
+                tiles=sum(tree.tiles for tree in trees),
                 conversations=sum(len(tree) for tree in trees),
                 pairs=sum(pairs(tree.prefix, [entry.branch for entry in tree.members]) for tree in trees),
                 pieces=len(mine),

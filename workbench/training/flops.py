@@ -33,14 +33,14 @@ class StepCost:
     supervised: float
     """Per token that is predicted: the head, and the rest of the last layer."""
     image: float
-    """Per image: the projector, and the tower where it runs in the step."""
+    """Per tile of an image: the projector, and the tower where it runs in the step."""
     pair: float
     """Per token and token that it sees, without the last layer."""
     last_pair: float
     """Per token that is predicted and token that it sees, in the last layer."""
 
     def of(self, *, tokens: int, supervised: int, images: int, pairs: int) -> float:
-        """Operations of a step with so many of each."""
+        """Operations of a step with so many of each; `images`: tiles of images."""
         pair = self.pair + self.last_pair * supervised / max(1, tokens)
         return self.token * tokens + self.supervised * supervised + self.image * images + pair * pairs
 
@@ -63,7 +63,7 @@ def step_cost(llava: Llava, *, encodes: bool) -> StepCost:
     return StepCost(
         token=_linear(language, flows=flows) - last,
         supervised=_linear(llava.model.lm_head, flows=flows) + last,
-        image=llava.image_tokens * projector + (_tower(llava) if encodes or vision else 0),
+        image=llava.tiling.each * projector + (_tower(llava) if encodes or vision else 0),
         pair=(text.num_hidden_layers - pruned) * pair,
         last_pair=pruned * pair,
     )
@@ -108,7 +108,7 @@ def _linear(part: nn.Module, *, flows: bool) -> float:
 
 
 def _tower(llava: Llava) -> float:
-    """Operations per image of the tower, up to the layer whose output is used."""
+    """Operations per tile of the tower, up to the layer whose output is used."""
     config = llava.tower.config
     layer, layers = llava.model.config.vision_feature_layer, config.num_hidden_layers
     used = layer if layer >= 0 else layers + 1 + layer

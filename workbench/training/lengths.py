@@ -19,10 +19,11 @@ import numpy as np
 import polars as pl
 
 from workbench.errors import DiskError, WorkbenchError
+from workbench.model.tiling import Tiling
 from workbench.progress import Progress
 from workbench.resources import state_folder, write_atomic
 from workbench.training.example import Example
-from workbench.training.examples import Examples, to_example
+from workbench.training.examples import Examples
 from workbench.training.packing import Entry
 from workbench.training.source import refuse
 
@@ -36,6 +37,10 @@ COLUMNS: dict[str, Any] = {
     "images": pl.Int32,
     "shared_images": pl.Int32,
     "key": pl.Int64,
+    "tiles": pl.Int32,
+    "shared_tiles": pl.Int32,
+    "image_tokens": pl.Int32,
+    "shared_image_tokens": pl.Int32,
 }
 STAMPS = ("stamp", "stamp2")
 """Two 64-bit hashes of a conversation's messages: 128 bits name them."""
@@ -54,6 +59,11 @@ class Lengths:
     def entries(self) -> list[Entry]:
         columns = [self.frame[name].to_list() for name in COLUMNS]
         return list(map(Entry, range(len(self)), *columns))
+
+    def tiles(self, images: int) -> int:
+        """Tiles of so many different images, if these are like the images of the conversations."""
+        tiles, shown = (int(self.frame[name].sum()) for name in ("tiles", "images"))
+        return -(-images * tiles // shown) if shown else images
 
     def unfit(self, max_tokens: int) -> pl.DataFrame:
         """`number`, `id`, `tokens` and `long` of conversations that are too long or have nothing to train on."""
@@ -83,9 +93,11 @@ def measure(examples: Examples, *, name: str, bar: Progress | None = None) -> Le
     cannot be written (a full disk) lengths are measured all the same, and not kept.
     """
     frame, bar = examples.rows.frame, bar or Progress("lengths", total=len(examples))
-    stamped = frame.select(
-        stamp=frame.select("messages").hash_rows(seed=1), stamp2=frame.select("messages").hash_rows(seed=2)
-    )
+    told = frame.select("messages")
+    if examples.sizes is not None:  # of images whose conversations do not carry their size
+        sizes = [str([examples.sizes[key] for key in keys or ()]) for keys in frame["keys"].to_list()]
+        told = told.with_columns(sizes=pl.Series(sizes))
+    stamped = frame.select(stamp=told.hash_rows(seed=1), stamp2=told.hash_rows(seed=2))
     index = Index(examples, name)
     found = stamped.join(index.rows, on=STAMPS, how="left", maintain_order="left")
     absent = found["tokens"].is_null().arg_true().to_numpy()
@@ -107,7 +119,7 @@ def _measured(examples: Examples, numbers: np.ndarray, problems: list[str], bar:
         part = numbers[start : start + CHUNK]
         for number, conversation in zip(part.tolist(), examples.among(part), strict=True):
             try:
-                yield examples.keep(number, to_example(conversation, examples.reader))
+                yield examples.keep(number, examples.example(conversation))
             except WorkbenchError as error:
                 problems.append(str(error))
                 yield None
@@ -119,17 +131,15 @@ class Index:
 
     def __init__(self, examples: Examples, name: str) -> None:
         reader = examples.reader
-        settings = f"{reader.renderer.fingerprint()} {reader.image_tokens} polars {pl.__version__}"
+        self.tiling = reader.tiling
+        settings = f"{reader.renderer.fingerprint()} {reader.tiling} polars {pl.__version__}"
         key = "-".join(hashlib.sha256(text.encode()).hexdigest()[:16] for text in (os.path.abspath(name), settings))
         self.path = state_folder() / "lengths" / f"{key}.parquet"
         self.rows = self._read()
 
     def add(self, stamps: pl.DataFrame, measured: Iterator[Example | None]) -> None:
         """Take in what was measured and save."""
-        rows = [
-            None if e is None else (e.tokens, e.prefix, e.supervised, len(e.images), e.shared_images, e.share_key)
-            for e in measured
-        ]
+        rows = [None if example is None else _row(example, self.tiling) for example in measured]
         good = np.array([row is not None for row in rows], bool)
         new = pl.DataFrame([row for row in rows if row is not None], schema=COLUMNS, orient="row")
         whole = stamps.filter(pl.Series(good)).hstack(new)
@@ -155,3 +165,13 @@ class Index:
         self.rows.write_parquet(buffer, compression="zstd")
         with suppress(DiskError):  # it saves time and is nobody's data
             write_atomic(self.path, buffer.getvalue())
+
+
+def _row(example: Example, tiling: Tiling) -> tuple[int | None, ...]:
+    """An example's `COLUMNS`."""
+    shared = example.shared_images
+    tiles = [tiling.tiles(size) for size in example.sizes] or [1] * len(example.images)
+    return (
+        *(example.tokens, example.prefix, example.supervised, len(example.images), shared, example.share_key),
+        *(sum(tiles), sum(tiles[:shared]), sum(example.counts), sum(example.counts[:shared])),
+    )

@@ -42,6 +42,8 @@ def joint_losses(llava: Llava, batch: Batch, images: torch.Tensor | None) -> tor
     side = llava.model.config.vision_config.image_size
     with llava.autocast():
         blank = 0.0 * llava.project(llava.tower_features(torch.zeros(1, 3, side, side))).float().sum()
+        if llava.newline is not None:
+            blank = blank + 0.0 * llava.newline.float().sum()
     return token_losses(llava, batch, None) + blank  # made first, so that its gradients come last, as an image's do
 
 

@@ -78,8 +78,13 @@ def mix(parts: Sequence[Part], *, seed: int, say: Callable[[str], None] = print)
             return resolvers[name](replace(image, root=root))
         return parts[0].source.resolve(image)
 
+    def recorded() -> pl.DataFrame:
+        marks = ["", *(f"{name}:" for name in names[1:])]
+        held = [part.source.recorded() for part in parts]
+        return pl.concat([one.with_columns(key=mark + pl.col("key")) for mark, one in zip(marks, held, strict=True)])
+
     left_out = sum(part.source.left_out for part in parts)
-    return Source(Rows(pl.concat(train)), Rows(pl.concat(val)), resolve, left_out)
+    return Source(Rows(pl.concat(train)), Rows(pl.concat(val)), resolve, left_out, recorded)
 
 
 def amounts(parts: Sequence[Part], sizes: Sequence[int]) -> list[int]:

@@ -42,6 +42,12 @@ class Entry:
     """How many of them lie in the prefix."""
     key: Hashable | None = None
     """Equal for conversations with the same prefix; None where nothing is shared."""
+    tiles: int = 0
+    """Squares that the tower sees of its images."""
+    shared_tiles: int = 0
+    image_tokens: int = 0
+    """How many of its tokens are images'."""
+    shared_image_tokens: int = 0
 
     @property
     def branch(self) -> int:
@@ -78,8 +84,20 @@ class Tree:
     @property
     def images(self) -> int:
         """Images in it, a shared one counted once."""
-        first = self.members[0].shared_images
-        return first + sum(entry.images - first for entry in self.members)
+        return self._once("images", "shared_images")
+
+    @property
+    def tiles(self) -> int:
+        """Squares that the tower sees of them."""
+        return self._once("tiles", "shared_tiles")
+
+    @property
+    def image_tokens(self) -> int:
+        return self._once("image_tokens", "shared_image_tokens")
+
+    def _once(self, all_of: str, shared: str) -> int:
+        first: int = getattr(self.members[0], shared)
+        return first + sum(getattr(entry, all_of) - first for entry in self.members)
 
     def split(self, count: int) -> tuple[Tree, Tree | None]:
         """The first `count` conversations and the rest, if there is one."""

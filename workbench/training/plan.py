@@ -40,6 +40,7 @@ from workbench.training.optim import check_optimizer
 from workbench.training.packing import Entry, Pack, Plan, packs
 from workbench.training.room import LOOSE, MARGIN, choose_layers, free_memory, held_images, kept_images
 from workbench.training.sharded_memory import in_shards
+from workbench.training.sizes import find_sizes
 from workbench.training.source import find_images
 from workbench.training.strip import Strip
 
@@ -74,23 +75,24 @@ def plan(
     recipe = _countable(recipe)
     train = recipe.train
     source = read_sources(recipe.data, seed=train.seed, dataset=dataset, say=lambda text: None)
-    find_images(source)
+    files = find_images(source)
     made = outline(recipe.model, template=recipe.template, image_mode=recipe.image_mode)
     llava = made.llava
     check_optimizer(train.optimizer, llava.device)
     check_window(llava, train.max_tokens)
     name = str(dataset.path if dataset else recipe.data.dataset)
-    lengths, val = (_measure(Examples(rows, llava), name) for rows in (source.train, source.val))
+    sizes = find_sizes(source, files, llava.tiling)
+    lengths, val = (_measure(Examples(rows, llava, sizes), name) for rows in (source.train, source.val))
     too_long, untrained, good = _unfit(lengths, val, train.max_tokens)
     images = source.train.keys.height
-    sizes = {"images": images, "free": free_memory(llava.device, train), "processes": processes}
-    foreseen = Foreseen(Foresight(made, train), good.entries(), **sizes)
+    tiles = good.tiles(images)
+    there = {"tiles": tiles, "free": free_memory(llava.device, train), "processes": processes}
+    foreseen = Foreseen(Foresight(made, train), good.entries(), **there)
     if fit or train.fit:
         recipe, foreseen = fitted(recipe, foreseen)
     memory, every, worst = foreseen.fullest()
     order = foreseen.order(recipe.train.pack_tokens)
-    known = {"image_tokens": llava.image_tokens, "left_out": source.left_out}
-    counts = describe(good, val, recipe.train, order, images=images, **known)
+    counts = describe(good, val, recipe.train, order, images=images, left_out=source.left_out)
     share = sum(tree.tokens for tree in worst.pack)
     operations = memory.flops / share * counts.tokens * counts.epochs
     return Forecast(
@@ -108,9 +110,9 @@ def plan(
         worst=worst.pack,
         pieces=worst.pieces,
         held=foreseen.held,
-        kept=kept_images(llava, images, recipe.train),
+        kept=kept_images(llava, tiles, recipe.train),
         seconds=operations / matrix_speed(llava) / processes,
-        strip=Strip(llava, source.train[0]),
+        strip=Strip(llava, source.train[0], sizes),
         advice="" if memory.peak <= MARGIN * foreseen.free else advise(recipe, foreseen),
     )
 
@@ -147,14 +149,15 @@ def settle_memory(recipe: Recipe, llava: Llava, lengths: Lengths, images: int, p
     free = free_memory(llava.device, train) + (weights if train.memory_gb is None else 0)
     every, tight = int(train.checkpointing == "on"), train.allocator == "tight"
     longest = max(train.pack_tokens, int(lengths.frame["tokens"].max() or 0))  # type: ignore[arg-type]
-    if LOOSE * (at_most(llava, longest) + held_images(llava, images, train)) <= MARGIN * free:
+    tiles = lengths.tiles(images)
+    if LOOSE * (at_most(llava, longest) + held_images(llava, tiles, train)) <= MARGIN * free:
         return every, tight, ""
     if train.checkpointing != "auto" and (train.allocator != "auto" or llava.device.type != "cpu"):
         return every, tight, ""
     quantised = any(map(is_quantised, llava.model.modules()))
     settings = {"template": recipe.template, "image_mode": recipe.image_mode}
     made = outline(recipe.model, **settings) if quantised else outline_of(llava)
-    sizes = {"images": images, "free": free, "processes": processes}
+    sizes = {"tiles": tiles, "free": free, "processes": processes}
     foreseen = Foreseen(Foresight(made, train), lengths.entries(), **sizes)
     memory, every, _ = foreseen.fullest()
     tight = tight or (train.allocator == "auto" and LOOSE * memory.peak > MARGIN * free)
@@ -176,9 +179,9 @@ class Foreseen:
     """A recipe's memory as a function of its settings, over one dataset."""
 
     def __init__(
-        self, foresight: Foresight, entries: Sequence[Entry], *, images: int, free: int, processes: int
+        self, foresight: Foresight, entries: Sequence[Entry], *, tiles: int, free: int, processes: int
     ) -> None:
-        self.foresight, self.entries, self.images, self.free = foresight, entries, images, free
+        self.foresight, self.entries, self.tiles, self.free = foresight, entries, tiles, free
         self.processes = processes
         self.train: TrainSpec = foresight.train
         self._orders: dict[int, Plan] = {}
@@ -186,7 +189,7 @@ class Foreseen:
     @property
     def held(self) -> int:
         """Bytes of image features or pixels that stay in memory."""
-        return held_images(self.foresight.llava, self.images, self.train)
+        return held_images(self.foresight.llava, self.tiles, self.train)
 
     def worst(self, pack_tokens: int) -> Worst:
         """By size: every token is as many numbers as the layers are wide together, a supervised one the vocabulary."""
@@ -240,7 +243,7 @@ def fitted(recipe: Recipe, foreseen: Foreseen) -> tuple[Recipe, Foreseen]:
 
     Features that the disk cannot hold all of are not kept there: each would be dropped before its next turn.
     """
-    kept = kept_images(foreseen.foresight.llava, foreseen.images, recipe.train)
+    kept = kept_images(foreseen.foresight.llava, foreseen.tiles, recipe.train)
     if kept > room_on_disk(int(recipe.train.feature_cache_gb * 2**30)):
         recipe = recipe.with_overrides("train.feature_cache=off")
         foreseen.train = recipe.train
@@ -271,7 +274,7 @@ def advise(recipe: Recipe, foreseen: Foreseen) -> str:
     for change in _lighter(recipe):
         lighter = recipe.with_overrides(*change)
         made = outline(lighter.model, template=lighter.template, image_mode=lighter.image_mode)
-        sizes = {name: getattr(foreseen, name) for name in ("images", "free", "processes")}
+        sizes = {name: getattr(foreseen, name) for name in ("tiles", "free", "processes")}
         other = Foreseen(Foresight(made, lighter.train), foreseen.entries, **sizes)
         memory, _, _ = other.fullest(tokens, "on")
         if memory.peak <= MARGIN * foreseen.free:

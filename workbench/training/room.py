@@ -73,16 +73,16 @@ def _left_by_the_container() -> int:
 
 
 def held_images(llava: Llava, count: int, train: TrainSpec) -> int:
-    """Bytes of the features (pixels where the tower trains) of so many images, if they are kept in memory; else of
+    """Bytes of the features (pixels where the tower trains) of so many tiles, if they are kept in memory; else of
     the images that are opened ahead."""
     pixels = 3 * llava.model.config.vision_config.image_size**2 * 4
     kept = count * pixels if llava.vision_trains else kept_images(llava, count, train)
-    return kept if 0 < kept <= BUDGET else min(count, PENDING) * pixels
+    return kept if 0 < kept <= BUDGET else min(count, PENDING * llava.tiling.most) * pixels
 
 
 def kept_images(llava: Llava, count: int, train: TrainSpec) -> int:
-    """Bytes that the features of so many images take, in memory or on the disk; 0 where none are kept."""
+    """Bytes that the features of so many tiles take, in memory or on the disk; 0 where none are kept."""
     if llava.vision_trains or train.feature_cache == "off":
         return 0
     kept = torch.float16 if train.feature_cache == "fp16" else next(llava.tower.parameters()).dtype
-    return count * llava.image_tokens * llava.model.config.vision_config.hidden_size * kept.itemsize
+    return count * llava.tiling.each * llava.model.config.vision_config.hidden_size * kept.itemsize

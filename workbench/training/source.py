@@ -13,8 +13,9 @@ import difflib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import polars as pl
@@ -29,6 +30,8 @@ from workbench.recipe import DataSpec
 
 NEEDED = ("id", "messages", "split", "task")
 """Columns that training looks at. Where a conversation came from is left where it is."""
+SIZE_COLUMNS: dict[str, Any] = {"key": pl.String, "width": pl.Int64, "height": pl.Int64}
+"""An image's key, and its size in pixels."""
 SHOWN = 10
 """At most so many bad samples are spelled out in an error; the rest are counted."""
 
@@ -86,6 +89,8 @@ class Source:
     """Where an image's file lies. Raises `DataError`."""
     left_out: int = 0
     """So many conversations of these tasks are not `ok`, or show an image that is not, in whatever split."""
+    recorded: Callable[[], pl.DataFrame] = lambda: pl.DataFrame(schema=SIZE_COLUMNS)
+    """What is recorded of the sizes of images, beside what conversations carry: columns `SIZE_COLUMNS`."""
 
 
 def image_key(image: Image) -> str:
@@ -97,13 +102,13 @@ def read_source(spec: DataSpec, *, seed: int, dataset: Dataset | None = None) ->
 
     Without a validation split in the data, `val_fraction` of the conversations is taken by whole images, by the seed.
     """
-    left_out = 0
+    left_out, recorded = 0, Source.recorded
     if dataset is None and Path(spec.dataset).suffix in (".json", ".jsonl"):
         rows, resolve, where = Rows(_read_file(spec)), _file_root(spec), spec.dataset
     else:
         dataset = dataset or Dataset.open(spec.dataset)
         rows, left_out = _read_dataset(dataset, spec.tasks)
-        resolve, where = dataset.resolver(), str(dataset.path)
+        resolve, where, recorded = dataset.resolver(), str(dataset.path), partial(_recorded, dataset)
     train = rows.where(pl.col("part").is_null() | (pl.col("part") == "train"))
     val = rows.where(pl.col("part") == "val")
     _check_tasks(where, spec.tasks, train)
@@ -118,7 +123,7 @@ def read_source(spec: DataSpec, *, seed: int, dataset: Dataset | None = None) ->
         train, val = hold_out(train, spec.val_fraction, rng)
     if spec.max_conversations is not None and spec.max_conversations < len(train):
         train = train.take(np.sort(rng.choice(len(train), spec.max_conversations, replace=False)))
-    return Source(train, val, resolve, left_out)
+    return Source(train, val, resolve, left_out, recorded)
 
 
 def hold_out(rows: Rows, fraction: float, rng: np.random.Generator) -> tuple[Rows, Rows]:
@@ -212,6 +217,11 @@ def _read_dataset(dataset: Dataset, tasks: Sequence[str] | None) -> tuple[Rows, 
         left_out += _count(rows.filter(~pl.col("usable")), tasks)
         held.append(_with_images(rows.filter("usable").select(*NEEDED, "part")))
     return Rows(pl.concat(held)), left_out
+
+
+def _recorded(dataset: Dataset) -> pl.DataFrame:
+    key = pl.format("{}/{}", "root", "path").alias("key")
+    return dataset.images.select(key, "width", "height").drop_nulls()
 
 
 def _read_file(spec: DataSpec) -> pl.DataFrame:

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from workbench.conversation import IMAGE_MARK, Conversation
 from workbench.model.render_file import coloured
-from workbench.training.examples import Reader
+from workbench.training.examples import Reader, to_example
+from workbench.training.sizes import Sizes
 
 HTML = '<pre style="white-space:pre-wrap">{code}</pre>'
 
@@ -24,6 +25,8 @@ class Strip:
 
     reader: Reader
     conversation: Conversation
+    sizes: Sizes | None = None
+    """Of its images, where the model makes more tokens of a larger one."""
 
     def text(self, console: Console | None = None) -> str:
         """With ANSI colours where `console` (standard output) has them, else with ⟦ and ⟧ around what is trained."""
@@ -42,10 +45,11 @@ class Strip:
 
     def _shown(self, console: Console) -> Text:
         """The tokens as text; an image's many are folded into one mark with their number."""
+        counts = to_example(self.conversation, self.reader, self.sizes).counts
         shown = coloured(self.reader.renderer, self.reader.renderer.render(self.conversation), console)
         folded = Text()
         for number, part in enumerate(shown.split(IMAGE_MARK, allow_blank=True)):
             if number:
-                folded.append(f"[image: {self.reader.image_tokens} tokens]", style="cyan")
+                folded.append(f"[image: {counts[number - 1]} tokens]", style="cyan")
             folded.append_text(part)
         return folded

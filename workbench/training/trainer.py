@@ -50,6 +50,7 @@ from workbench.training.peers import Peers
 from workbench.training.placement import place
 from workbench.training.plan import settle, settle_memory
 from workbench.training.room import tighten
+from workbench.training.sizes import Sizes, find_sizes
 from workbench.training.source import Source, find_images, refuse_images, users_of
 from workbench.training.state import Checkpoints
 from workbench.training.trackers import Trackers, check_installed
@@ -122,7 +123,8 @@ class Loop:
             recipe.model, template=recipe.template, image_mode=recipe.image_mode, seed=spec.seed
         )
         check_window(self.llava, spec.max_tokens)
-        examples, self.val_examples = Examples(source.train, self.llava), Examples(source.val, self.llava)
+        sizes = find_sizes(source, files, self.llava.tiling)
+        examples, self.val_examples = (Examples(rows, self.llava, sizes) for rows in (source.train, source.val))
         name = str(dataset.path if dataset else recipe.data.dataset)
         with processes.main_first():
             lengths, val = (self._measure(each, name) for each in (examples, self.val_examples))
@@ -147,9 +149,9 @@ class Loop:
         plan = Plan.of(lengths.entries(), spec)
         self.steps_per_epoch = plan.steps_per_epoch
         self.steps = plan.steps(spec)
-        sizes = {"images": source.train.keys.height, "image_tokens": self.llava.image_tokens}
-        self._say(str(describe(lengths, val, spec, plan, left_out=source.left_out, **sizes)))
-        store = self._open_images(source, files)
+        images = source.train.keys.height
+        self._say(str(describe(lengths, val, spec, plan, images=images, left_out=source.left_out)))
+        store = self._open_images(source, files, sizes)
         self.users = users_of(source, files)
         rank, world = processes.rank, processes.world
         self.feed = Feed(plan, examples, store, self.llava, pack_tokens=spec.pack_tokens, rank=rank, world=world)
@@ -320,10 +322,10 @@ class Loop:
         lengths.refuse_unfit(self.spec.max_tokens)
         return lengths
 
-    def _open_images(self, source: Source, files: dict[str, Path]) -> FeatureStore:
+    def _open_images(self, source: Source, files: dict[str, Path], sizes: Sizes | None) -> FeatureStore:
         """Every image that is needed, opened and through a frozen tower once if that fits in memory."""
         keys = files.keys()
-        store = open_store(self.llava, files, self.spec, say=self._say)
+        store = open_store(self.llava, files, self.spec, sizes=sizes, say=self._say)
         with self._bar("images", len(keys), "image") as bar:
             refuse_images(store.fill(keys, bar), source, files)
         return store

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from pydantic import ValidationError
+from torch import nn
 from torch.nn import functional
 
 from workbench.errors import TrainingError
@@ -61,8 +62,11 @@ class Zero:
         self.deepspeed = _deepspeed(llava.device)
         _check(self.deepspeed, self.config["zero_optimization"])
         self.provable = affordable(llava)
-        towers = [llava.tower] if llava.vision_trains else []
-        self.root = Root(llava, llava.model.model.language_model, llava.projector, llava.model.lm_head, *towers)
+        more = [llava.tower] if llava.vision_trains else []
+        more += [nn.ParameterList([llava.newline])] if llava.newline is not None else []
+        self.root = Root(llava, llava.model.model.language_model, llava.projector, llava.model.lm_head, *more)
+        if llava.newline is not None:
+            self.deepspeed.zero.register_external_parameter(self.root, llava.newline)
 
     def turns(self, pieces: int) -> int:
         """As many as the busiest process: gradients are added up, and weights come together, where all compute."""

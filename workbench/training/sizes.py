@@ -1,0 +1,61 @@
+"""How large every image of a run is, for models that make more tokens of a larger one.
+
+Knows: sizes that conversations carry or a dataset records, and headers of files for the others. Does not know: what is
+made of a size; that a file is as large as was recorded is checked when it is opened (`features.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import polars as pl
+
+from workbench.data import tables
+from workbench.data.images import image_size
+from workbench.errors import ImageError
+from workbench.model.tiling import Size, Tiling
+from workbench.training.source import Source, refuse_images
+
+READERS = 8
+"""Threads that read headers: most of it is waiting for the disk."""
+Sizes = Mapping[str, Size]
+"""Image key -> (width, height) in pixels, upright."""
+
+
+def find_sizes(source: Source, files: Mapping[str, Path], tiling: Tiling) -> Sizes | None:
+    """The size of every image; None for a model to which it does not matter.
+
+    Raises `TrainingError` naming each image that cannot be read, with the conversations that need it.
+    """
+    if not tiling.varies:
+        return None
+    sizes: dict[str, Size] = {}
+    for known in (_carried(source.train.frame), _carried(source.val.frame), source.recorded()):
+        for key, width, height in known.unique("key", keep="first", maintain_order=True).iter_rows():
+            if key in files:
+                sizes.setdefault(key, (width, height))
+    unknown = sorted(files.keys() - sizes.keys())
+    errors = []
+    with ThreadPoolExecutor(READERS) as pool:
+        for key, read in zip(unknown, pool.map(_size, (files[key] for key in unknown)), strict=True):
+            if isinstance(read, ImageError):
+                errors.append(read)
+            else:
+                sizes[key] = read
+    refuse_images(errors, source, dict(files))
+    return sizes
+
+
+def _size(path: Path) -> Size | ImageError:
+    try:
+        return image_size(path)
+    except ImageError as error:
+        return error
+
+
+def _carried(frame: pl.DataFrame) -> pl.DataFrame:
+    """`SIZE_COLUMNS` of the images whose size their conversations carry."""
+    key = pl.format("{}/{}", "root", "path").alias("key")
+    return tables.images_of(frame).select(key, "width", "height").drop_nulls()
