@@ -90,10 +90,10 @@ def test_widgets_are_read_typed_into_and_searched(browser: Any, lab: str, tmp_pa
     context = browser.new_context(viewport={"width": 1300, "height": 1250})
     context.set_default_timeout(WAIT)
     asked: list[str] = []
-    context.on("request", lambda request: asked.append(request.url))
     context.route(lambda url: "://127.0.0.1" not in url, lambda route: route.abort())
     page, problems = context.new_page(), []
     page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))  # not what FiftyOne's own page asks for
     try:
         page.goto(lab)
         _walk_the_strip(page, run_cell(page, 0).locator(".wb-tokens"))
