@@ -25,8 +25,6 @@ CHUNK = 256, 4096
 smaller the model, the more), and on other devices half of the most."""
 SPARE = 256
 """Columns beyond those that one row alone asks for, so that the next turns of its talk find room."""
-
-
 RESTING = 0.25
 """What share of the budget for kept beginnings the slots of one talk may have while nobody asks."""
 
