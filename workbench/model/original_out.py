@@ -272,7 +272,8 @@ def _refuse(llava: Llava, weights: str) -> None:
         return
     if llava.spec["trained"] or "language" not in llava.folders or next(adapted(llava.model, VISION), None):
         found = "a model whose base is no language model of its own, or was trained in full"
-        raise ModelError(f"weights: {weights}", found=found, expected="adapters and a projector", fix="use merged")
+        expected, fix = "adapters and a projector", "use --weights merged"
+        raise ModelError(f"weights: {weights}", found=found, expected=expected, fix=fix)
     if (weights == "adapter") != has_adapter(llava.model):
         found = "no adapter" if weights == "adapter" else "an adapter, which would be lost"
         fix = "--weights merged" if weights == "adapter" else "--weights adapter or merged"
