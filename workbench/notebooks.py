@@ -28,7 +28,6 @@ LIVE = "live"
 """Tag of a cell that is for a person who looks, such as FiftyOne's App: not run for a page."""
 CELL_SECONDS = 1800
 """A cell that takes longer has failed: a training on a busy machine may take long."""
-WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def notebook_names() -> list[str]:
@@ -153,13 +152,11 @@ def as_page(notebook: NotebookNode, title: str) -> str:
     from nbconvert import HTMLExporter
 
     shown = deepcopy(notebook)
-    shown.metadata.pop("widgets", None)
+    shown.metadata.pop("widgets", None)  # a widget whose state is not there is shown by its own HTML
     shown.metadata["title"] = title
     for cell in shown.cells:
         if LIVE in cell.metadata.get("tags", ()):
             cell.outputs = []
-        for output in cell.get("outputs", ()):
-            output.get("data", {}).pop(WIDGET, None)
     exporter = HTMLExporter(
         template_name="lab", template_file="notebook.html.jinja", extra_loaders=[PackageLoader("workbench", ".")]
     )

@@ -25,7 +25,7 @@ from workbench.losses import LossFile
 from workbench.model.llava import Llava, build
 from workbench.model.precision import pick_device
 from workbench.model.stages import prepare
-from workbench.progress import Progress
+from workbench.progress import Progress, in_notebook
 from workbench.progress import progress as make_bar
 from workbench.recipe import Recipe, TrainSpec
 from workbench.run import Run
@@ -370,7 +370,7 @@ class Loop:
 
     def _say(self, text: str) -> None:
         if self.show and text:
-            print(text, file=sys.stderr, flush=True)
+            print(text, file=sys.stdout if in_notebook() else sys.stderr, flush=True)  # a notebook marks stderr red
 
 
 def _masks(spec: TrainSpec) -> str:
