@@ -115,7 +115,7 @@ BAD: list[tuple[str, Callable[[Path], dict[str, Any]], str]] = [
     ("nothing there", lambda p: {"source": p / "gone"}, "gone: found no such file or folder"),
     ("an empty folder", lambda p: {"source": p / "empty"}, "empty: found an empty folder; expected pictures"),
     ("an empty file", lambda p: {"source": p / "empty.json"}, "empty.json: found an empty file"),
-    ("no format of ours", lambda p: {"source": p / "notes.doc"}, "notes.doc: found a file that begins with b'word"),
+    ("no format of ours", lambda p: {"source": p / "notes.doc"}, "notes.doc: found a file that begins with 'word"),
     ("other JSON", lambda p: {"source": p / "other.json"}, "found JSON with the keys question, answer"),
     ("captions alone", lambda p: {"source": p / "captions.jsonl"}, "name the folder instead"),
     ("one picture", lambda p: {"source": p / "in/a.jpg"}, "a single picture; expected a folder of them"),

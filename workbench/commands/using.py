@@ -10,6 +10,9 @@ from workbench.commands.common import FORMATS, AddVerb, add_json, add_loading, a
 from workbench.commands.scoring import asked_of
 from workbench.errors import DataError, WorkbenchError
 
+OF_MODELS = ("run.json", "checkpoint.json", "config.json", "adapter_config.json", "mm_projector.bin")
+"""One of them lies in every folder of a model; a folder without any is taken for pictures or a dataset."""
+
 
 def _chat(given: argparse.Namespace) -> int:
     from workbench.chat_model import SamplingOptions
@@ -23,7 +26,8 @@ def _chat(given: argparse.Namespace) -> int:
 
 def _export(given: argparse.Namespace) -> None:
     dataset = Path(given.run, "card.yaml").is_file()
-    if given.form not in ("hf", *giving.FORMS) and (dataset or given.form != "llava"):
+    pictures = Path(given.run).is_dir() and not any(Path(given.run, name).exists() for name in OF_MODELS)
+    if given.form not in ("hf", *giving.FORMS) and (dataset or pictures or given.form != "llava"):
         return _export_dataset(given)
     if dataset:
         fix = "--as llava, sharegpt, coco, hf-dataset, images, pdf or fiftyone"

@@ -18,7 +18,7 @@ from workbench import __version__
 from workbench.chat_model import ChatModel, SamplingOptions
 from workbench.conversation import Conversation, Image, Message, new_id
 from workbench.data.images import SUFFIXES
-from workbench.errors import DataError, WorkbenchError
+from workbench.errors import DataError, WorkbenchError, kind_of
 from workbench.evaluation.report import write_page
 from workbench.inference.attachments import attached, open_file
 from workbench.inference.opening import open_model
@@ -78,6 +78,9 @@ def compare_models(
     images: files (pictures, PDF files, videos) or folders of pictures, of which the first `limit` are taken. Answers
     are greedy. Raises `DataError` for no model or no picture, and what opening raises if no model can be opened.
     """
+    for name, given in (("models", models), ("images", images), ("questions", questions)):
+        if not isinstance(given, (str, Path, Sequence)):
+            raise DataError(name, found=kind_of(given), expected="a list of them")
     asked = [questions] if isinstance(questions, str) else list(questions)
     pictures = _pictures([images] if isinstance(images, (str, Path)) else images, limit)
     if not models or not asked:

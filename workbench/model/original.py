@@ -74,6 +74,8 @@ class Original:
 
 def kind_of(source: str | Path) -> str | None:
     """`full`, `lora` or `projector` if this is a folder (or a projector's file) of LLaVA's own; None for all else."""
+    if not isinstance(source, (str, Path)):
+        return None
     folder = Path(source).expanduser()
     if folder.is_file():
         return "projector" if folder.suffix in (".bin", ".pt", ".pth") else None
