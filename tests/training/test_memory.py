@@ -185,7 +185,8 @@ def test_layers_are_checkpointed_only_as_far_as_needed(make_recipe: Made) -> Non
     foresight = Foresight(outlined(recipe), recipe.train)
     pack = make_pack(trees=6, branch=400)
     peaks = {every: foresight.peak(pack, every=every) for every in (0, 2, 1)}
-    assert peaks[0].peak > peaks[2].peak > peaks[1].peak
-    for every in (0, 2, 1):
+    # Of the two layers the last is computed in the few places that predict: there is nothing to drop in it.
+    assert peaks[0].peak > peaks[2].peak == peaks[1].peak
+    for every in (0, 2):
         assert choose_layers(peaks.__getitem__, int(peaks[every].peak * 1.1))[0] == every
     assert choose_layers(peaks.__getitem__, 1000)[0] == 1
