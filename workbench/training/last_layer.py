@@ -4,8 +4,8 @@ Knows: the layers of Llama, Mistral and Qwen2, which are computed alike, and tha
 place, all else only where a token is predicted. Loss and gradients are those of the whole layer.
 Does not know: how trees lie (`attention.py`), or the head.
 
-In a language model of n layers with one place in ten that predicts this leaves out about three quarters of an n-th, and as
-much of its activations; so this layer is never checkpointed, which transformers does in the `forward` that is replaced here.
+In a language model of n layers with one place in ten that predicts this leaves out about three quarters of an n-th, and
+as much of its activations. So this layer is never checkpointed: transformers does that in the `forward` replaced here.
 """
 
 from __future__ import annotations
