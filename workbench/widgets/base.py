@@ -6,6 +6,7 @@ Does not know: what any widget shows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ class View(anywidget.AnyWidget):
 
     ACTIONS: tuple[str, ...] = ()
     """What the browser may ask for; anything else is not heard."""
+    act: Callable[[str, dict[str, Any]], None]
+    """Does one of `ACTIONS`. May run in any thread; a `WorkbenchError` is shown in the widget."""
+    html: Callable[[], str]
+    """What it shows now as HTML that needs no kernel, no script and no other file."""
     problem = traitlets.Unicode().tag(sync=True)
     """Why the last thing asked for did not happen."""
 
@@ -39,14 +44,6 @@ class View(anywidget.AnyWidget):
         super().__init__(**traits)
         _answer_while_busy(self.comm)
         self.on_msg(self._asked)
-
-    def act(self, action: str, given: dict[str, Any]) -> None:
-        """Do one of `ACTIONS`. May run in any thread; a `WorkbenchError` is shown in the widget."""
-        raise NotImplementedError
-
-    def html(self) -> str:
-        """What it shows now as HTML that needs no kernel, no script and no other file."""
-        raise NotImplementedError
 
     def _asked(self, widget: Any, content: Any, buffers: Any) -> None:
         action = content.get("do") if isinstance(content, dict) else None
