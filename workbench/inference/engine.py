@@ -25,6 +25,7 @@ from workbench.conversation import Conversation, Image
 from workbench.errors import BusyError, ContextError, ModelError
 from workbench.inference.adapters import BASE, Adapters
 from workbench.inference.attachments import open_file
+from workbench.inference.batch import Batch
 from workbench.inference.decoding import Row
 from workbench.inference.generator import Generator
 from workbench.inference.grammar import Grammars
@@ -80,8 +81,9 @@ class Engine:
         self._vision = Vision(llava, self.features)
         self._pixels = Pixels()
         self._adapters = Adapters(llava)
+        prefixes = PrefixCache(prefix_bytes)
         self._generator = Generator(
-            llava, self._vision, PrefixCache(prefix_bytes), rows=rows, kv_bytes=kv_bytes, adapters=self._adapters
+            Batch(llava, self._vision, prefixes, rows=rows, kv_bytes=kv_bytes, adapters=self._adapters)
         )
         self._spoken = Spoken(llava.renderer)
         self._text = llava.model.config.get_text_config()

@@ -16,15 +16,11 @@ from collections.abc import Sequence
 import torch
 
 from workbench.errors import BusyError, WorkbenchError
-from workbench.inference.adapters import Adapters
 from workbench.inference.batch import Batch
 from workbench.inference.decoding import Row
 from workbench.inference.failures import explained, short_of_memory
-from workbench.inference.prefix_cache import PrefixCache
 from workbench.inference.requests import EngineState, Request
 from workbench.inference.sampling import next_tokens
-from workbench.inference.vision import Vision
-from workbench.model.llava import Llava
 
 LINGER = 0.5
 """Seconds that the thread waits for more before it ends and lets the batch rest."""
@@ -35,18 +31,9 @@ RECENT = 10.0
 class Generator:
     """The thread, its queue and its batch."""
 
-    def __init__(
-        self,
-        llava: Llava,
-        vision: Vision,
-        prefixes: PrefixCache,
-        *,
-        rows: int,
-        kv_bytes: int | None,
-        adapters: Adapters,
-    ) -> None:
-        self.llava, self.vision, self.prefixes = llava, vision, prefixes
-        self.batch = Batch(llava, vision, prefixes, rows=rows, kv_bytes=kv_bytes, adapters=adapters)
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.llava, self.prefixes = batch.llava, batch.beginnings.prefixes
         self._changed = threading.Condition()
         self._waiting: deque[Request] = deque()
         self._thread: threading.Thread | None = None
@@ -83,7 +70,7 @@ class Generator:
                 tokens=self._tokens,
                 tokens_per_second=recent / RECENT,
                 stalled=now - self._moved if waiting or running else 0.0,
-                cache_bytes=self.prefixes.size + self.vision.features.size,
+                cache_bytes=self.prefixes.size + self.batch.vision.features.size,
                 cache_hits=self.prefixes.hits,
                 cache_misses=self.prefixes.misses,
                 failed=self._failed,
