@@ -199,3 +199,26 @@ def make_dataset(tmp_path: Path) -> Callable[..., Any]:
         return Dataset.create(folder, name="small", images=frame, conversations=conversations)
 
     return made
+
+
+@pytest.fixture
+def off_zero() -> Callable[..., None]:
+    """`off_zero(llava)`: adapters moved off zero, so that gradients reach all of them."""
+    import torch
+
+    def moved(llava: Any) -> None:
+        generator = torch.Generator().manual_seed(5)
+        for name, parameter in llava.model.named_parameters():
+            if ".lora_B" in name:
+                parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+
+    return moved
+
+
+@pytest.fixture(scope="module")
+def own_state(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A state folder for the tests of one module."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("WORKBENCH_HOME", str(tmp_path_factory.mktemp("home")))
+    yield
+    patch.undo()

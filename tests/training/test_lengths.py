@@ -16,6 +16,7 @@ from workbench.training.examples import Examples, to_example
 from workbench.training.lengths import Lengths, measure
 from workbench.training.source import read_source
 
+pytestmark = pytest.mark.usefixtures("own_state")
 Made = Callable[..., Any]
 
 
@@ -40,14 +41,6 @@ class Counting:
         self.asked.append(conversation.id)
         rendered: Rendered = self.inner.render(conversation)
         return rendered
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_state(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("WORKBENCH_HOME", str(tmp_path_factory.mktemp("home")))
-    yield
-    patch.undo()
 
 
 @pytest.fixture

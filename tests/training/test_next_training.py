@@ -40,18 +40,11 @@ from workbench.training.sizes import find_sizes
 from workbench.training.source import find_images, read_source
 from workbench.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("own_state")
 Made = Callable[..., Any]
 SIZES = [(30, 24), (24, 60), (100, 100), (71, 9), (5, 5)]
 """Of tiles 24 pixels wide."""
 NEXT = ("image_mode=anyres", "train.max_tokens=400", "train.pack_tokens=500")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_state(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("WORKBENCH_HOME", str(tmp_path_factory.mktemp("home")))
-    yield
-    patch.undo()
 
 
 @pytest.fixture
@@ -67,17 +60,14 @@ def pictures(make_dataset: Made) -> Dataset:
 
 
 @pytest.fixture
-def ready(pictures: Dataset, make_recipe: Made, make_llava: Made) -> Made:
+def ready(pictures: Dataset, make_recipe: Made, make_llava: Made, off_zero: Made) -> Made:
     """`ready("train.language=lora", ...)`: (llava prepared, examples, lengths, feed of them, files)."""
 
     def made(*overrides: str) -> Any:
         recipe = make_recipe(pictures, *NEXT, "data.val_fraction=0", *overrides)
         llava = make_llava(recipe)
         prepare(llava, recipe.train, say=lambda text: None)
-        generator = torch.Generator().manual_seed(5)
-        for name, parameter in llava.model.named_parameters():
-            if ".lora_B" in name:
-                parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+        off_zero(llava)
         source = read_source(recipe.data, seed=0)
         files = find_images(source)
         sizes = find_sizes(source, files, llava.tiling)

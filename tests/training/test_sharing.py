@@ -39,17 +39,16 @@ def pixels() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def prepared(make_recipe: Callable[..., Any], make_llava: Callable[..., Any]) -> Callable[..., Any]:
+def prepared(
+    make_recipe: Callable[..., Any], make_llava: Callable[..., Any], off_zero: Callable[..., Any]
+) -> Callable[..., Any]:
     """A model prepared as the overrides say, adapters moved off zero so that gradients reach all of them."""
 
     def made(*overrides: str) -> Any:
         recipe = make_recipe("unused", *overrides)
         llava = make_llava(recipe)
         prepare(llava, recipe.train, say=lambda text: None)
-        generator = torch.Generator().manual_seed(5)
-        for name, parameter in llava.model.named_parameters():
-            if ".lora_B" in name:
-                parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+        off_zero(llava)
         return llava
 
     return made
