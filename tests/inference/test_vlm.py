@@ -1,4 +1,4 @@
-"""Vision-language models of transformers, three kinds of them, small and with random weights, as chat models."""
+"""Vision-language models of transformers, eight kinds of them, small and with random weights, as chat models."""
 
 from __future__ import annotations
 
@@ -18,119 +18,24 @@ import pytest
 import torch
 from PIL import Image as PILImage
 
+from tests.families import KINDS, TEMPLATE, made, tokenizer
 from workbench.chat_model import SamplingOptions
 from workbench.conversation import Conversation, Image, Message, Video
 from workbench.errors import ConversationError, ModelError, RenderError
-from workbench.inference.vlm import VisionLanguageModel, without_video
+from workbench.inference.vlm import VisionLanguageModel
 
-TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}IMAGE{% else %}{{ part['text'] }}{% endif %}{% endfor %}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
-)
+SLOTS = {"qwen2_vl": "<|image_pad|>", "internvl": "<IMG_CONTEXT>"}
 COLORS = {"red": (220, 30, 30), "blue": (20, 40, 220)}
-KINDS = ("llava", "qwen2_vl", "idefics3")
-PATCHES = {"image_size": 48, "patch_size": 12}
-SPECIAL = (
-    "<image>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<fake_token_around_image>",
-    "<global-img>", "<end_of_utterance>",
-)  # fmt: skip
 
 
 def open_image(image: Image) -> PILImage.Image:
     return PILImage.new("RGB", (64, 48), COLORS[image.path])
 
 
-def tokenizer() -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    names = ["<s>", "</s>", "<pad>", "<unk>", *SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    backend = Tokenizer(models.BPE(vocab={name: id for id, name in enumerate(names)}, merges=[], unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    ends = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, additional_special_tokens=list(SPECIAL), **ends)
-
-
-def llava(words: Any, text: dict[str, Any]) -> tuple[Any, Any]:
-    from transformers import (
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaImageProcessorPil,
-        LlavaProcessor,
-    )
-
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, **PATCHES}
-    image = words.convert_tokens_to_ids("<image>")
-    config = LlavaConfig(vision_config=CLIPVisionConfig(**sizes), text_config=LlamaConfig(**text), image_token_id=image)
-    side = {"height": 48, "width": 48}
-    pictures = LlavaImageProcessorPil(size=side, crop_size=side)
-    settings = {"patch_size": 12, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
-    processor = LlavaProcessor(pictures, words, chat_template=TEMPLATE.replace("IMAGE", "<image>"), **settings)
-    return LlavaForConditionalGeneration(config), processor
-
-
-def qwen2_vl(words: Any, text: dict[str, Any]) -> tuple[Any, Any]:
-    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessorPil, Qwen2VLProcessor
-
-    marks = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
-    ids = {f"{name}_token_id": words.convert_tokens_to_ids(f"<|{mark}|>") for name, mark in marks.items()}
-    rope = {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}}
-    vision = {"depth": 2, "embed_dim": 32, "num_heads": 2, "hidden_size": 64, "patch_size": 14, "mlp_ratio": 2}
-    config = Qwen2VLConfig(text_config={**text, **rope}, vision_config=vision, **ids)
-    pictures = Qwen2VLImageProcessorPil(size={"shortest_edge": 28 * 28, "longest_edge": 56 * 56})
-    template = TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
-    processor = without_video(Qwen2VLProcessor)(pictures, words, chat_template=template)
-    return Qwen2VLForConditionalGeneration(config), processor
-
-
-def idefics3(words: Any, text: dict[str, Any]) -> tuple[Any, Any]:
-    from transformers import (
-        Idefics3Config,
-        Idefics3ForConditionalGeneration,
-        Idefics3ImageProcessorPil,
-        Idefics3Processor,
-        LlamaConfig,
-    )
-
-    vision = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, **PATCHES}
-    ids = {"image_token_id": words.convert_tokens_to_ids("<image>"), "pad_token_id": 2}
-    words_config = LlamaConfig(**text).to_dict()
-    config = Idefics3Config(vision_config=vision, text_config=words_config, scale_factor=2, **ids)
-    side = {"longest_edge": 48}
-    pictures = Idefics3ImageProcessorPil(size=side, max_image_size=side, do_image_splitting=False)
-    template = TEMPLATE.replace("IMAGE", "<image>")
-    processor = Idefics3Processor(pictures, words, image_seq_len=4, chat_template=template)
-    return Idefics3ForConditionalGeneration(config), processor
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     torch.set_num_threads(1)
-    made = {}
-    for kind in KINDS:
-        torch.manual_seed(0)
-        words = tokenizer()
-        sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
-        ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-        text = {**sizes, "num_key_value_heads": 2, "vocab_size": len(words), **ends}
-        model, processor = globals()[kind](words, text)
-        for parameter in model.parameters():
-            if parameter.ndim >= 2:
-                torch.nn.init.normal_(parameter, std=0.15)
-        made[kind] = tmp_path_factory.mktemp(kind)
-        model.generation_config.eos_token_id, model.generation_config.pad_token_id = 1, 2
-        model.save_pretrained(made[kind])
-        if kind == "qwen2_vl":  # whose part for videos cannot be made here, so that it cannot be saved either
-            processor.tokenizer.save_pretrained(made[kind])
-            processor.image_processor.save_pretrained(made[kind])
-            (made[kind] / "chat_template.jinja").write_text(processor.chat_template)
-        else:
-            processor.save_pretrained(made[kind])
-    return made
+    return {kind: made(kind, tmp_path_factory.mktemp(kind)) for kind in KINDS}
 
 
 @pytest.fixture
@@ -167,11 +72,14 @@ def test_it_says_what_generate_says(load: Callable[..., VisionLanguageModel], ki
         [messages], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
     with torch.no_grad():
-        plain = model.model.generate(**inputs, do_sample=False, max_new_tokens=12)[0, inputs["input_ids"].shape[1] :]
+        plain = model.model.generate(**inputs, do_sample=False, max_new_tokens=12)[0].tolist()
+    prompt = inputs["input_ids"].shape[1]
     assert "".join(answer) == answer.text
-    assert list(answer.ids) == plain.tolist()
-    assert answer.usage.prompt_tokens == inputs["input_ids"].shape[1] > len("user: What color?")
-    slot = model.processor.tokenizer.convert_tokens_to_ids("<|image_pad|>" if kind == "qwen2_vl" else "<image>")
+    assert list(answer.ids) == (
+        plain[1:] if kind == "blip2_t5" else plain[prompt:]
+    )  # a decoder alone begins with its start
+    assert answer.usage.prompt_tokens == prompt > len("What color?")
+    slot = model.processor.tokenizer.convert_tokens_to_ids(SLOTS.get(kind, "<image>"))
     assert answer.usage.image_tokens == int((inputs["input_ids"] == slot).sum()) > 0
     assert re.fullmatch(r"VisionLanguageModel\('.+', \w+ForConditionalGeneration in float32 on cpu\)", repr(model))
 
@@ -189,17 +97,18 @@ def test_a_batch_says_what_single_questions_say_and_another_picture_another_thin
     assert all(one.usage.completion_tokens == len(one.ids) for one in batch)
 
 
-@pytest.mark.parametrize("kind", ["qwen2_vl", "idefics3"])
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"llava"}))
 def test_it_is_asked_but_not_trained(folders: dict[str, Path], kind: str) -> None:
     from workbench.model.llava import build
     from workbench.model.outline import outline
     from workbench.recipe import ModelSpec
 
     for make in (build, outline):
-        told = f"a {kind} model; .*no other architecture is trained here; chat, generate"
+        name = json.loads((folders[kind] / "config.json").read_text())["model_type"]
+        told = f"a {name} model; .*no other architecture is trained here; chat, generate"
         with pytest.raises(ModelError, match=told):
             make(ModelSpec(checkpoint=str(folders[kind]), device="cpu"), template="v1", image_mode="pad")
-        with pytest.raises(ModelError, match=f"a {kind} model; expected a language model of Llama"):
+        with pytest.raises(ModelError, match=f"a {name} model; expected a language model of Llama"):
             spec = ModelSpec(vision="tiny", language=str(folders[kind]), device="cpu")
             make(spec, template="v1", image_mode="pad")
 
@@ -212,9 +121,9 @@ def test_families_are_evaluated_and_stand_side_by_side(folders: dict[str, Path],
     for name in COLORS:
         open_image(Image(name)).save(tmp_path / f"{name}.png")
     files = sorted(tmp_path.glob("*.png"))
-    names = [folders[kind] for kind in ("qwen2_vl", "idefics3")]
+    names = [folders[kind] for kind in KINDS]
     page = compare_models(names, files, "What color?", out=tmp_path / "page.html", device="cpu", max_tokens=6)
-    assert len(page.answers) == 4 and not any(one.error for one in page.answers)
+    assert len(page.answers) == 2 * len(KINDS) and not any(one.error for one in page.answers)
     questions = [
         Conversation(
             file.stem, (Message("user", (Image(str(file)), "What color?")), Message("assistant", (file.stem,)))
@@ -225,8 +134,27 @@ def test_families_are_evaluated_and_stand_side_by_side(folders: dict[str, Path],
     assert rows["answer"].to_list() == [one.text for one in page.answers[:2]]
 
 
-def test_text_alone_and_two_pictures(load: Callable[..., VisionLanguageModel]) -> None:
-    model = load("qwen2_vl")
+def test_blip_models_are_asked_as_their_authors_ask_them(load: Callable[..., VisionLanguageModel]) -> None:
+    talk = Conversation(
+        "a",
+        (Message("user", (Image("red"), "What?")), Message("assistant", ("Red.",)), Message("user", ("Why?",))),
+    )
+    asked_as = {
+        "blip2": ("Question: What? Answer:", "Question: What? Answer: Red.. Question: Why? Answer:"),
+        "instructblip": ("What?", "dialog history: Question: What? Answer: Red.. \nWhy?"),
+    }
+    for kind, (first, second) in asked_as.items():
+        model = load(kind)
+        for one, written in ((asked("What?", "red"), first), (talk, second)):
+            assert model.reply(one, OPTIONS).usage.prompt_tokens == 4 + len(written)
+        for pictures in ((), ("red", "blue")):
+            with pytest.raises(RenderError, match=f"{len(pictures)} pictures: this model takes one"):
+                model.reply(asked("What?", *pictures))
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "smolvlm", "internvl"])
+def test_text_alone_and_two_pictures(load: Callable[..., VisionLanguageModel], kind: str) -> None:
+    model = load(kind)
     assert model.reply(asked("Hello"), OPTIONS).ids
     two = model.reply(asked("Same?", "red", "blue"), OPTIONS)
     assert two.usage.prompt_tokens > model.reply(asked("Same?", "red"), OPTIONS).usage.prompt_tokens

@@ -1,4 +1,4 @@
-"""Any vision-language model of transformers as a `ChatModel`: Qwen-VL, InternVL, SmolVLM, LLaVA and their like.
+"""Any vision-language model of transformers as a `ChatModel`: Qwen-VL, InternVL, SmolVLM, BLIP-2, LLaVA.
 
 Knows: `AutoModelForImageTextToText` and `AutoProcessor`, whose own chat template renders the conversation.
 Does not know: our templates or caches; a LLaVA made here is served by `engine.Engine`.
@@ -18,6 +18,7 @@ from jinja2 import TemplateError
 from workbench.chat_model import GREEDY, Answer, Pieces, SamplingOptions
 from workbench.conversation import Conversation, Image, Message, check_conversation
 from workbench.errors import ContextError, ConversationError, ModelError, RenderError
+from workbench.inference import blip
 from workbench.inference.decoding import Row
 from workbench.inference.grammar import Grammars
 from workbench.inference.sampling import generator, next_tokens
@@ -68,7 +69,7 @@ class VisionLanguageModel:
         image = getattr(self.processor, "image_token", None)
         shown = ("image_token_id", "image_token_index", "video_token_id")
         self._image_ids = {id for id in (getattr(self.model.config, name, None) for name in shown) if id is not None}
-        self._controls = special | set(tokenizer.all_special_tokens) | ({image} if image else set())
+        self._controls = special | set(tokenizer.all_special_tokens) | ({str(image)} if image else set())
 
     def __repr__(self) -> str:
         number = str(self.model.dtype).removeprefix("torch.")
@@ -82,9 +83,11 @@ class VisionLanguageModel:
         return Answer(lambda cancelled: self._write(inputs, rows[0], options, cancelled), lambda: rows[0].logprobs)
 
     def reply_batch(self, conversations: Sequence[Conversation], options: SamplingOptions = GREEDY) -> list[Answer]:
-        """As `ChatModel.reply_batch`, in one padded batch."""
+        """As `ChatModel.reply_batch`, in one padded batch; one by one where padding would change what is said."""
         if not conversations:
             return []
+        if self.model.config.is_encoder_decoder and len(conversations) > 1:  # T5 counts padding as distance
+            return [self.reply_batch([one], options)[0] for one in conversations]
         inputs, rows = self._prepare(conversations, options)
         self._generate(inputs, rows, options)
         return [Answer.finished(row.new_text(), row.ending) for row in rows]
@@ -271,6 +274,8 @@ def _loaded(folder: Path, load: str | None, device: str) -> tuple[Any, Any]:
     except _UNUSABLE as problem:
         expected = "a vision-language model of transformers with its processor"
         raise ModelError(str(folder), found=_told(problem), expected=expected) from problem
+    if not getattr(processor, "chat_template", None):
+        processor.chat_template = blip.TEMPLATES.get(model.config.model_type)
     if getattr(processor, "tokenizer", None) is None or not processor.chat_template:
         expected, fix = "a processor that has one", "use a -chat or -instruct model"
         raise ModelError(str(folder), found="no chat template", expected=expected, fix=fix)
@@ -312,6 +317,8 @@ def _processor_class(folder: Path) -> Any:
 
 def without_video(processor: Any) -> Any:
     """The class of a processor whose part for videos is None: transformers cannot make that without torchvision."""
+    from transformers import ProcessorMixin
+
     names = processor.get_attributes()
     if VIDEO not in names:
         return processor
@@ -326,4 +333,5 @@ def without_video(processor: Any) -> Any:
         return None if name == VIDEO else processor.check_argument_for_proper_class(self, name, argument)
 
     own = {"_get_arguments_from_pretrained": classmethod(arguments), "check_argument_for_proper_class": check}
+    own["apply_chat_template"] = ProcessorMixin.apply_chat_template  # SmolVLM's asks the part for videos first
     return type(processor.__name__, (processor,), own)
