@@ -128,7 +128,7 @@ class RemoteModel:
         self.model, self.name, self.timeout = model, name or model, timeout
         self.url = _checked_url(url or os.environ.get("OPENAI_BASE_URL"))
         self._key = _checked_key(api_key or os.environ.get("OPENAI_API_KEY"))
-        self._open_image = open_image
+        self.open_image = open_image
         self._clients: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
         self._refused: set[str] = set()
         self._pictures: OrderedDict[Any, str] = OrderedDict()
@@ -346,9 +346,9 @@ class RemoteModel:
             if key in self._pictures:
                 self._pictures.move_to_end(key)
                 return self._pictures[key]
-        if self._open_image is None:
+        if self.open_image is None:
             raise WorkbenchError(f"model {self.name}", found="an image", expected="open_image to be given")
-        uri = data_uri(self._open_image(image))
+        uri = data_uri(self.open_image(image))
         with self._guard:
             self._pictures[key] = uri
             kept = self._pictures

@@ -57,7 +57,7 @@ class VisionLanguageModel:
         name: str | None = None,
     ) -> None:
         self.name = name or str(source)
-        self._open_image = open_image
+        self.open_image = open_image
         self._lock = threading.Lock()
         self.model, self.processor = _loaded(resolve(source), load, device)
         if adapter is not None:
@@ -235,10 +235,10 @@ class VisionLanguageModel:
                 where = f"{conversation.id}, message {number}"
                 fix = "put frames of it into the message as images"
                 raise ConversationError(where, found="a video", expected="text and images", fix=fix)
-            elif self._open_image is None:
+            elif self.open_image is None:
                 raise ModelError(self.name, found="an image", expected="open_image to be given")
             else:
-                parts.append({"type": "image", "image": self._open_image(part)})
+                parts.append({"type": "image", "image": self.open_image(part)})
         return {"role": message.role, "content": parts}
 
     def _text_of(self, token: int) -> str:

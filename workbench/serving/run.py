@@ -188,7 +188,7 @@ def _opened(run: str | Path, load: str | None, device: str, pictures: Pictures, 
 def _prepare(model: Any, pictures: Pictures) -> None:
     """Have the model open what requests bring, and read what users write as text, control tokens too."""
     if hasattr(model, "open_image"):
-        model.open_image = pictures.or_else(model.open_image)
+        model.open_image = pictures.or_else(model.open_image) if model.open_image else pictures.open
     as_letters(model)
 
 
