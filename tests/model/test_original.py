@@ -409,7 +409,6 @@ def test_a_pickle_that_would_run_code_is_not_opened(where: str, published: Made,
 
 
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
-    "anyres": ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio anyres .* a LLaVA-NeXT; expected LLaVA 1.5"),
     "marks around images": ({"mm_use_im_start_end": True}, "mm_use_im_start_end: true"),
     "deeper projector": ({"mm_projector_type": "mlp3x_gelu"}, "a projector 'mlp3x_gelu'; expected mlp2x_gelu or"),
     "projector of another kind": ({"mm_projector_type": "linear"}, "linear and a projector of 2 layers"),

@@ -26,7 +26,7 @@ from workbench.model.original import kind_of
 from workbench.model.original_in import load_original
 from workbench.model.original_out import keep_original, write_original
 from workbench.model.parts import IMAGE_TOKEN, quietly
-from workbench.model.precision import DTYPES
+from workbench.model.precision import DTYPES, hold_in
 from workbench.model.proof import affordable, compare_tensors, prove
 from workbench.model.sources import safetensors_files
 from workbench.model.templates import chat_template
@@ -75,7 +75,7 @@ def export_original(
     llava, base = opened(source, base, device, vision_tower, template)
     if weights == "merged":
         llava = merge_into(llava, base)
-        llava.model.to(llava.held)
+        hold_in(llava.model, llava.held)
     return write_original(llava, out, weights)
 
 
@@ -112,7 +112,8 @@ def refuse_full(out: Path) -> None:
 
 def write_folder(llava: Llava, out: Path) -> Path:
     """Write a `Llava` without adapters as a Hugging Face folder, whole or not at all, and prove it."""
-    model = llava.model.to(llava.held)
+    model = llava.model
+    hold_in(model, llava.held)
     model.generation_config = generation_config(llava)
     for config in (model.config, model.config.text_config, model.config.vision_config):
         config._name_or_path = ""  # where the base lay on this disk is nobody's business
