@@ -44,7 +44,7 @@ def pinpoints_in(config: Mapping[str, Any], where: Path) -> list[list[int]]:
     """The grids as [height, width], in the order they have there. Raises `ModelError` if they are none."""
     told = config.get(GRIDS)
     try:
-        held = ast.literal_eval(told) if isinstance(told, str) else told
+        held: Any = ast.literal_eval(told) if isinstance(told, str) else told
         grids = from_llava(held)
     except (ValueError, TypeError, SyntaxError):
         grids = []
