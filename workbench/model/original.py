@@ -76,7 +76,7 @@ class Original:
         return told
 
 
-def kind_of(source: str | Path) -> str | None:
+def layout_of(source: str | Path) -> str | None:
     """`full`, `lora` or `projector` if this is a folder (or a projector's file) of LLaVA's own; None for all else."""
     if not isinstance(source, (str, Path)):
         return None
@@ -105,7 +105,7 @@ def has_weights(folder: Path) -> bool:
 def read_original(source: str | Path) -> Original:
     """Everything a folder holds. Raises `CheckpointError` for a tensor that no LLaVA has, for a pickle that would run
     code and for files that are missing; `ModelError` for a kind of LLaVA that is not read."""
-    folder, kind = Path(source).expanduser(), kind_of(source)
+    folder, kind = Path(source).expanduser(), layout_of(source)
     if kind is None:
         raise ModelError(str(source), found="no checkpoint of LLaVA's own", expected="config.json and its weights")
     if folder.is_file():
