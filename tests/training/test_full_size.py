@@ -1,43 +1,64 @@
-"""The recipes of LLaVA-1.5 at full size, on shapes: numbers of every part as published, and what fits on which card."""
+"""The recipes of LLaVA-1.5 and 1.6 at full size, on shapes: numbers of every part as published, what fits where."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from workbench.cli import main
+from workbench.model.anyres import AnyRes
 from workbench.model.lora import used_layers
 from workbench.model.outline import outline
-from workbench.model.stages import prepare
+from workbench.model.tiling import OneTile
 from workbench.model.tokenizers import load_tokenizer
 from workbench.recipe import Recipe
-from workbench.training.cards import cards, full_pack
-from workbench.training.memory import part_of
+from workbench.training.cards import SIZES, cards, reason_for, try_out
+from workbench.training.flops import step_cost
+from workbench.training.memory import Foresight, part_of
 from workbench.training.room import MARGIN
+from workbench.training.sharded_memory import in_shards
+from workbench.training.usual import full_pack
 
 TOKENIZER = Path(__file__).parents[1] / "model" / "llava" / "tokenizer.model"
 CLIP = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
         "num_attention_heads": 16, "image_size": 336, "patch_size": 14, "projection_dim": 768}  # fmt: skip
-VICUNA = {
+SHAPES = {
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
     "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
-}
-LANGUAGE = {"7b": 6_738_415_616, "13b": 13_015_864_320}
-"""Numbers in Vicuna, before any token is added."""
+    "mistral-7b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+                   "num_key_value_heads": 8, "model_type": "mistral", "sliding_window": None},
+    "34b": {"hidden_size": 7168, "intermediate_size": 20480, "num_hidden_layers": 60, "num_attention_heads": 56,
+            "num_key_value_heads": 8, "vocab_size": 64000},
+}  # fmt: skip
+"""Vicuna, Mistral 7B Instruct and Nous-Hermes-2-Yi-34B, as published."""
+LANGUAGE = {"7b": 6_738_415_616, "13b": 13_015_864_320, "mistral-7b": 7_241_732_096, "34b": 34_388_917_248}
+"""Numbers in each, before any token is added."""
 TOWER = 303_507_456
 """Numbers in CLIP ViT-L/14 at 336 px; its last layer (12,596,224 of them) is computed for nothing."""
-PROJECTOR = {"7b": 20_979_712, "13b": 31_467_520}
+PROJECTOR = {"7b": 20_979_712, "13b": 31_467_520, "mistral-7b": 20_979_712, "34b": 58_734_592}
+PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 Made = Callable[[str], Recipe]
+Foreseen = Callable[[str], tuple[Recipe, Foresight]]
 
 
 def lora(size: str, rank: int = 128) -> int:
     """Numbers in adapters on every linear of the language model: rank x (in + out) for each."""
-    wide, inner, layers = (VICUNA[size][key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
-    return layers * rank * (4 * (wide + wide) + 3 * (wide + inner))
+    shape: dict[str, Any] = SHAPES[size]
+    wide, inner, heads = (shape[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads"))
+    keys = wide * shape.get("num_key_value_heads", heads) // heads
+    each = 2 * (wide + wide) + 2 * (wide + keys) + 3 * (wide + inner)
+    return int(shape["num_hidden_layers"]) * rank * each
+
+
+def size_of(name: str) -> str:
+    """The language model of a recipe."""
+    return next(size for size in reversed(SHAPES) if size in name)
 
 
 @pytest.fixture(scope="session")
@@ -46,58 +67,85 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Made:
     root = tmp_path_factory.mktemp("full")
     (root / "clip").mkdir()
     (root / "clip" / "config.json").write_text(json.dumps(CLIP))
-    for size, shape in VICUNA.items():
-        told = shape | {"model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 4096,
-                        "rms_norm_eps": 1e-05, "tie_word_embeddings": False}  # fmt: skip
-        (root / size).mkdir()
-        (root / size / "config.json").write_text(json.dumps(told))
-        shutil.copyfile(TOKENIZER, root / size / "tokenizer.model")
+    for size, shape in SHAPES.items():
+        told = {"model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-05,
+                "tie_word_embeddings": False} | shape  # fmt: skip
         words = load_tokenizer(TOKENIZER)
+        words.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"] * (size == "34b")})
+        words.save_pretrained(root / size)
         words.add_special_tokens({"additional_special_tokens": ["<image>"]}, replace_extra_special_tokens=False)
-        words.save_pretrained(root / f"llava-{size}")
-        config = {"model_type": "llava", "text_config": told | {"vocab_size": 32064}, "vision_config": CLIP,
-                  "image_token_index": len(words) - 1, "vision_feature_layer": -2}  # fmt: skip
-        (root / f"llava-{size}" / "config.json").write_text(json.dumps(config))
+        (root / size / "config.json").write_text(json.dumps(told))
+        rows = int(told["vocab_size"]) + 64
+        config = {"text_config": told | {"vocab_size": rows}, "vision_config": CLIP, "vision_feature_layer": -2,
+                  "image_token_index": len(words) - 1}  # fmt: skip
+        more = {"llava": {}, "llava_next": {"image_grid_pinpoints": PINPOINTS}}
+        for kind, grids in more.items():
+            words.save_pretrained(root / f"{kind}-{size}")
+            held = config | {"model_type": kind} | grids
+            (root / f"{kind}-{size}" / "config.json").write_text(json.dumps(held))
 
     def made(name: str) -> Recipe:
-        recipe, size = Recipe.load(name), "13b" if "13b" in name else "7b"
+        recipe, size = Recipe.load(name), size_of(name)
         if recipe.model.checkpoint:
-            return recipe.with_overrides(f"model.checkpoint={root / f'llava-{size}'}", "model.device=cpu")
+            kind = "llava_next" if "v1.6" in name else "llava"
+            return recipe.with_overrides(f"model.checkpoint={root / f'{kind}-{size}'}", "model.device=cpu")
         parts = (f"model.vision={root / 'clip'}", f"model.language={root / size}", "model.device=cpu")
         return recipe.with_overrides(*parts, "train.pack_tokens=4096")
 
     return made
 
 
-RECIPES = [f"llava-1.5-{size}-{way}" for size in VICUNA for way in ("align", "full", "lora", "qlora")]
+@pytest.fixture(scope="session")
+def foreseen(full_size: Made) -> Foreseen:
+    """`foreseen(name)`: a recipe, and its training on shapes; made once."""
+
+    @cache
+    def made(name: str) -> tuple[Recipe, Foresight]:
+        recipe = full_size(name)
+        held = outline(recipe.model, template=recipe.template, image_mode=recipe.image_mode)
+        return recipe, Foresight(held, recipe.train)
+
+    return made
+
+
+RECIPES = [f"llava-1.5-{size}-{way}" for size in ("7b", "13b") for way in ("align", "full", "lora", "qlora")]
+NEXT = [f"llava-v1.6-{name}" for name in ("vicuna-7b-lora", "vicuna-13b-lora", "mistral-7b-lora", "34b-qlora")]
 RATES = {"align": {"projector": 1e-3}, "full": {"projector": 2e-5, "language full": 2e-5}}
 ADAPTED = {"projector": 2e-5, "language lora": 2e-4}
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_part_has_the_published_numbers(name: str, full_size: Made) -> None:
-    recipe, size = full_size(name), "13b" if "13b" in name else "7b"
-    plain = recipe.with_overrides("model.load=bf16")  # a quantised weight is bytes
-    made = outline(plain.model, template=plain.template, image_mode=plain.image_mode)
-    with made.shapes():
-        groups = {group.name: group for group in prepare(made.llava, plain.train, say=lambda text: None)}
+@pytest.mark.parametrize("name", [*RECIPES, *NEXT])
+def test_every_part_has_the_published_numbers(name: str, full_size: Made, foreseen: Foreseen) -> None:
+    recipe, size = full_size(name), size_of(name)
+    if recipe.model.load == "4bit":  # a quantised weight is bytes
+        recipe = recipe.with_overrides("model.load=bf16")
+        held = outline(recipe.model, template=recipe.template, image_mode=recipe.image_mode)
+        foresight = Foresight(held, recipe.train)
+    else:
+        foresight = foreseen(name)[1]
+    groups, llava = {group.name: group for group in foresight.groups}, foresight.llava
     counts: dict[str, int] = {}
-    for key, parameter in made.llava.model.named_parameters():
+    for key, parameter in llava.model.named_parameters():
         counts[part_of(key)] = counts.get(part_of(key), 0) + parameter.numel()
-    rows = 64 * 2 * VICUNA[size]["hidden_size"] if recipe.model.checkpoint else 0  # of the converted checkpoint
+    width = int(str(SHAPES[size]["hidden_size"]))
+    rows = 64 * 2 * width if recipe.model.checkpoint else 0  # of the converted checkpoint
+    projector = PROJECTOR[size] + (width if name in NEXT else 0)  # and a newline
     assert counts["language model"] == LANGUAGE[size] + rows
-    assert (counts["vision tower"], counts["projector"]) == (TOWER, PROJECTOR[size])
-    assert used_layers(made.llava) == 23  # of 24
-    expected = {"projector": PROJECTOR[size]}
+    assert (counts["vision tower"], counts["projector"]) == (TOWER, projector)
+    assert used_layers(llava) == 23  # of 24
+    expected = {"projector": projector}
     if recipe.train.language != "frozen":
         full = recipe.train.language == "full"
         expected["language full" if full else "language lora"] = LANGUAGE[size] if full else lora(size)
     assert {key: group.count for key, group in groups.items()} == expected
-    assert {key: group.lr for key, group in groups.items()} == RATES.get(name.rpartition("-")[2], ADAPTED)
+    rates = RATES.get(name.rpartition("-")[2], ADAPTED)
+    assert {key: group.lr for key, group in groups.items()} == rates | (
+        {"language lora": 1e-4} if size == "34b" else {}
+    )
 
 
 def test_two_stages_of_the_paper_carry_llavas_own_numbers() -> None:
-    for size in VICUNA:
+    for size in ("7b", "13b"):
         align, full = Recipe.load(f"llava-1.5-{size}-align"), Recipe.load(f"llava-1.5-{size}-full")
         assert (align.train.batch_size, align.template, align.image_mode) == (256, "plain", "crop")
         assert (full.train.batch_size, full.template, full.image_mode) == (128, "v1", "pad")
@@ -107,9 +155,43 @@ def test_two_stages_of_the_paper_carry_llavas_own_numbers() -> None:
 
 
 def test_a_full_pack_is_full() -> None:
+    one, tiles = OneTile(576), AnyRes(336, 24, tuple((high, wide) for high, wide in PINPOINTS))
     for tokens in (2048, 4096, 8192):
-        assert sum(tree.tokens for tree in full_pack(tokens, 576)) == tokens
-    assert sum(tree.tokens for tree in full_pack(100, 576)) > 576  # one conversation is never cut
+        assert sum(tree.tokens for tree in full_pack(tokens, one)) == tokens
+    assert sum(tree.tokens for tree in full_pack(100, one)) > 576  # one conversation is never cut
+    for tokens, count in ((4096, 1), (8192, 2)):
+        pack = full_pack(tokens, tiles)
+        assert sum(tree.tokens for tree in pack) == tokens and len(pack) == count
+        assert [(tree.image_tokens, tree.tiles) for tree in pack] == [(2928, 5)] * count, "the largest picture's"
+
+
+LEAST: dict[str, tuple[int | None, int | None, str]] = {
+    "llava-1.5-7b-align": (24, 24, "at least 15.5 GB (language model 13.5, "),
+    "llava-1.5-7b-full": (None, 40, "at least 123.4 GB (optimiser 54.1, "),
+    "llava-1.5-7b-lora": (24, 24, "at least 21.1 GB (language model 13.5, "),
+    "llava-1.5-7b-qlora": (16, 16, "at least 13.2 GB (language model 4.4, "),
+    "llava-1.5-13b-align": (40, 40, "at least 28.7 GB (language model 26.0, "),
+    "llava-1.5-13b-full": (None, 80, "at least 237.2 GB (optimiser 104.4, "),
+    "llava-1.5-13b-lora": (80, 80, "at least 37.5 GB (language model 26.0, "),
+    "llava-1.5-13b-qlora": (24, 24, "at least 20.6 GB (language model 7.9, "),
+    "llava-v1.6-vicuna-7b-lora": (40, 40, "at least 22.4 GB (language model 13.5, "),
+    "llava-v1.6-vicuna-13b-lora": (80, 80, "at least 39.1 GB (language model 26.0, "),
+    "llava-v1.6-mistral-7b-lora": (40, 40, "at least 23.9 GB (language model 14.5, "),
+    "llava-v1.6-34b-qlora": (80, 80, "at least 49.7 GB (language model 20.9, "),
+}
+"""Recipe -> the smallest card of 16, 24, 40 and 80 GB on which it trains alone, and on each of 8; the reason."""
+
+
+@pytest.mark.parametrize("name", LEAST)
+def test_each_recipe_fits_on_these_cards_or_the_reason_is_said(name: str, foreseen: Foreseen) -> None:
+    recipe, foresight = foreseen(name)
+    least = try_out(foresight, recipe, recipe.train.max_tokens, 1)  # the setting that takes least
+    eight = in_shards(least.memory, foresight.llava, 8) if recipe.train.shard else least.memory
+    alone, each = (
+        next((size for size in SIZES if memory.peak <= MARGIN * size * 1e9), None) for memory in (least.memory, eight)
+    )
+    assert (alone, each) == LEAST[name][:2]
+    assert reason_for(least.memory).startswith(LEAST[name][2])
 
 
 def test_without_any_data_a_card_is_enough_or_the_reason_is_said(
@@ -144,6 +226,42 @@ def test_of_several_settings_the_quickest_that_fits_is_taken(made_small: Recipe)
     assert found.trials[0.001] is None
     text = str(found)
     assert "(its last layer is not used)" in text and "no: at least " in text and "GB  yes: " in text
+
+
+def test_an_answer_about_tiles_is_counted_with_all_of_them(made_small: Recipe) -> None:
+    tiled = cards(made_small.with_overrides("image_mode=anyres", "train.max_tokens=4096"), (1000,))
+    square = cards(made_small, (1000,))
+    assert (tiled.context, square.context) == (4096, 2048)
+    assert all(tiled.answers[load] > square.answers[load] + 1_000_000 for load in tiled.answers)
+    assert "answering about a picture in 4,096 tokens" in str(tiled)
+
+
+def test_hours_are_counted_operations_at_the_rate_that_is_assumed(
+    made_small: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other count, `flops.py`, goes by formulas, not by what is run. Attention computes masked pairs too."""
+    recipe = made_small.with_overrides("train.checkpointing=off", "train.pack_tokens=2048")
+    held = outline(recipe.model, template=recipe.template, image_mode=recipe.image_mode)
+    foresight = Foresight(held, recipe.train)
+    with held.shapes():
+        cost = step_cost(foresight.llava, encodes=True)
+    by_formula = cost.of(tokens=766, supervised=100, images=1, pairs=766**2)
+    whole = try_out(foresight, recipe, 2 * 766, 0)  # so many that none of them is longer than usual
+    assert whole.operations == pytest.approx(by_formula, rel=0.05)
+    plain = try_out(foresight, recipe, 2048, 0)
+    assert try_out(foresight, recipe, 2048, 1).operations > plain.operations * 1.05, "what is computed again counts"
+
+    (tmp_path / "mine.yaml").write_text(recipe.to_yaml())
+    command = ["plan", str(tmp_path / "mine.yaml"), "--cards", "16", "0.01", "--rate", "50", "--processes", "2"]
+    assert main([*command, "--conversations", "300000", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["cards"]["16"]["planned_seconds"] == pytest.approx(plain.operations * 300_000 / 1e14)
+    assert told["cards"]["0.01"]["planned_seconds"] is None
+    assert (told["assumed_teraflops"], told["conversations"]) == (50.0, 300_000)
+    assert main(command) == 0
+    assert "times are planned: 100,000 conversations, if each card keeps 50 TFLOPS; nothing" in capsys.readouterr().out
+    assert main(["plan", str(tmp_path / "mine.yaml"), "--rate", "50"]) == 1
+    assert "found no --cards; expected --cards; " in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -23,11 +23,21 @@ def _plan(given: argparse.Namespace) -> int:
     named = [f"data.dataset={given.dataset}"] if given.dataset else []
     recipe = Recipe.load(given.recipe, [*(given.set or ()), *named])
     if given.cards is not None:
-        from workbench.training.cards import SIZES, cards
+        from workbench.training.cards import CONVERSATIONS, SIZES, cards
 
-        found = cards(recipe, given.cards or SIZES, processes=given.processes)
+        rate = given.rate and given.rate * 1e12
+        found = cards(
+            recipe,
+            given.cards or SIZES,
+            processes=given.processes,
+            rate=rate,
+            conversations=given.conversations or CONVERSATIONS,
+        )
         show(given, found, found.summary())
         return 0
+    if given.rate or given.conversations:
+        found, fix = "no --cards", "plan DATASET counts its own conversations, and --dry-run times them here"
+        raise WorkbenchError("--rate and --conversations", found=found, expected="--cards", fix=fix)
     from workbench.training.plan import plan
 
     forecast = plan(recipe, fit=given.fit, processes=given.processes)
@@ -135,6 +145,13 @@ def _said(given: argparse.Namespace, names: Sequence[str]) -> dict[str, str]:
     return {name: " | ".join(" ".join(turn.text.split()) for turn in one.messages) for name, one in rows.items()}
 
 
+def rate_of(text: str) -> float:
+    rate = float(text)
+    if not 0 < rate < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return rate
+
+
 def add_verbs(verb: AddVerb) -> None:
     """The verbs of this module."""
     add = verb(
@@ -145,6 +162,7 @@ def add_verbs(verb: AddVerb) -> None:
         "plan llava-1.5-7b-lora --set train.memory_gb=80 --fit",
         "plan my-recipe.yaml --dry-run --json",
         "plan llava-1.5-7b-qlora --cards 16 24",
+        "plan llava-1.5-7b-full --cards 80 --processes 8 --rate 94 --conversations 665298",
     ).add_argument
     add("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
     add("dataset", nargs="?", metavar="DATASET", help="dataset folder (default: the recipe's)")
@@ -153,6 +171,9 @@ def add_verbs(verb: AddVerb) -> None:
     add("--processes", type=positive, default=1, metavar="N", help="memory and time of each of so many")
     told = "without any data: on which cards (GB; 16, 24, 40 and 80 if none is named) it trains, and the model answers"
     add("--cards", type=float, nargs="*", metavar="GB", help=told)
+    told = "with --cards: hours of training too, if each card keeps so many TFLOPS (10^12 operations a second)"
+    add("--rate", type=rate_of, metavar="TFLOPS", help=told)
+    add("--conversations", type=positive, metavar="N", help="with --rate: of so many (default: 100,000)")
     add("--dry-run", action="store_true", help="run the worst pack in a process of its own and measure its memory")
     add_json(add)
 

@@ -52,13 +52,13 @@ def open_model(
     if remote is not None:
         return _remote(str(name), remote["model"], remote["url"], load, open_image, adapter)
     from workbench.model import checkpoint, hf_folder  # torch and transformers: only where a model is really loaded
-    from workbench.model.original import kind_of
+    from workbench.model.original import layout_of
     from workbench.model.sources import resolve
 
-    folder = Path(name).expanduser() if kind_of(name) else resolve(name)
+    folder = Path(name).expanduser() if layout_of(name) else resolve(name)
     ours = (folder / "run.json").is_file() or (folder / checkpoint.MANIFEST).is_file()
     shown = Path(name).name or str(name)
-    if not (ours or hf_folder.is_llava(folder) or kind_of(folder)):
+    if not (ours or hf_folder.is_llava(folder) or layout_of(folder)):
         from workbench.inference.vlm import VisionLanguageModel
 
         return VisionLanguageModel(folder, load=load, device=device, open_image=open_image, adapter=adapter, name=shown)

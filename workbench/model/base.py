@@ -14,7 +14,7 @@ from workbench.errors import CheckpointError, ModelError
 from workbench.model import hf_folder
 from workbench.model.llava import Llava, assemble
 from workbench.model.original import ORIGINAL
-from workbench.model.precision import DTYPES, QUANTISED, dequantise, dtype_name, pick_dtypes
+from workbench.model.precision import DTYPES, QUANTISED, dequantise, dtype_name, hold_in, pick_dtypes
 from workbench.model.proof import weight_bytes, weight_hashes
 from workbench.model.sources import resolve
 from workbench.model.templates import Template
@@ -78,6 +78,6 @@ def rebuild_base(
     if loose:
         held, llava.dtype = pick_dtypes(asked["load"], asked["dtype"], llava.device)
         dequantise(llava.model, held)
-        llava.model.to(held)
+        hold_in(llava.model, held)
         llava.spec |= {"load": asked["load"], "dtype": dtype_name(llava.dtype), "quantised_as": as_trained}
     return llava

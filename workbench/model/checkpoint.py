@@ -24,7 +24,7 @@ from workbench.model.base import keep_base, rebuild_base
 from workbench.model.export import export_hf as export_hf
 from workbench.model.llava import NEWLINE, Llava
 from workbench.model.lora import adapter_parameters, attach_config, has_adapter
-from workbench.model.original import kind_of, read_original
+from workbench.model.original import layout_of, read_original
 from workbench.model.original_in import load_original
 from workbench.model.precision import LANGUAGE
 from workbench.model.proof import Probed, affordable, check_files, compare_named, file_table, prove
@@ -163,7 +163,7 @@ def load_any(
     """`llava.load`: what a folder is follows from what lies in it."""
     options: dict[str, Any] = {"dtype": dtype, "device": device, "template": template, "image_mode": image_mode}
     folder = checkpoint_folder(source)
-    if kind_of(folder):
+    if layout_of(folder):
         return load_original(folder, load=load, **options)
     if (folder / MANIFEST).is_file():
         return load_checkpoint(folder, load=load, **options)
@@ -172,7 +172,7 @@ def load_any(
 
 def checkpoint_folder(source: str | Path) -> Path:
     """The folder that holds the model: a run's best checkpoint, a checkpoint, or a LLaVA of transformers or its own."""
-    folder = Path(source).expanduser() if kind_of(source) else resolve(source)
+    folder = Path(source).expanduser() if layout_of(source) else resolve(source)
     if (folder / "run.json").is_file():
         from workbench.run import Run
 
@@ -180,7 +180,7 @@ def checkpoint_folder(source: str | Path) -> Path:
         if best is None:
             raise CheckpointError(str(source), found="a run without a checkpoint yet", expected="one that has saved")
         return best
-    if (folder / MANIFEST).is_file() or hf_folder.is_llava(folder) or kind_of(folder):
+    if (folder / MANIFEST).is_file() or hf_folder.is_llava(folder) or layout_of(folder):
         return folder
     held = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) or "nothing"
     expected = f"run.json (a run), {MANIFEST} (a checkpoint) or config.json of a LLaVA"
@@ -191,7 +191,7 @@ def read_projector(source: str | Path) -> tuple[str, dict[str, torch.Tensor]]:
     """(kind, tensors) of the projector in a run, a checkpoint or a LLaVA, a newline among them; or in LLaVA's own
     `mm_projector.bin`."""
     folder = checkpoint_folder(source)
-    if kind_of(folder):
+    if layout_of(folder):
         original = read_original(folder)
         start = PREFIXES["projector"]
         return original.projector, {name: each for name, each in original.tensors.items() if name.startswith(start)}
@@ -213,7 +213,7 @@ def check_trainable(source: str | Path) -> None:
     folder = Path(source).expanduser() if Path(source).expanduser().exists() else local(source, "")
     if folder is None:
         return
-    if kind_of(folder):
+    if layout_of(folder):
         fix = f"convert it once: workbench export {source} FOLDER --as hf"
         raise ModelError(str(source), found="LLaVA's own layout", expected="a LLaVA of transformers to train", fix=fix)
     config = folder / "config.json"

@@ -22,15 +22,16 @@ from workbench.model.hf_folder import is_llava, load_folder, load_model
 from workbench.model.joint import tower_tokens
 from workbench.model.llava import Llava, load
 from workbench.model.lora import merge_into
-from workbench.model.original import kind_of
+from workbench.model.original import layout_of
 from workbench.model.original_in import load_original
 from workbench.model.original_out import keep_original, write_original
 from workbench.model.parts import IMAGE_TOKEN, quietly
-from workbench.model.precision import DTYPES
+from workbench.model.precision import DTYPES, hold_in
 from workbench.model.proof import affordable, compare_tensors, prove
 from workbench.model.sources import safetensors_files
 from workbench.model.templates import chat_template
 from workbench.model.tensors import types_of
+from workbench.model.unpickle import is_pickled, unpickle
 from workbench.resources import atomic_folder
 
 
@@ -48,10 +49,13 @@ def export_hf(
     `base="nf4"` merges onto the base the adapter was trained on, dequantised: logits equal within rounding.
     `base="original"` merges onto the weights before quantisation. The folder is loaded again and compared before it
     gets its name. Raises `ModelError` if `out` holds files, `CheckpointError` if the source is damaged.
+    A language model, tower or LLaVA of transformers whose weights are pickles is written as it is, with safetensors.
     For LLaVA's own layouts `base` is the language model of LoRA weights or a projector, and as `load_original` says.
     """
     out = Path(out)
     refuse_full(out)
+    if is_pickled(source):
+        return unpickle(source, out)
     llava, base = opened(source, base, device, vision_tower, template)
     return write_folder(merge_into(llava, base), out)
 
@@ -75,7 +79,7 @@ def export_original(
     llava, base = opened(source, base, device, vision_tower, template)
     if weights == "merged":
         llava = merge_into(llava, base)
-        llava.model.to(llava.held)
+        hold_in(llava.model, llava.held)
     return write_original(llava, out, weights)
 
 
@@ -83,7 +87,7 @@ def opened(
     source: str | Path, base: str, device: str, vision_tower: str | Path | None, template: str | None
 ) -> tuple[Llava, str]:
     """(the model with all its bits, the way to merge it)."""
-    if kind_of(source):
+    if layout_of(source):
         named = None if base == "nf4" else base
         found = load_original(source, vision_tower=vision_tower, base=named, device=device, template=template)
         return found, "nf4"
@@ -112,7 +116,8 @@ def refuse_full(out: Path) -> None:
 
 def write_folder(llava: Llava, out: Path) -> Path:
     """Write a `Llava` without adapters as a Hugging Face folder, whole or not at all, and prove it."""
-    model = llava.model.to(llava.held)
+    model = llava.model
+    hold_in(model, llava.held)
     model.generation_config = generation_config(llava)
     for config in (model.config, model.config.text_config, model.config.vision_config):
         config._name_or_path = ""  # where the base lay on this disk is nobody's business

@@ -1,6 +1,6 @@
 """LLaVA's own layouts, read: a full checkpoint, a folder of LoRA weights, a bare projector; told by what is in them.
 
-Knows: the files of each, what `config.json` says about tower, projector and images, and the name that every tensor has
+Knows: the files of each, what `config.json` says about tower and projector, and the name that every tensor has
 there and in transformers' LLaVA; a tensor without one is an error.
 Does not know: how a model is made of them (`original_in.py`) or how they are written (`original_out.py`).
 """
@@ -17,6 +17,7 @@ import torch
 
 from workbench.errors import CheckpointError, ModelError
 from workbench.model.joint import PROJECTORS
+from workbench.model.original_next import check_next
 from workbench.model.pickles import read_pickle
 from workbench.model.sources import read_json
 from workbench.model.tensors import read_tensors
@@ -28,11 +29,14 @@ LANGUAGES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral
 """`model_type` of a LLaVA -> that of its language model."""
 TEMPLATES = {"llama": "v1", "mistral": "mistral", "qwen2": "qwen"}
 """The template of a language model's type, where nothing says another: LLaVA itself goes by the folder's name."""
+MARKS = {"<|start_header_id|>": "llama_3", "<|im_start|>": "chatml"}
+"""A token of a Llama's tokenizer -> the template it is there for: Llama 3, Nous-Hermes-2-Yi-34B."""
 PATCH = "<im_patch>"
 NAMES = (
     ("model.mm_projector.0.", "model.multi_modal_projector.linear_1."),
     ("model.mm_projector.2.", "model.multi_modal_projector.linear_2."),
     ("model.mm_projector.", "model.multi_modal_projector.linear_1."),
+    ("model.image_newline", "model.image_newline"),
     ("model.vision_tower.vision_tower.vision_model.", "model.vision_tower."),
     ("model.vision_tower.vision_tower.", "model.vision_tower."),
     ("model.layers.", "model.language_model.layers."),
@@ -72,7 +76,7 @@ class Original:
         return told
 
 
-def kind_of(source: str | Path) -> str | None:
+def layout_of(source: str | Path) -> str | None:
     """`full`, `lora` or `projector` if this is a folder (or a projector's file) of LLaVA's own; None for all else."""
     if not isinstance(source, (str, Path)):
         return None
@@ -99,9 +103,9 @@ def has_weights(folder: Path) -> bool:
 
 
 def read_original(source: str | Path) -> Original:
-    """Everything a folder holds. Raises `CheckpointError` for a tensor that no LLaVA of 1.5 or before has, for a
-    pickle that would run code and for files that are missing; `ModelError` for a kind of LLaVA that is not read."""
-    folder, kind = Path(source).expanduser(), kind_of(source)
+    """Everything a folder holds. Raises `CheckpointError` for a tensor that no LLaVA has, for a pickle that would run
+    code and for files that are missing; `ModelError` for a kind of LLaVA that is not read."""
+    folder, kind = Path(source).expanduser(), layout_of(source)
     if kind is None:
         raise ModelError(str(source), found="no checkpoint of LLaVA's own", expected="config.json and its weights")
     if folder.is_file():
@@ -122,10 +126,7 @@ def check_config(config: Mapping[str, Any], where: Path) -> None:
     kind = config.get("model_type")
     if config and kind not in LANGUAGES:
         raise ModelError(str(where), found=f"model_type {kind!r}", expected=" or ".join(LANGUAGES))
-    ratio, merge = str(config.get("image_aspect_ratio")), config.get("mm_patch_merge_type") or "flat"
-    if ratio.startswith("anyres") or merge != "flat":
-        found = f"image_aspect_ratio {ratio} and mm_patch_merge_type {merge}, a LLaVA-NeXT"
-        raise ModelError(str(where), found=found, expected="LLaVA 1.5 or before in this layout")
+    check_next(config, where)
     if config.get("mm_use_im_start_end"):
         found = "mm_use_im_start_end: true, a LLaVA that wants <im_start> and <im_end> around its images"
         raise ModelError(str(where), found=found, expected="one that takes its images as they are, as LLaVA 1.5 does")
@@ -167,7 +168,7 @@ def _named(tensors: Mapping[str, torch.Tensor], where: Path) -> dict[str, torch.
     strange = sorted(name for name in kept if ours(name) is None)
     if strange:
         found = f"{len(strange)} surplus tensors, the first: {strange[0]}"
-        raise CheckpointError(str(where), found=found, expected="exactly the tensors of a LLaVA 1.5 or before")
+        raise CheckpointError(str(where), found=found, expected="exactly the tensors of a LLaVA")
     return {str(ours(name)): tensor for name, tensor in kept.items()}
 
 

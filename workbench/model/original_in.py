@@ -18,10 +18,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from workbench.errors import CheckpointError, ModelError
 from workbench.model.hf_folder import mode_of
-from workbench.model.llava import Llava, assemble
+from workbench.model.joint import ANYRES
+from workbench.model.llava import NEWLINE, Llava, assemble
 from workbench.model.lora import VISION, adapter_parameters, attach_config, target_pattern
 from workbench.model.original import (
     LANGUAGES,
+    MARKS,
     PATCH,
     TEMPLATES,
     Original,
@@ -31,12 +33,14 @@ from workbench.model.original import (
     settings_of,
     weight_files,
 )
+from workbench.model.original_next import is_next, pinpoints_in
 from workbench.model.parts import check_report, image_settings, language_config, load_tower, quietly, tower_config
 from workbench.model.precision import DTYPES, LANGUAGE, let_go_of_file, quantisation
 from workbench.model.proof import sha256
 from workbench.model.sources import read_json, resolve
 from workbench.model.templates import Template, load_template
 from workbench.model.tensors import fill, named
+from workbench.model.tokenizers import load_tokenizer
 
 PROJECTOR = "model.multi_modal_projector."
 SHAPES = (
@@ -79,17 +83,18 @@ def load_original(
     if seeing.model_type != "clip_vision_model":
         raise ModelError(str(tower), found=f"a {seeing.model_type}", expected="a CLIP: LLaVA reads others another way")
     settings = image_settings(tower, seeing)
-    ratio = found.config.get("image_aspect_ratio")
     record = settings_of(found) | {
         "vision": str(vision_tower or found.config.get("mm_vision_tower")),
         "language": str(below),
         "load": load or _held([*(() if found.kind == "lora" else found.tensors.values()), *language.values()]),
         "dtype": dtype,
         "seed": 0,
-        "image_mode": image_mode or ("pad" if ratio == "pad" else mode_of(settings)),
+        "image_mode": _image_mode(found, image_mode, settings),
         "trained": [],
     }
-    chosen = template if template is not None else _template(found.folder, text.model_type)
+    if is_next(found.config):
+        record["pinpoints"] = pinpoints_in(found.config, found.folder)
+    chosen = template if template is not None else _template(found.folder, text.model_type, below)
     llava = assemble(
         record,
         {"vision": tower, "language": below},
@@ -192,15 +197,25 @@ def _text_config(config: Mapping[str, Any], where: Path) -> Any:
     return CONFIG_MAPPING[LANGUAGES[config["model_type"]]].from_dict(held)
 
 
-def _template(folder: Path, language: str) -> str | Template:
-    """The template beside the weights, else that of the language model's type."""
+def _image_mode(found: Original, given: str | None, settings: Mapping[str, Any]) -> str:
+    """The image mode of its configuration, or another one that the model can have. Raises `ModelError`."""
+    if given is not None and (given == ANYRES) != is_next(found.config):
+        kind, expected = ("NeXT", ANYRES) if is_next(found.config) else ("1.5", "square, pad or crop")
+        raise ModelError("image mode", found=f"{given!r} for a LLaVA {kind}", expected=expected)
+    told = found.config.get("image_aspect_ratio")
+    return given or (told if told in (ANYRES, "pad") else mode_of(dict(settings)))
+
+
+def _template(folder: Path, language: str, below: Path) -> str | Template:
+    """The template beside the weights, else that of the language model's type and tokenizer."""
     if (folder / "template.yaml").is_file():
         return load_template(folder / "template.yaml")
     if language not in TEMPLATES:
         raise ModelError(
             str(folder), found=f"a {language} model and no template.yaml", fix="say which: --template NAME"
         )
-    return TEMPLATES[language]
+    words = load_tokenizer(below).get_vocab()
+    return next((name for mark, name in MARKS.items() if language == "llama" and mark in words), TEMPLATES[language])
 
 
 def _added_tokens(config: Mapping[str, Any], folder: Path) -> list[str]:
@@ -263,10 +278,10 @@ def _language(
 
 
 def _fill_projector(llava: Llava, found: Original) -> None:
-    tensors = {name: tensor for name, tensor in found.tensors.items() if name.startswith(PROJECTOR)}
+    tensors = {name: tensor for name, tensor in found.tensors.items() if name.startswith((PROJECTOR, NEWLINE))}
     start = PROJECTOR + ("linear_1." if found.projector == "linear" else "")
     held = None if found.kind == "lora" else llava.held  # beside adapters it keeps the type it was trained in
-    fill(named(llava.model, (start,)), tensors, where=str(found.folder), dtype=held)
+    fill(named(llava.model, (start, NEWLINE)), tensors, where=str(found.folder), dtype=held)
 
 
 def _fill_rows(llava: Llava, tensors: Mapping[str, torch.Tensor], where: str) -> None:

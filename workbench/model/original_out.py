@@ -21,7 +21,8 @@ from huggingface_hub import save_torch_state_dict
 from tokenizers.processors import TemplateProcessing
 
 from workbench.errors import CheckpointError, ModelError
-from workbench.model.llava import Llava
+from workbench.model.joint import ANYRES
+from workbench.model.llava import NEWLINE, Llava
 from workbench.model.lora import VISION, adapted, adapter_parameters, has_adapter
 from workbench.model.original import (
     ADAPTER,
@@ -36,6 +37,7 @@ from workbench.model.original import (
     theirs,
 )
 from workbench.model.original_in import PROJECTOR, base_hashes, load_original
+from workbench.model.original_next import next_fields
 from workbench.model.parts import quietly
 from workbench.model.precision import LANGUAGE
 from workbench.model.proof import affordable, prove
@@ -44,6 +46,8 @@ from workbench.model.tensors import same_bits, write_tensors
 from workbench.model.tokenizers import FILES
 from workbench.resources import atomic_folder
 
+KINDS = ("llava", "llava_next")
+"""`model_type` in transformers of what LLaVA's own layout can hold."""
 WEIGHTS = ("merged", "adapter", "projector")
 TOWER = "vision_tower"
 """Folder of a tower that is carried, in the folder of the checkpoint."""
@@ -103,16 +107,26 @@ def original_config(llava: Llava) -> dict[str, Any]:
     kept = _kept(llava)
     config = read_json(kept / "config.json") if kept and (kept / "config.json").is_file() else _derived(llava)
     config.pop("base_sha256", None)
-    pad, told = llava.image_mode.mode == "pad", config.get("image_aspect_ratio")
+    told = config.get("image_aspect_ratio")
     facts: dict[str, tuple[Any, Any]] = {  # key -> (what is so, what LLaVA takes where nothing is said)
         "mm_projector_type": (llava.spec["projector"], "linear"),
         "mm_vision_select_layer": (llava.spec["vision_layer"], None),
         "mm_vision_select_feature": ("patch" if llava.spec["vision_select"] == "default" else "cls_patch", "patch"),
-        "image_aspect_ratio": ("pad" if pad else told if told != "pad" else "square", None),
+        "image_aspect_ratio": (_aspect_ratio(llava.image_mode.mode, told), None),
         "torch_dtype": (str(llava.held).removeprefix("torch."), None),
         "vocab_size": (_rows(llava, config.get("vocab_size")), None),
     }
-    return config | {key: value for key, (value, usual) in facts.items() if config.get(key, usual) != value}
+    changed = {key: value for key, (value, usual) in facts.items() if config.get(key, usual) != value}
+    if "pinpoints" in llava.spec:
+        changed |= next_fields(config, llava.spec["pinpoints"], kept or Path("config.json"))
+    return config | changed
+
+
+def _aspect_ratio(mode: str, told: Any) -> Any:
+    """`image_aspect_ratio` for an image mode; LLaVA takes everything that is neither of these two alike."""
+    if mode in ("pad", ANYRES):
+        return mode
+    return told if told not in ("pad", ANYRES) else "square"
 
 
 def _derived(llava: Llava) -> dict[str, Any]:
@@ -189,7 +203,7 @@ def _write_parts(llava: Llava, folder: Path, weights: str) -> dict[str, torch.Te
     projector = {
         theirs(name, llava.spec["projector"]): parameter.detach().cpu()
         for name, parameter in llava.model.named_parameters()
-        if name.startswith(PROJECTOR) and not (llava.spec["projector"] == "linear" and ".linear_2." in name)
+        if name.startswith((PROJECTOR, NEWLINE)) and not (llava.spec["projector"] == "linear" and ".linear_2." in name)
     }
     if weights == "projector":
         torch.save(projector, folder / PROJECTOR_FILE)
@@ -223,8 +237,9 @@ def _write_tower(llava: Llava, config: dict[str, Any], folder: Path) -> None:
         llava.tower.save_pretrained(folder / TOWER)
     whole = {"height": llava.image_mode.side, "width": llava.image_mode.side}
     settings = llava.image_mode.processor_settings() | {"image_processor_type": "CLIPImageProcessor"}
-    settings.pop("do_pad")
-    if llava.image_mode.mode == "pad":
+    for key in ("do_pad", "image_grid_pinpoints"):
+        settings.pop(key, None)
+    if llava.image_mode.mode in ("pad", ANYRES):
         settings |= {"size": {"shortest_edge": llava.image_mode.side}, "crop_size": whole, "do_center_crop": True}
     (folder / TOWER / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     config["mm_vision_tower"] = TOWER
@@ -264,9 +279,9 @@ def _refuse(llava: Llava, weights: str) -> None:
     if weights not in WEIGHTS:
         raise ModelError("weights", found=repr(weights), expected=" or ".join(WEIGHTS))
     kinds = (llava.model.config.model_type, llava.tower.config.model_type, text.model_type)
-    if kinds[:2] != ("llava", "clip_vision_model") or text.model_type not in LANGUAGES.values():
+    if kinds[0] not in KINDS or kinds[1] != "clip_vision_model" or text.model_type not in LANGUAGES.values():
         found, languages = " of ".join((kinds[0], " and ".join(kinds[1:]))), dict.fromkeys(LANGUAGES.values())
-        expected = f"a LLaVA 1.5 or before of a CLIP and a {' or '.join(languages)}"
+        expected = f"a LLaVA of a CLIP and a {' or '.join(languages)}"
         raise ModelError("LLaVA's own layout", found=found, expected=expected, fix="use --as hf")
     if weights == "merged":
         return

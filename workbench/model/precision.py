@@ -99,6 +99,12 @@ def let_go_of_file(model: nn.Module, load: str) -> None:
                 tensor.data = tensor.data.clone()
 
 
+def hold_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Hold every parameter in this type. Buffers stay: rounded frequencies would turn far-off tokens elsewhere."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
 def is_quantised(module: nn.Module) -> bool:
     """Whether this very module holds 4-bit or 8-bit weights of bitsandbytes."""
     kind = type(module)  # by name: bitsandbytes need not be importable for a floating-point model

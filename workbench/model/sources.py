@@ -86,7 +86,7 @@ def safetensors_files(folder: Path) -> list[Path]:
             str(folder),
             found=f"{pickles[0]}, a pickle that can run code when it is read",
             expected="model.safetensors",
-            fix="convert it once with save_pretrained of transformers on a machine you can lose",
+            fix=f"read it for its tensors alone, once: workbench export {folder} OUT --as hf, and name OUT instead",
         )
     raise ModelError(str(folder), found="no model.safetensors", expected="a model folder in transformers' layout")
 
@@ -125,8 +125,8 @@ def _look_at(name: str, say: Callable[[str], None]) -> int:
         raise
     weights = [file for file in info.siblings or [] if file.rfilename.endswith(".safetensors")]
     if not weights:
-        fix = "look for a conversion among its pull requests and write owner/name@refs/pr/NUMBER; a checkpoint of "
-        fix += "LLaVA's own, downloaded to a folder, is converted by workbench export FOLDER OUT --as hf"
+        fix = "look for a conversion among its pull requests and write owner/name@refs/pr/NUMBER; or download it to a "
+        fix += "folder, and convert that once: workbench export FOLDER OUT --as hf"
         raise ModelError(name, found="no safetensors on the Hub", expected="weights that are not pickles", fix=fix)
     size, licence = size_and_licence(info, weights)
     say(f"{name}: {size / 1e9:.2f} GB to download, licence {licence or 'not stated'}")

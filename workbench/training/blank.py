@@ -32,7 +32,7 @@ def blank(pack: Pack, llava: Llava) -> tuple[Batch, torch.Tensor | None]:
         conversations=torch.zeros(supervised, dtype=torch.int64),
         ids=(),
         images=(),
-        places=_places(sum(tree.image_tokens for tree in pack), tiles, llava),
+        places=some_places(sum(tree.image_tokens for tree in pack), tiles, llava),
     )
     return batch.to(llava.device), _images(tiles, llava) if tiles else None
 
@@ -41,7 +41,7 @@ def _tiles(tree: Tree) -> int:
     return tree.tiles or tree.images  # an entry that was not measured has images of one tile
 
 
-def _places(tokens: int, tiles: int, llava: Llava) -> Places | None:
+def some_places(tokens: int, tiles: int, llava: Llava) -> Places | None:
     """Some row of the tiles for each token."""
     if not llava.tiling.varies or not tiles:
         return None

@@ -1,8 +1,9 @@
 """On which cards a recipe trains and its model answers, foreseen before any data or weights are there.
 
-Knows: a pack as full as data can make it, the settings that are tried so that a card is enough, and an answer about one
-picture. Everything is counted on shapes (`memory.py`); no part of it is a formula of a model.
-Does not know: a person's data, whose own worst pack `plan` finds; how fast anything is.
+Knows: the settings that are tried so that a card is enough, and an answer about one picture, as large as pictures can
+be. Everything is counted on shapes (`memory.py`); no part of it is a formula of a model. Hours are those counts at a
+rate that the caller assumes.
+Does not know: a person's data, whose own worst pack `plan` finds; how fast any card is.
 """
 
 from __future__ import annotations
@@ -21,20 +22,21 @@ from workbench.model.outline import Outline, outline
 from workbench.model.precision import QUANTISED
 from workbench.model.stages import table
 from workbench.recipe import Recipe, as_recipe
-from workbench.training.forecast import LAYERS
+from workbench.training.blank import some_places
+from workbench.training.forecast import LAYERS, human_time
 from workbench.training.memory import Foresight, Memory, Meter, labels, part_of
-from workbench.training.packing import Entry, Pack, Tree
 from workbench.training.room import MARGIN, held_images
 from workbench.training.sharded_memory import in_shards
+from workbench.training.usual import context, full_pack, operations
 
 SIZES = (16, 24, 40, 80)
 """Memory of common cards in GB (10**9 bytes)."""
-PREFIX, BRANCH, SUPERVISED = 40, 150, 100
-"""Tokens of system text, of question and answer, and of the answer, about as in LLaVA's mix."""
 MANY = 600_000
 """Pictures of a large dataset: their features do not stay in memory."""
 CONTEXT = 2048
-"""Tokens of picture, question and answer together."""
+"""Tokens of picture, question and answer together, where the picture leaves room in them."""
+CONVERSATIONS = 100_000
+"""For how many conversations hours are told unless somebody says."""
 FORMATS = ("bf16", "8bit", "4bit")
 
 
@@ -46,6 +48,8 @@ class Trial:
     every: int
     """Each so-many-th layer's activations are computed again; 0: none."""
     memory: Memory
+    operations: float
+    """Of training on one usual conversation, what is computed again included."""
 
 
 @dataclass(frozen=True)
@@ -65,19 +69,26 @@ class Cards:
     """The settings that take least."""
     answers: dict[str, int]
     """Number format -> bytes while it answers about a picture."""
+    context: int
+    """Tokens of such an answer with its picture and question."""
     sizes: Sequence[float]
     processes: int
+    rate: float | None = None
+    """Operations a second that each card is taken to keep; None where no time is asked for."""
+    conversations: int = CONVERSATIONS
+
+    def seconds(self, size: float) -> float | None:
+        """How long training on `conversations` takes at that rate; None where it does not fit, or none was said."""
+        trial, passes = self.trials[size], self.conversations * self.recipe.train.epochs
+        return trial.operations * passes / (self.rate * self.processes) if trial and self.rate else None
 
     def answering(self, size: float) -> dict[str, bool]:
         """Number format -> whether it answers on such a card."""
         return {load: peak <= MARGIN * size * 1e9 for load, peak in self.answers.items()}
 
     def reason(self) -> str:
-        """Why the smallest cards are too small: the least it takes, and what for."""
-        least = self.least.memory
-        most = sorted(least.items.items(), key=lambda item: -item[1])[:2]
-        parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in most)
-        return f"at least {least.peak / 1e9:.1f} GB ({parts})"
+        """Why the smallest cards are too small."""
+        return reason_for(self.least.memory)
 
     def summary(self) -> dict[str, Any]:
         """The numbers, for a program."""
@@ -87,7 +98,11 @@ class Cards:
             settings = trial and {"pack_tokens": trial.pack_tokens, "checkpointed_every": trial.every,
                                   "bytes": trial.memory.peak}  # fmt: skip
             told["cards"][f"{size:g}"] = {"training": settings, "answering": self.answering(size)}
-        return told | {"reason": self.reason(), "processes": self.processes}
+            if self.rate:
+                told["cards"][f"{size:g}"]["planned_seconds"] = self.seconds(size)
+        if self.rate:
+            told |= {"assumed_teraflops": self.rate / 1e12, "conversations": self.conversations}
+        return told | {"reason": self.reason(), "processes": self.processes, "context": self.context}
 
     def __str__(self) -> str:
         unused = {0: "", 1: " (its last layer is not used)"}.get(self.unused, f" ({self.unused} layers are not used)")
@@ -98,8 +113,13 @@ class Cards:
         lines.append(f"training{each}, by the memory of a card (foreseen on shapes, not measured)")
         for size in self.sizes:
             trial = self.trials[size]
-            lines.append(f"  {size:>3g} GB  {_told(trial) if trial else f'no: {self.reason()}'}")
-        lines += ["", f"answering about a picture in {CONTEXT:,} tokens, foreseen", "          " + _row(FORMATS)]
+            seconds = self.seconds(size)
+            time = f"; {human_time(seconds)}" if seconds is not None else ""
+            lines.append(f"  {size:>3g} GB  {_told(trial) + time if trial else f'no: {self.reason()}'}")
+        if self.rate:
+            told = f"{self.conversations:,} conversations, if each card keeps {self.rate / 1e12:g} TFLOPS"
+            lines.append(f"  times are planned: {told}; nothing was measured")
+        lines += ["", f"answering about a picture in {self.context:,} tokens, foreseen", "          " + _row(FORMATS)]
         for size in self.sizes:
             fits = self.answering(size)
             cells = [f"{'yes' if fits[load] else 'no'} {self.answers[load] / 1e9:.1f} GB" for load in FORMATS]
@@ -107,9 +127,18 @@ class Cards:
         return "\n".join(lines)
 
 
-def cards(recipe: Recipe | str | Path, sizes: Sequence[float] = SIZES, *, processes: int = 1) -> Cards:
+def cards(
+    recipe: Recipe | str | Path,
+    sizes: Sequence[float] = SIZES,
+    *,
+    processes: int = 1,
+    rate: float | None = None,
+    conversations: int = CONVERSATIONS,
+) -> Cards:
     """What a recipe's training and its model take on cards of these sizes (GB), each of `processes` that share a run.
 
+    rate: operations a second that each card is taken to keep, such as 1e14; the hours of training on so many
+    `conversations`, as long as LLaVA's own and each about a picture of its own, are then told.
     Reads configurations and tokenizers only. Raises `ModelError` as `plan` does.
     """
     recipe = as_recipe(recipe).with_overrides("model.device=cpu")  # shapes are counted anywhere
@@ -124,7 +153,7 @@ def cards(recipe: Recipe | str | Path, sizes: Sequence[float] = SIZES, *, proces
 
     @cache
     def trial(number: int) -> Trial:
-        return Trial(*settings[number], _peak(foresight, recipe, *settings[number], processes))
+        return try_out(foresight, recipe, *settings[number], processes)
 
     def quickest(size: float) -> Trial | None:
         """Each setting takes less than the one before: the first that fits, found by halving."""
@@ -143,9 +172,19 @@ def cards(recipe: Recipe | str | Path, sizes: Sequence[float] = SIZES, *, proces
         trials=trials,
         least=trial(len(settings) - 1),
         answers={load: answer_memory(recipe, load) for load in FORMATS},
+        context=context(made.llava.tiling, CONTEXT),
         sizes=sizes,
         processes=processes,
+        rate=rate,
+        conversations=conversations,
     )
+
+
+def reason_for(least: Memory) -> str:
+    """The least that training takes, and what for."""
+    most = sorted(least.items.items(), key=lambda item: -item[1])[:2]
+    parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in most)
+    return f"at least {least.peak / 1e9:.1f} GB ({parts})"
 
 
 def answer_memory(recipe: Recipe, load: str) -> int:
@@ -155,23 +194,14 @@ def answer_memory(recipe: Recipe, load: str) -> int:
     with made.shapes(), Meter() as meter, torch.no_grad(), labels(llava, [], meter):
         for name, tensor in (*llava.model.named_parameters(), *llava.model.named_buffers()):
             meter.add(tensor, part_of(name))
-        side = llava.model.config.vision_config.image_size
-        image = llava.project(llava.tower_features(torch.empty(1, 3, side, side)))
-        shape = (1, CONTEXT - image.shape[1], image.shape[2])
+        side, tiling = llava.model.config.vision_config.image_size, llava.tiling
+        tiles = llava.project(llava.tower_features(torch.empty(tiling.most, 3, side, side)))
+        image = llava.arrange(tiles, some_places(tiling.longest, tiling.most, llava))
+        shape = (1, context(tiling, CONTEXT) - image.shape[1], image.shape[2])
         embedded = torch.cat([image, torch.empty(shape, dtype=image.dtype)], 1)
         made_of = llava.model.model.language_model(inputs_embeds=embedded, use_cache=True)
         llava.model.lm_head(made_of.last_hidden_state[:, -1])
         return sum(meter.fullest().values())
-
-
-def full_pack(tokens: int, image_tokens: int) -> Pack:
-    """A pack of so many tokens, each of its conversations about a picture of its own."""
-    prefix = image_tokens + PREFIX
-    count = max(1, tokens // (prefix + BRANCH))
-    rest = max(0, tokens - count * (prefix + BRANCH))
-    branches = [BRANCH + (rest if number == 0 else 0) for number in range(count)]
-    return [Tree((Entry(number, prefix + branch, prefix, SUPERVISED, 1, 1, number),))
-            for number, branch in enumerate(branches)]  # fmt: skip
 
 
 def _outlined(recipe: Recipe, **model: str) -> Outline:
@@ -192,11 +222,14 @@ def _settings(recipe: Recipe) -> Iterator[tuple[int, int]]:
         yield tokens, first[-1]
 
 
-def _peak(foresight: Foresight, recipe: Recipe, tokens: int, every: int, processes: int) -> Memory:
-    llava = foresight.llava
-    pack = full_pack(tokens, llava.image_tokens)
-    memory = foresight.peak(pack, every=every, held=held_images(llava, MANY, recipe.train))
-    return in_shards(memory, llava, processes) if recipe.train.shard and processes > 1 else memory
+def try_out(foresight: Foresight, recipe: Recipe, tokens: int, every: int, processes: int = 1) -> Trial:
+    """What training takes with packs of so many tokens, every so-many-th layer computed again."""
+    llava, train = foresight.llava, recipe.train
+    pack = full_pack(tokens, llava.tiling)
+    memory = foresight.peak(pack, every=every, held=held_images(llava, MANY, train))
+    per_token = memory.flops / sum(tree.tokens for tree in pack)
+    cut = in_shards(memory, llava, processes) if train.shard and processes > 1 else memory
+    return Trial(tokens, every, cut, operations(llava, train, per_token))
 
 
 def _plain(recipe: Recipe) -> dict[str, int]:
