@@ -77,8 +77,7 @@ class AnyRes:
 
     @property
     def longest(self) -> int:
-        """Of grids that keep all of one edge: one that loses so much of the other that it just needs no scaling has more
-        than a whole one."""
+        """Of grids that keep all of one edge: one that just needs no scaling has more than a whole one."""
         whole = [(self.edge * height // self.side, self.edge * width // self.side) for height, width in self.pinpoints]
         kept = {(row, columns) for rows, columns in whole for row in range(1, rows + 1)}
         kept |= {(rows, column) for rows, columns in whole for column in range(1, columns + 1)}

@@ -65,8 +65,8 @@ def llava_config(
 ) -> AnyConfig:
     """The configuration of the whole. A tower without a class token (SigLIP) never has its first patch dropped.
 
-    With image mode `anyres` it is LLaVA-NeXT's, with `anyres_max_N` OneVision's; the grids are those `record` names, else
-    those of LLaVA's own models, and it then does.
+    With image mode `anyres` it is LLaVA-NeXT's, with `anyres_max_N` OneVision's; the grids are those `record` names,
+    else those of LLaVA's own models, and it then does.
     """
     extra, patches = tower_tokens(tower)
     drop = extra and record["vision_select"] == "default"
@@ -142,7 +142,7 @@ def fresh_projector(config: AnyConfig, seed: int) -> AnyProjector:
 
 
 def fresh_newline(config: AnyConfig, seed: int) -> torch.Tensor:
-    """(width of the language model,): what LLaVA-NeXT and OneVision put after each row of tokens, drawn as LLaVA draws it."""
+    """(width of the language model,): what LLaVA-NeXT puts after each row of tokens, drawn as LLaVA draws it."""
     width = config.text_config.hidden_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

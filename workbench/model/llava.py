@@ -95,7 +95,7 @@ class Llava:
 
     @property
     def newline(self) -> nn.Parameter | None:
-        """(width of the language model,): what LLaVA-NeXT puts after each row of tokens; it trains with the projector."""
+        """(width of the language model,): what LLaVA-NeXT puts after each row of tokens; trains with the projector."""
         return getattr(self.model.model, "image_newline", None)
 
     @property
