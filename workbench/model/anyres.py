@@ -68,6 +68,10 @@ class AnyRes:
             raise ModelError("image_grid_pinpoints", found="none", expected="at least one")
 
     @property
+    def mixes(self) -> bool:
+        return self.limit is not None
+
+    @property
     def each(self) -> int:
         return self.edge**2
 

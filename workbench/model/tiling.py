@@ -55,6 +55,10 @@ class Tiling(Protocol):
     """Whether it depends on a picture's size; if not, no size need be known."""
 
     @property
+    def mixes(self) -> bool:
+        """Whether tokens may be made of several rows, by their weights."""
+
+    @property
     def each(self) -> int:
         """Tokens of one tile, and the fewest that a picture takes."""
 
@@ -89,6 +93,7 @@ class OneTile:
     each: int
     most = 1
     varies = False
+    mixes = False
 
     @property
     def longest(self) -> int:
