@@ -21,7 +21,7 @@ from workbench.conversation import Conversation, Image, Message, to_chat
 from workbench.errors import ModelError
 from workbench.model.anyres import ONEVISION_GRIDS, AnyRes, pinpoints_of
 from workbench.model.checkpoint import save
-from workbench.model.export import export_hf, processor, write_folder
+from workbench.model.export import export_hf, export_original, processor, write_folder
 from workbench.model.llava import load
 from workbench.model.stages import prepare, table
 from workbench.model.tiles import AnyResMode
@@ -225,6 +225,35 @@ def test_what_an_exported_folder_tells_transformers_of_videos(hub: Path) -> None
     assert held["processor_class"] == "LlavaOnevisionProcessor" and held["num_image_tokens"] == 16
     assert video["video_processor_type"] == "LlavaOnevisionVideoProcessor"
     assert (video["size"], video["image_mean"]) == ({"height": 48, "width": 48}, [0.5] * 3)
+
+
+def test_a_demo_that_is_given_away_reads_what_we_read_of_one_picture_and_of_several(
+    tuned: Made, tmp_path: Path
+) -> None:
+    from workbench.serving.demo.answerer import Answerer
+    from workbench.serving.demo.turns import Settings
+    from workbench.serving.export_demo import export_demo
+
+    llava = tuned()
+    save(llava, tmp_path / "saved")
+    answerer = Answerer(export_demo(tmp_path / "saved", tmp_path / "demo", examples=0, device="cpu"))
+    for sizes in ([SIZES[5]], SIZES[:3]):
+        parts = []
+        for number, size in enumerate(sizes):
+            picture(*size).save(tmp_path / f"{number}.png")
+            parts.append({"type": "image", "path": str(tmp_path / f"{number}.png")})
+        question = {"role": "user", "content": [*parts, {"type": "text", "text": "What is it?"}]}
+        inputs = answerer.inputs([question], Settings())
+        expected, shown = vanilla_inputs(llava, processor(llava), sizes)
+        assert torch.equal(inputs["input_ids"], expected["input_ids"])
+        for tiles, one in zip(inputs["pixel_values"], shown, strict=True):
+            assert torch.equal(tiles[: len(one.tiles)], one.tiles)
+        assert answerer.model.generate(**inputs, max_new_tokens=2).shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_what_leaves_in_layouts_that_cannot_say_it_is_refused(hub: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="found llava_onevision of siglip_vision_model and qwen2"):
+        export_original(hub, tmp_path / "own", device="cpu")
 
 
 def test_what_does_not_fit_together_is_refused(hub: Path, make: Made, onevision: Made, tmp_path: Path) -> None:

@@ -91,7 +91,8 @@ def test_pictures_have_the_published_tokens(made: Outline) -> None:
 def full(foresight: Foresight, tokens: int) -> Pack:
     """A pack of so many tokens: conversations about pictures as large as can be, then one about a small one."""
     tiling = foresight.llava.tiling
-    entries, left = [], tokens
+    entries: list[Entry] = []
+    left = tokens
     for shown, tiles in ((tiling.longest, 14), (1485, 2)):
         while left > shown + 200:
             entry = Entry(len(entries), shown + 200, shown + 40, 100, 1, 1, len(entries), tiles, tiles, shown, shown)

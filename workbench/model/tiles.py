@@ -48,12 +48,12 @@ class AnyResMode:
 
     def processor_settings(self) -> dict[str, Any]:
         """What an exported `preprocessor_config.json` must hold, so that `AutoProcessor` gives the same tiles."""
-        own = {"image_processor_type": "LlavaOnevisionImageProcessor"}
-        if not self.tiling.alone:
-            own = {"image_processor_type": "LlavaNextImageProcessor", "do_center_crop": True}
-            own["size"] = {"shortest_edge": self.side}
         grids = [list(pinpoint) for pinpoint in self.tiling.pinpoints]
-        return {**self._whole.processor_settings(), "do_pad": True, **own, "image_grid_pinpoints": grids}
+        held = {**self._whole.processor_settings(), "do_pad": True, "image_grid_pinpoints": grids}
+        if self.tiling.alone:
+            return held | {"image_processor_type": "LlavaOnevisionImageProcessor"}
+        size = {"shortest_edge": self.side}
+        return held | {"image_processor_type": "LlavaNextImageProcessor", "do_center_crop": True, "size": size}
 
     def _cut(self, image: Image.Image) -> list[Image.Image]:
         height, width = self.tiling.resolution(image.size)
