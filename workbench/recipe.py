@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -290,10 +291,18 @@ class Recipe(Section):
     template: str
     """Prompt template: plain, v1, llava_v1, llama_2, llama_3, mistral, gemma, phi, chatml, qwen, tiny, or a YAML file
     of your own."""
-    image_mode: Literal["square", "pad", "crop", "anyres"] = "pad"
+    image_mode: str = "pad"
     """How an image becomes the tower's square: squash it, pad it with the mean colour, or cut out its centre. `anyres`
-    shows it whole and in tiles beside that, as LLaVA-NeXT (1.6) does: more tokens for larger images."""
+    shows it whole and in tiles beside that, as LLaVA-NeXT (1.6) does: more tokens for larger images. `anyres_max_9`
+    (or another number) makes at most as many as 9 tiles have, as LLaVA-OneVision does."""
     train: TrainSpec
+
+    @field_validator("image_mode")
+    @classmethod
+    def _image_mode_is_known(cls, value: str) -> str:
+        if not re.fullmatch(r"square|pad|crop|anyres(_max_[1-9]\d*)?", value):
+            raise ValueError("'square', 'pad', 'crop', 'anyres' or 'anyres_max_9'")
+        return value
 
     @model_validator(mode="after")
     def _quantised_cannot_train(self) -> Recipe:

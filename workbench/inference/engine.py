@@ -269,10 +269,20 @@ class Engine:
         options: SamplingOptions,
         ended: SimpleQueue[Event] | None = None,
     ) -> list[Request]:
-        """One request per prompt; every image is opened once. `ended`: where ends are told of, and nothing else."""
-        shown = dict.fromkeys(image for _, rendered in asked for image in rendered.images)
-        opened = {image: self._pixels.of(image, self.open_image, self.llava) for image in shown}
-        made = [self._request(index, rendered, opened, options) for index, rendered in asked]
+        """One request per prompt; every image is opened once, for each way in which it is shown. `ended`: where ends
+        are told of, and nothing else."""
+        mode_among = self.llava.mode_among
+        shown = {
+            (image, mode_among(len(rendered.images))): len(rendered.images)
+            for _, rendered in asked
+            for image in rendered.images
+        }
+        opened = {key: self._pixels.of(key[0], self.open_image, self.llava, among) for key, among in shown.items()}
+        made = []
+        for index, rendered in asked:
+            mode = mode_among(len(rendered.images))
+            known = [opened[image, mode] for image in rendered.images]
+            made.append(self._request(index, rendered, known, options))
         if ended is not None:
             for request in made:
                 request.events, request.streams = ended, False
@@ -282,11 +292,11 @@ class Engine:
         self,
         index: int,
         rendered: Rendered,
-        opened: dict[Image, Known],
+        opened: Sequence[Known],
         options: SamplingOptions,
     ) -> Request:
         llava = self.llava
-        ids, images = self._expanded(rendered, [opened[image] for image in rendered.images])
+        ids, images = self._expanded(rendered, opened)
         room = self._text.max_position_embeddings - len(ids)
         if room < 1:
             limit = self._text.max_position_embeddings
@@ -306,7 +316,7 @@ class Engine:
             grammar=self._grammars.of(options.json_schema),
             image_tokens=sum(last - first for first, last, _ in images),
         )
-        shown = {known.name: known for known in map(opened.__getitem__, rendered.images)}
+        shown = {known.name: known for known in opened}
         return Request(row, images, shown, adapter=self._adapter)
 
     def _expanded(self, rendered: Rendered, opened: Sequence[Known]) -> tuple[list[int], list[tuple[int, int, str]]]:

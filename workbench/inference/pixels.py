@@ -43,17 +43,17 @@ class Pixels:
         self._names: OrderedDict[Hashable, tuple[str, Size]] = OrderedDict()
         self._guard = threading.Lock()
 
-    def of(self, image: Image, open_image: Callable[[Image], Picture], llava: Llava) -> Known:
-        """What a model sees of a picture. Raises what opening it raises."""
+    def of(self, image: Image, open_image: Callable[[Image], Picture], llava: Llava, among: int = 1) -> Known:
+        """What a model sees of a picture, one of so many of its conversation. Raises what opening it raises."""
         state = open_image.state(image) if isinstance(open_image, TrackedOpener) else None
-        key = open_image, llava.image_mode, image, state
+        key = open_image, llava.mode_among(among), image, state
         with self._guard:
             found = None if state is None else self._names.get(key)
             if found is not None:
                 self._names.move_to_end(key)
         if found is not None:
-            return Known(*found, lambda: _again(image, open_image, llava, found[0]))
-        shown = llava.show(open_image(image))
+            return Known(*found, lambda: _again(image, open_image, llava, among, found[0]))
+        shown = llava.show(open_image(image), among)
         name = _name(shown, llava)
         if state is not None:
             with self._guard:
@@ -68,9 +68,9 @@ def _name(shown: Shown, llava: Llava) -> str:
     return pixel_hash(shown.tiles, shown.size if llava.tiling.varies else "")
 
 
-def _again(image: Image, open_image: Callable[[Image], Picture], llava: Llava, name: str) -> Shown:
+def _again(image: Image, open_image: Callable[[Image], Picture], llava: Llava, among: int, name: str) -> Shown:
     """What has this name. It may have been another picture that lies there by now."""
-    shown = llava.show(open_image(image))
+    shown = llava.show(open_image(image), among)
     if _name(shown, llava) != name:
         raise ImageError(image.path, found="a picture that changed while it was asked about", fix="ask again")
     return shown

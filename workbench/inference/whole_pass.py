@@ -52,7 +52,7 @@ class Likelihood:
 
 def lay_out(llava: Llava, rendered: Rendered, open_image: Callable[[Image], Picture]) -> Layout:
     """The row of a rendering. Raises `ImageError` for a picture that is not there."""
-    shown = [llava.show(open_image(image)) for image in rendered.images]
+    shown = [llava.show(open_image(image), len(rendered.images)) for image in rendered.images]
     features = None
     if shown:
         with torch.no_grad(), evaluating(llava.model), llava.autocast():
@@ -77,8 +77,10 @@ def _lay(llava: Llava, rendered: Rendered, features: torch.Tensor | None, sizes:
 
 def slots(llava: Llava, rendered: Rendered, open_image: Callable[[Image], Picture]) -> list[int]:
     """Tokens of each image. Raises `ImageError` for a picture that has to be opened for that and is not there."""
-    tiling = llava.tiling
-    return [tiling.tokens(open_image(image).size) if tiling.varies else tiling.each for image in rendered.images]
+    tiling, images = llava.tiling, rendered.images
+    if not tiling.varies:
+        return [tiling.each] * len(images)
+    return [tiling.tokens(tiling.seen(open_image(image).size, len(images))) for image in images]
 
 
 @torch.no_grad()

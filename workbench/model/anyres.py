@@ -1,8 +1,9 @@
 """LLaVA-NeXT's dynamic resolution in whole numbers: the grid a picture gets, and which tokens of its tiles it keeps.
 
 Knows: the choice of a grid by effective and wasted pixels, the black borders that are taken off again ("unpad"), one
-newline after each row, and OneVision's bilinear scaling down of more than so many tiles (`anyres_max_N`). Formulas are
-those of transformers' processors and models of both families, which are LLaVA's (`mm_utils.py`, `llava_arch.py`).
+newline after each row, OneVision's bilinear scaling down of more than so many tiles (`anyres_max_N`), and that of
+several pictures each is one padded square there. Formulas are those of transformers' processors and models of both
+families, which are LLaVA's (`mm_utils.py`, `llava_arch.py`).
 Does not know: pixels (`tiles.py`), models.
 
 A grid is written as (height, width) in pixels, as transformers reads `image_grid_pinpoints`. LLaVA reads the same list
@@ -19,17 +20,19 @@ from dataclasses import dataclass
 import torch
 
 from workbench.errors import ModelError
-from workbench.model.tiling import Places, Size
+from workbench.model.tiling import PADDED, Places, Size
 
 GRIDS = ((2, 1), (1, 2), (2, 2), (1, 3), (3, 1))
 """LLaVA-1.6's grids as (rows, columns) of tiles, in the order in which LLaVA tries them."""
+ONEVISION_GRIDS = tuple((rows, columns) for columns in range(1, 7) for rows in range(1, 7))
+"""LLaVA-OneVision's, "(1x1),...,(6x6)", likewise."""
 SCALED_FROM = 1.1
 """`anyres_max_N` leaves a picture as it is while its edges are at most so many times too long."""
 
 
-def pinpoints_of(side: int) -> list[list[int]]:
-    """LLaVA-1.6's grids of tiles `side` pixels wide, as [height, width]."""
-    return [[rows * side, columns * side] for rows, columns in GRIDS]
+def pinpoints_of(side: int, grids: Iterable[tuple[int, int]] = GRIDS) -> list[list[int]]:
+    """Grids of tiles `side` pixels wide, as [height, width]; those of LLaVA-1.6 unless told."""
+    return [[rows * side, columns * side] for rows, columns in grids]
 
 
 def from_llava(pinpoints: Iterable[Sequence[int]]) -> list[list[int]]:
@@ -52,6 +55,8 @@ class AnyRes:
     """(height, width) in pixels of every grid there is; the first of equally good ones wins."""
     limit: int | None = None
     """N of `anyres_max_N`: tiles whose tokens a picture may have beside the first; None: all it needs."""
+    alone: bool = False
+    """Whether only a picture that is alone in its conversation gets a grid; of several each is then `PADDED`."""
     varies = True
 
     def __post_init__(self) -> None:
@@ -63,6 +68,10 @@ class AnyRes:
             raise ModelError("image_grid_pinpoints", found="none", expected="at least one")
 
     @property
+    def mixes(self) -> bool:
+        return self.limit is not None
+
+    @property
     def each(self) -> int:
         return self.edge**2
 
@@ -72,13 +81,25 @@ class AnyRes:
 
     @property
     def longest(self) -> int:
-        return max(self.tokens((width, height)) for height, width in self.pinpoints)
+        """Of grids that keep all of one edge: one that just needs no scaling has more than a whole one."""
+        whole = [(self.edge * height // self.side, self.edge * width // self.side) for height, width in self.pinpoints]
+        kept = {(row, columns) for rows, columns in whole for row in range(1, rows + 1)}
+        kept |= {(rows, column) for rows, columns in whole for column in range(1, columns + 1)}
+        scaled = [self._scaled(rows, columns) for rows, columns in kept]
+        return self.each + max(rows * (columns + 1) for rows, columns in scaled)
+
+    def seen(self, size: Size, among: int) -> Size:
+        return PADDED if self.alone and among > 1 else size
 
     def tiles(self, size: Size) -> int:
+        if size == PADDED:
+            return 1
         rows, columns = self.grid(size)
         return 1 + rows * columns
 
     def tokens(self, size: Size) -> int:
+        if size == PADDED:
+            return self.each + 1
         _, (rows, columns) = self._kept(size)
         rows, columns = self._scaled(rows, columns)
         return self.each + rows * (columns + 1)
@@ -110,6 +131,8 @@ class AnyRes:
         return min(math.ceil(size[0] * (height / size[1])), width), height
 
     def patches(self, size: Size) -> torch.Tensor:
+        if size == PADDED:
+            return torch.cat([torch.arange(self.each), torch.tensor([-1])])
         rows, columns = self._scaled(*self._kept(size)[1])
         row, column = (((torch.arange(many) + 0.5) * self.edge / max(many, 1)).long() for many in (rows, columns))
         tiles = torch.cat([row[:, None] * self.edge + column, torch.full((rows, 1), -1)], 1)
@@ -127,6 +150,9 @@ class AnyRes:
     def _parts(self, size: Size) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """(index, weight) of a picture's tokens as `Places` has them: of the first tile, then of the grid."""
         yield torch.arange(self.each), None
+        if size == PADDED:
+            yield torch.tensor([BEHIND]), None
+            return
         rows, columns = self.grid(size)
         numbers = torch.arange(self.each, self.each * (1 + rows * columns))
         whole = numbers.view(rows, columns, self.edge, self.edge).transpose(1, 2).flatten(2, 3).flatten(0, 1)

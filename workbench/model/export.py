@@ -9,13 +9,15 @@ from __future__ import annotations
 import copy
 import errno
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from tokenizers import processors
-from transformers import GenerationConfig, LlavaNextProcessor, LlavaProcessor
+from transformers import GenerationConfig, LlavaNextProcessor, LlavaOnevisionProcessor, LlavaProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from workbench.errors import ModelError
 from workbench.model.hf_folder import is_llava, load_folder, load_model
@@ -33,6 +35,14 @@ from workbench.model.templates import chat_template
 from workbench.model.tensors import types_of
 from workbench.model.unpickle import is_pickled, unpickle
 from workbench.resources import atomic_folder
+
+VIDEO_TOKEN = "<video>"
+PROCESSORS: dict[str, tuple[Any, Any]] = {
+    "LlavaImageProcessor": (LlavaProcessor, LlavaImageProcessorPil),
+    "LlavaNextImageProcessor": (LlavaNextProcessor, LlavaNextImageProcessorPil),
+    "LlavaOnevisionImageProcessor": (LlavaOnevisionProcessor, LlavaOnevisionImageProcessorPil),
+}
+"""Image processor -> transformers' class for the whole, and for images without torchvision."""
 
 
 def export_hf(
@@ -147,7 +157,7 @@ def _prove(llava: Llava, folder: Path) -> None:
         compare_tensors(llava.model, load_model(folder, spec["load"], llava.held, torch.device("cpu")))
 
 
-def processor(llava: Llava) -> LlavaProcessor | LlavaNextProcessor:
+def processor(llava: Llava) -> LlavaProcessor | LlavaNextProcessor | LlavaOnevisionProcessor:
     """transformers' processor that gives the pixels, image token counts and ids that `llava` sees.
 
     The chat template writes the begin token, so the tokenizer beside it adds none.
@@ -159,20 +169,38 @@ def processor(llava: Llava) -> LlavaProcessor | LlavaNextProcessor:
     text = chat_template(renderer.template, bos=bool(renderer.bos), lead=renderer.lead)
     tokenizer.chat_template = text
     settings = dict(llava.image_mode.processor_settings())
-    settings.pop("image_processor_type")
-    next_ = "image_grid_pinpoints" in settings
-    kind, images = (
-        (LlavaNextProcessor, LlavaNextImageProcessorPil) if next_ else (LlavaProcessor, LlavaImageProcessorPil)
-    )
-    return kind(
-        image_processor=images(**settings),
-        tokenizer=tokenizer,
-        patch_size=llava.tower.config.patch_size,
-        vision_feature_select_strategy=llava.model.config.vision_feature_select_strategy,
-        num_additional_image_tokens=tower_tokens(llava.tower)[0],
-        image_token=IMAGE_TOKEN,
-        chat_template=text,
-    )
+    kind, images = PROCESSORS[settings.pop("image_processor_type")]
+    parts = {
+        "image_processor": images(**settings),
+        "tokenizer": tokenizer,
+        "vision_feature_select_strategy": llava.model.config.vision_feature_select_strategy,
+        "image_token": IMAGE_TOKEN,
+        "chat_template": text,
+    }
+    extra, patches = tower_tokens(llava.tower)
+    if kind is LlavaOnevisionProcessor:
+        return _onevision(
+            settings, num_image_tokens=patches + extra, vision_aspect_ratio=llava.image_mode.mode, **parts
+        )
+    return kind(patch_size=llava.tower.config.patch_size, num_additional_image_tokens=extra, **parts)
+
+
+class _VideoSettings(dict[str, Any]):
+    """What a video processor writes into a folder."""
+
+    _auto_class = None
+
+
+def _onevision(settings: dict[str, Any], **parts: Any) -> LlavaOnevisionProcessor:
+    """transformers makes one only around a video processor, which needs torchvision: its settings stand in for it."""
+    video = {key: value for key, value in settings.items() if key not in ("image_grid_pinpoints", "do_pad")}
+    made = LlavaOnevisionProcessor.__new__(LlavaOnevisionProcessor)
+    made.video_processor = _VideoSettings(video, video_processor_type="LlavaOnevisionVideoProcessor")
+    made.video_token = VIDEO_TOKEN
+    for part, token in (("image", parts["image_token"]), ("video", VIDEO_TOKEN)):
+        setattr(made, f"{part}_token_id", parts["tokenizer"].convert_tokens_to_ids(token))
+    vars(made).update(parts)
+    return made
 
 
 def generation_config(llava: Llava) -> GenerationConfig:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from workbench.errors import ModelError
-from workbench.model.joint import ANYRES, CLASSES, PROJECTORS, AnyLlava, tower_tokens
+from workbench.model.joint import CLASSES, PROJECTORS, AnyLlava, own_mode, tower_tokens
 from workbench.model.llava import Llava, finish
 from workbench.model.original import says_llava
 from workbench.model.parts import IMAGE_TOKEN, add_image_token, image_settings, load_exactly, read_config
@@ -75,16 +75,16 @@ def load_folder(
         "vision_layer": config.vision_feature_layer,
         "vision_select": config.vision_feature_select_strategy,
         "load": load,
-        "image_mode": image_mode or (mode_of(settings) if pinpoints is None else ANYRES),
+        "image_mode": image_mode or own_mode(config) or mode_of(settings),
         "trained": [],
         **({} if pinpoints is None else {"pinpoints": pinpoints}),
     }
-    chosen = template if template is not None else template_of(folder, config.text_config.model_type)
+    chosen = template if template is not None else template_of(folder, config.text_config.model_type, config.model_type)
     return finish(model, tokenizer, record | vocabulary, {"llava": folder}, settings, chosen, place, computed)
 
 
 def _pinpoints(folder: Path, config: Any, settings: dict[str, Any]) -> list[list[int]] | None:
-    """The grids of a LLaVA-NeXT, each [height, width]; None for a LLaVA 1.5.
+    """The grids of a LLaVA-NeXT or OneVision, each [height, width]; None for a LLaVA 1.5.
 
     Raises `ModelError` where its image processor has others, or has them in another order.
     """
@@ -115,11 +115,14 @@ def mode_of(settings: dict[str, Any]) -> str:
     return "square" if whole or settings.get("do_center_crop") is False else "crop"
 
 
-def template_of(folder: Path, language: str) -> str | Template:
-    """The template beside an exported model; `v1` for a Llama without one. Raises `ModelError` where it is a guess."""
+def template_of(folder: Path, language: str, family: str = "llava") -> str | Template:
+    """The template beside an exported model; without one `v1` for a Llama, and `qwen` for a LLaVA-OneVision on Qwen2,
+    which all published ones were trained with. Raises `ModelError` where it is a guess."""
     path = folder / "template.yaml"
     if path.is_file():
         return load_template(path)
+    if (family, language) == ("llava_onevision", "qwen2"):
+        return "qwen"
     if language != "llama":
         raise ModelError(str(folder), found=f"a {language} model and no template.yaml", fix="say which template")
     return "v1"

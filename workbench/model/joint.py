@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from typing import Any, TypeAlias
 
 import torch
@@ -17,22 +18,33 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
     PreTrainedModel,
 )
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.models.llava_next.modeling_llava_next import LlavaNextMultiModalProjector
+from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionMultiModalProjector
 
 from workbench.errors import ModelError
-from workbench.model.anyres import AnyRes, pinpoints_of
+from workbench.model.anyres import ONEVISION_GRIDS, AnyRes, pinpoints_of
 from workbench.model.tiling import OneTile, Tiling
 
-AnyConfig: TypeAlias = LlavaConfig | LlavaNextConfig
-AnyLlava: TypeAlias = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
-AnyProjector: TypeAlias = LlavaMultiModalProjector | LlavaNextMultiModalProjector
-CLASSES: dict[str, Any] = {"llava": LlavaForConditionalGeneration, "llava_next": LlavaNextForConditionalGeneration}
-"""`model_type` in a configuration -> the class: LLaVA v1 and 1.5, LLaVA-NeXT (1.6)."""
+AnyConfig: TypeAlias = LlavaConfig | LlavaNextConfig | LlavaOnevisionConfig
+AnyLlava: TypeAlias = (
+    LlavaForConditionalGeneration | LlavaNextForConditionalGeneration | LlavaOnevisionForConditionalGeneration
+)
+AnyProjector: TypeAlias = LlavaMultiModalProjector | LlavaNextMultiModalProjector | LlavaOnevisionMultiModalProjector
+CLASSES: dict[str, Any] = {
+    "llava": LlavaForConditionalGeneration,
+    "llava_next": LlavaNextForConditionalGeneration,
+    "llava_onevision": LlavaOnevisionForConditionalGeneration,
+}
+"""`model_type` in a configuration -> the class: LLaVA v1 and 1.5, LLaVA-NeXT (1.6), LLaVA-OneVision."""
 ANYRES = "anyres"
 """The image mode of LLaVA-NeXT, and of no other."""
+ANYRES_MAX = re.compile(r"anyres_max_([1-9]\d*)")
+"""The image modes of LLaVA-OneVision, and of no other: the tokens of so many tiles at most, beside the first's."""
 
 PROJECTORS = {"mlp2x_gelu": "gelu", "linear": "linear"}
 """Projector name -> the activation between the two linears of transformers' projector.
@@ -40,13 +52,21 @@ PROJECTORS = {"mlp2x_gelu": "gelu", "linear": "linear"}
 LLaVA v1's single linear is the same class with no activation and an identity, never trained, as its second linear.
 """
 
+PROJECTOR_CLASSES: dict[str, Any] = {
+    "llava": LlavaMultiModalProjector,
+    "llava_next": LlavaNextMultiModalProjector,
+    "llava_onevision": LlavaOnevisionMultiModalProjector,
+}
+"""The three differ in name only."""
+
 
 def llava_config(
     record: dict[str, Any], tower: PreTrainedModel, language: PreTrainedModel, image_token_id: int
 ) -> AnyConfig:
     """The configuration of the whole. A tower without a class token (SigLIP) never has its first patch dropped.
 
-    With image mode `anyres` it is LLaVA-NeXT's; the grids are those `record` names, else LLaVA-1.6's, and it then does.
+    With image mode `anyres` it is LLaVA-NeXT's, with `anyres_max_N` OneVision's; the grids are those `record` names,
+    else those of LLaVA's own models, and it then does.
     """
     extra, patches = tower_tokens(tower)
     drop = extra and record["vision_select"] == "default"
@@ -56,11 +76,9 @@ def llava_config(
     text = copy.deepcopy(language.config)
     if hasattr(text, "quantization_config"):
         del text.quantization_config  # describes how it was loaded, not what it is
-    grids = {}
-    if record["image_mode"] == ANYRES:
-        grids["image_grid_pinpoints"] = record.setdefault("pinpoints", pinpoints_of(tower.config.image_size))
-    return (LlavaNextConfig if grids else LlavaConfig)(
-        **grids,
+    kind, more = _kind(record, tower.config.image_size)
+    return kind(
+        **more,
         vision_config=copy.deepcopy(tower.config),
         text_config=text,
         tie_word_embeddings=bool(getattr(text, "tie_word_embeddings", False)),
@@ -72,6 +90,24 @@ def llava_config(
     )
 
 
+def _kind(record: dict[str, Any], side: int) -> tuple[Any, dict[str, Any]]:
+    """The class of the configuration that an image mode needs, and what only that class has."""
+    mode = record["image_mode"]
+    if ANYRES_MAX.fullmatch(mode):
+        grids = record.setdefault("pinpoints", pinpoints_of(side, ONEVISION_GRIDS))
+        return LlavaOnevisionConfig, {"image_grid_pinpoints": grids, "vision_aspect_ratio": mode}
+    if mode == ANYRES:
+        return LlavaNextConfig, {"image_grid_pinpoints": record.setdefault("pinpoints", pinpoints_of(side))}
+    return LlavaConfig, {}
+
+
+def own_mode(config: AnyConfig) -> str | None:
+    """The one image mode of a model that sees tiles; None for LLaVA 1.5, which may have any of the others."""
+    if isinstance(config, LlavaOnevisionConfig):
+        return config.vision_aspect_ratio
+    return ANYRES if isinstance(config, LlavaNextConfig) else None
+
+
 def tower_tokens(tower: PreTrainedModel) -> tuple[int, int]:
     """(tokens beside the patches: 1 with a class token, else 0; patches), read off the position embedding."""
     patches = (tower.config.image_size // tower.config.patch_size) ** 2
@@ -80,22 +116,25 @@ def tower_tokens(tower: PreTrainedModel) -> tuple[int, int]:
 
 def tiling_of(config: AnyConfig) -> Tiling:
     """The rule by which a model of this configuration cuts pictures into tiles. Raises `ModelError` for odd grids."""
-    if not isinstance(config, LlavaNextConfig):
+    mode = own_mode(config)
+    if mode is None:
         return OneTile(config.image_seq_length)
-    vision = config.vision_config
+    vision, several = config.vision_config, ANYRES_MAX.fullmatch(mode)
+    if mode != ANYRES and several is None:
+        raise ModelError("vision_aspect_ratio", found=repr(mode), expected="anyres_max_9, or another number")
     edge = vision.image_size // vision.patch_size
     if config.image_seq_length != edge**2:
         found = f"{config.image_seq_length} tokens a tile, its class token too"
-        raise ModelError("anyres", found=found, expected=f"{edge} x {edge}", fix="use vision_select: default")
-    return AnyRes(vision.image_size, edge, tuple((high, wide) for high, wide in config.image_grid_pinpoints))
+        raise ModelError(mode, found=found, expected=f"{edge} x {edge}", fix="use vision_select: default")
+    pinpoints = tuple((high, wide) for high, wide in config.image_grid_pinpoints)
+    return AnyRes(vision.image_size, edge, pinpoints, int(several[1]) if several else None, alone=several is not None)
 
 
 def fresh_projector(config: AnyConfig, seed: int) -> AnyProjector:
     """A projector initialised by torch's own rule for linears (as LLaVA does), from `seed`; no other state moves."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        kind = LlavaNextMultiModalProjector if isinstance(config, LlavaNextConfig) else LlavaMultiModalProjector
-        projector: AnyProjector = kind(config)
+        projector: AnyProjector = PROJECTOR_CLASSES[config.model_type](config)
     if config.projector_hidden_act == "linear":
         nn.init.eye_(projector.linear_2.weight)
         nn.init.zeros_(projector.linear_2.bias)

@@ -1,7 +1,7 @@
 """LLaVA, built from a vision tower and a language model, or loaded: transformers' own classes, unmodified.
 
-Knows: how two models and a fresh projector become one LLaVA 1.5 or LLaVA-NeXT in any number format, how an image
-becomes tiles, tower features and projected tokens, and what has to be recorded to build the same thing again.
+Knows: how two models and a fresh projector become one LLaVA 1.5, LLaVA-NeXT or OneVision in any number format, how
+an image becomes tiles, tower features and projected tokens, and what has to be recorded to build the same thing again.
 Does not know: what trains (stages.py), LoRA (lora.py), folders that hold trained weights (checkpoint.py).
 """
 
@@ -23,13 +23,13 @@ from workbench.errors import ModelError, kind_of
 from workbench.model.anyres import AnyRes
 from workbench.model.images import MODES, ImageMode
 from workbench.model.joint import (
-    ANYRES,
     CLASSES,
     AnyLlava,
     AnyProjector,
     fresh_newline,
     fresh_projector,
     llava_config,
+    own_mode,
     tiling_of,
 )
 from workbench.model.parts import IMAGE_TOKEN, add_image_token, image_settings, load_language, load_tower
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from workbench.recipe import ModelSpec
 
 NEWLINE = "model.image_newline"
-"""The name of LLaVA-NeXT's newline among the parameters."""
+"""The name of LLaVA-NeXT's and OneVision's newline among the parameters."""
 
 
 @dataclass
@@ -154,9 +154,15 @@ class Llava:
         in `forward`."""
         return {"image": BaseModelOutputWithPooling(pooler_output=list(rows))}
 
-    def show(self, picture: Picture) -> Shown:
-        """A picture as the tower sees it."""
-        return Shown(self.image_mode.tiles(picture), picture.size)
+    def mode_among(self, count: int) -> ImageMode | AnyResMode:
+        """How each of so many pictures of one conversation is shown."""
+        mode = self.image_mode
+        several = mode.beside if isinstance(mode, AnyResMode) and count > 1 else None
+        return several or mode
+
+    def show(self, picture: Picture, among: int = 1) -> Shown:
+        """A picture as the tower sees it, as one of so many of its conversation."""
+        return Shown(self.mode_among(among).tiles(picture), self.tiling.seen(picture.size, among))
 
     def look(self, shown: Sequence[Shown]) -> list[torch.Tensor]:
         """(tokens, D) of each picture: through tower and projector, and in the order the language model reads them."""
@@ -271,7 +277,7 @@ def assemble(
         raise ModelError(record["language"], found=type(language).__name__, expected="a Llava-compatible causal LM")
     model.model.vision_tower, model.model.language_model, model.lm_head = tower, language.model, language.lm_head
     model.model.multi_modal_projector = fresh_projector(config, record["seed"]).to(place, held)
-    if record["image_mode"] == ANYRES:
+    if hasattr(model.model, "image_newline"):
         model.model.image_newline = nn.Parameter(fresh_newline(config, record["seed"]).to(place, held))
     model.generation_config = language.generation_config
     for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # peft chooses its layers by these
@@ -308,11 +314,12 @@ def _image_mode(mode: str, model: AnyLlava, settings: dict[str, Any]) -> ImageMo
     """The image mode of this name. Raises `ModelError` for one that the model was not made for."""
     tiling = tiling_of(model.config)
     if isinstance(tiling, AnyRes):
-        if mode == ANYRES:
+        own = str(own_mode(model.config))
+        if mode == own:
             return AnyResMode(tiling, settings)
-        fix = f"set image_mode: {ANYRES}"
-        raise ModelError("image mode", found=f"{mode!r} for a LLaVA-NeXT", expected=ANYRES, fix=fix)
-    if mode == ANYRES:
+        family = "LLaVA-OneVision" if tiling.alone else "LLaVA-NeXT"
+        raise ModelError("image mode", found=f"{mode!r} for a {family}", expected=own, fix=f"set image_mode: {own}")
+    if mode.startswith("anyres"):
         found, fix = f"{mode!r} for a LLaVA 1.5", "build a LLaVA-NeXT from its two parts"
         raise ModelError("image mode", found=found, expected=" or ".join(MODES), fix=fix)
     return ImageMode(mode, settings)

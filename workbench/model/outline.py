@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from peft import LoraConfig
 from torch import nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode, unset_fake_temporarily
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from workbench.errors import CheckpointError, ModelError
 from workbench.hub import fetch
@@ -140,20 +141,28 @@ def _settings(source: str, part: str = "") -> Path:
 
 def _tower(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """`parts.load_tower`, of shapes."""
-    return AutoModel.from_config(tower_config(folder), dtype=dtype).to(device)
+    return _undrawn(AutoModel.from_config, tower_config(folder), dtype).to(device)
 
 
 def _language(folder: Path, load: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """`parts.load_language`, of shapes."""
-    model = AutoModelForCausalLM.from_config(language_config(folder), dtype=dtype)
+    model = _undrawn(AutoModelForCausalLM.from_config, language_config(folder), dtype)
     return _quantised(model, load, dtype, inside_llava=False).to(device)
 
 
 def _llava(folder: Path, load: str, dtype: torch.dtype, device: torch.device) -> AnyLlava:
     """`hf_folder.load_model`, of shapes."""
     config = read_config(folder)
-    model = CLASSES[config.model_type]._from_config(config, dtype=dtype)
+    model = _undrawn(CLASSES[config.model_type]._from_config, config, dtype)
     return _quantised(model, load, dtype, inside_llava=True).to(device).requires_grad_(False).eval()
+
+
+def _undrawn(make: Callable[..., Any], config: Any, dtype: torch.dtype) -> Any:
+    """A model whose weights are not drawn: some ways to draw them (SigLIP's) look at the numbers."""
+    with no_init_weights():
+        model = make(config, dtype=dtype)
+    model.tie_weights()  # left out with the drawing
+    return model
 
 
 def _quantised(model: Any, load: str, dtype: torch.dtype, *, inside_llava: bool) -> Any:

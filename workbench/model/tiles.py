@@ -1,4 +1,4 @@
-"""One image into the tiles of LLaVA-NeXT's dynamic resolution.
+"""One image into the tiles of the dynamic resolution of LLaVA-NeXT and OneVision.
 
 Knows: resizing onto a grid with the aspect ratio kept, black borders, the cut into tiles and the squashed whole before
 them, exactly as transformers' PIL image processors do it; and the settings that make a vanilla one do the same.
@@ -19,15 +19,16 @@ from workbench.model.images import ImageMode
 
 
 class AnyResMode:
-    """How images become tiles of `side` x `side` pixels: image mode `anyres`. `settings` as of `ImageMode`.
+    """How images become tiles of `side` x `side` pixels: `anyres`, `anyres_max_N`. `settings` as of `ImageMode`.
 
     Raises `ModelError` where the settings' size is not that of the tiles.
     """
 
-    mode = "anyres"
-
     def __init__(self, tiling: AnyRes, settings: Mapping[str, Any] | None = None) -> None:
         self.tiling = tiling
+        self.mode = "anyres" if tiling.limit is None else f"anyres_max_{tiling.limit}"
+        self.beside = ImageMode("pad", settings) if tiling.alone else None
+        """How each of several images becomes one square, where they do (LLaVA-OneVision)."""
         self._whole = ImageMode("square", settings)
         self.side = self._whole.side
         if self.side != tiling.side:
@@ -47,14 +48,12 @@ class AnyResMode:
 
     def processor_settings(self) -> dict[str, Any]:
         """What an exported `preprocessor_config.json` must hold, so that `AutoProcessor` gives the same tiles."""
-        return {
-            **self._whole.processor_settings(),
-            "image_processor_type": "LlavaNextImageProcessor",
-            "do_pad": True,
-            "do_center_crop": True,
-            "size": {"shortest_edge": self.side},
-            "image_grid_pinpoints": [list(pinpoint) for pinpoint in self.tiling.pinpoints],
-        }
+        grids = [list(pinpoint) for pinpoint in self.tiling.pinpoints]
+        held = {**self._whole.processor_settings(), "do_pad": True, "image_grid_pinpoints": grids}
+        if self.tiling.alone:
+            return held | {"image_processor_type": "LlavaOnevisionImageProcessor"}
+        size = {"shortest_edge": self.side}
+        return held | {"image_processor_type": "LlavaNextImageProcessor", "do_center_crop": True, "size": size}
 
     def _cut(self, image: Image.Image) -> list[Image.Image]:
         height, width = self.tiling.resolution(image.size)

@@ -3,7 +3,7 @@
 Knows: what everything that counts, packs or caches asks of a picture's size. Does not know: pixels, or any one rule;
 `OneTile` is LLaVA 1.5's, `anyres.AnyRes` that of LLaVA-NeXT.
 
-A picture's size is (width, height) in pixels, upright, as Pillow has it.
+A picture's size is (width, height) in pixels, upright, as Pillow has it; or `PADDED`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Protocol
 import torch
 
 Size = tuple[int, int]
+PADDED: Size = (0, 0)
+"""Stands for the size of a picture that is shown as one padded square beside others: its own makes no difference."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,10 @@ class Tiling(Protocol):
     """Whether it depends on a picture's size; if not, no size need be known."""
 
     @property
+    def mixes(self) -> bool:
+        """Whether tokens may be made of several rows, by their weights."""
+
+    @property
     def each(self) -> int:
         """Tokens of one tile, and the fewest that a picture takes."""
 
@@ -63,6 +69,9 @@ class Tiling(Protocol):
     @property
     def longest(self) -> int:
         """Tokens that a picture takes at most."""
+
+    def seen(self, size: Size, among: int) -> Size:
+        """The size by which a picture of this size counts among so many of its conversation: its own, or `PADDED`."""
 
     def tiles(self, size: Size) -> int:
         """Tiles of a picture."""
@@ -84,10 +93,14 @@ class OneTile:
     each: int
     most = 1
     varies = False
+    mixes = False
 
     @property
     def longest(self) -> int:
         return self.each
+
+    def seen(self, size: Size, among: int) -> Size:
+        return size
 
     def tiles(self, size: Size) -> int:
         return 1

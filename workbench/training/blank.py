@@ -42,10 +42,13 @@ def _tiles(tree: Tree) -> int:
 
 
 def some_places(tokens: int, tiles: int, llava: Llava) -> Places | None:
-    """Some row of the tiles for each token."""
+    """Some row of the tiles for each token, or some four where a picture may be scaled down."""
     if not llava.tiling.varies or not tiles:
         return None
-    return Places(torch.arange(tokens) % (tiles * llava.tiling.each + 1))
+    index = torch.arange(tokens) % (tiles * llava.tiling.each + 1)
+    if not llava.tiling.mixes:
+        return Places(index)
+    return Places(index[:, None].expand(-1, 4), torch.full((tokens, 4), 0.25))
 
 
 def _tokens(tree: Tree, llava: Llava) -> torch.Tensor:

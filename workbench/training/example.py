@@ -27,11 +27,11 @@ class Example:
     shared: int = 0
     """How many leading ids conversations about the same image have in common; 0 without an image."""
     images: tuple[str, ...] = ()
-    """Keys of the images, in the order of their places."""
+    """Keys of the images, in the order of their places; see `sizes.py` for those that are shown in two ways."""
     counts: tuple[int, ...] = ()
     """How many tokens each image takes."""
     sizes: tuple[tuple[int, int], ...] = ()
-    """(width, height) of each image, where the model makes more tokens of a larger one; else nothing."""
+    """(width, height) by which each image counts, where the model makes more tokens of a larger one; else nothing."""
     task: str | None = None
     shared_images: int = field(init=False)
     """How many of the images lie in the shared prefix."""

@@ -14,9 +14,9 @@ import numpy as np
 from workbench.conversation import Conversation
 from workbench.errors import ModelError
 from workbench.model.renderer import IGNORE_INDEX, Renderer
-from workbench.model.tiling import Tiling
+from workbench.model.tiling import Size, Tiling
 from workbench.training.example import Example
-from workbench.training.sizes import Sizes
+from workbench.training.sizes import Sizes, shown_key
 from workbench.training.source import Rows, image_key
 
 HELD = 50_000
@@ -81,8 +81,12 @@ def to_example(conversation: Conversation, reader: Reader, sizes: Sizes | None =
     keys = tuple(image_key(image) for image in rendered.images)
     if tiling.varies and sizes is None:
         raise ModelError(conversation.id, found="no sizes of images", expected="some, for a model that sees tiles")
-    known = tuple(sizes[key] for key in keys) if tiling.varies and sizes is not None else ()
-    counts = tuple(map(tiling.tokens, known)) if tiling.varies else (tiling.each,) * len(keys)
+    known: tuple[Size, ...] = ()
+    counts = (tiling.each,) * len(keys)
+    if tiling.varies and sizes is not None:
+        known = tuple(tiling.seen(sizes[key], len(keys)) for key in keys)
+        counts = tuple(map(tiling.tokens, known))
+        keys = tuple(map(shown_key, keys, known))
     return Example(
         id=rendered.id,
         ids=np.array(rendered.ids, np.int32),

@@ -28,13 +28,13 @@ from workbench.errors import ImageError, TrainingError
 from workbench.model.images import ImageMode
 from workbench.model.llava import Llava
 from workbench.model.tiles import AnyResMode
-from workbench.model.tiling import Tiling
+from workbench.model.tiling import PADDED, Size, Tiling
 from workbench.progress import Progress
 from workbench.recipe import TrainSpec
 from workbench.training.feature_cache import FeatureCache
 from workbench.training.feature_key import feature_key
 from workbench.training.feature_rows import state_of
-from workbench.training.sizes import Sizes
+from workbench.training.sizes import Sizes, file_key
 
 BUDGET = 1 << 30
 """Bytes of memory for features (or, while the tower trains, for pixels)."""
@@ -79,7 +79,7 @@ class ImageFiles:
 
     def open(self, key: str, cache: FeatureCache | None = None) -> Opened:
         """Features from the cache, or pixels."""
-        path = self.files[key]
+        path = self.files[file_key(key)]
         if cache is None:
             return Opened(pixels=self._tiles(key, load_image(path)))
         try:
@@ -99,17 +99,27 @@ class ImageFiles:
 
     def _tiles(self, key: str, picture: Picture) -> torch.Tensor:
         """(tiles, 3, H, W). Raises `ImageError` for a picture that is not as large as was counted on."""
-        if self.sizes is not None and picture.size != self.sizes[key]:
-            found, expected = ("{} x {} pixels".format(*size) for size in (picture.size, self.sizes[key]))
+        size = self._size(key)
+        if size == PADDED:
+            assert isinstance(self.mode, AnyResMode) and self.mode.beside is not None
+            return self.mode.beside.tiles(picture)
+        if size is not None and picture.size != size:
+            found, expected = ("{} x {} pixels".format(*one) for one in (picture.size, size))
             fix = "put the file back as it was, or import the images again"
             raise ImageError(str(self.files[key]), found=found, expected=f"{expected}, as recorded", fix=fix)
         return self.mode.tiles(picture)
 
+    def _size(self, key: str) -> Size | None:
+        """By which the image counts, where that matters."""
+        if self.sizes is None:
+            return None
+        return self.sizes[key] if file_key(key) == key else PADDED
+
     def _names(self, key: str, image: bytes) -> tuple[bytes, ...]:
         """What the features of an image's tiles are kept by. `image`: SHA-256 of the file."""
-        if self.sizes is None or self.tiling is None:
+        size = self._size(key)
+        if size is None or self.tiling is None:
             return (image,)
-        size = self.sizes[key]
         return tuple(image + f"{size} {number}".encode() for number in range(self.tiling.tiles(size)))
 
     def _read(self, key: str, image: bytes, cache: FeatureCache) -> torch.Tensor | None:

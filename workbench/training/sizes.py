@@ -2,6 +2,9 @@
 
 Knows: sizes that conversations carry or a dataset records, and headers of files for the others. Does not know: what is
 made of a size; that a file is as large as was recorded is checked when it is opened (`features.py`).
+
+A picture that a model shows as one padded square beside others, and as tiles where it is alone, has two keys: features
+are kept by key.
 """
 
 from __future__ import annotations
@@ -15,13 +18,37 @@ import polars as pl
 from workbench.data import tables
 from workbench.data.images import image_size
 from workbench.errors import ImageError
-from workbench.model.tiling import Size, Tiling
+from workbench.model.tiling import PADDED, Size, Tiling
 from workbench.training.source import Source, refuse_images
 
 READERS = 8
 """Threads that read headers: most of it is waiting for the disk."""
 Sizes = Mapping[str, Size]
 """Image key -> (width, height) in pixels, upright."""
+BESIDE = "\0beside others"
+"""What follows an image's key where it is shown as one padded square. No path has a zero byte."""
+
+
+def shown_key(key: str, size: Size) -> str:
+    """The key of an image that counts by this size, which may be `PADDED`."""
+    return key + BESIDE if size == PADDED else key
+
+
+def file_key(key: str) -> str:
+    """The key of the image's file."""
+    return key.removesuffix(BESIDE)
+
+
+def shown_keys(source: Source, files: Mapping[str, Path], tiling: Tiling) -> list[str]:
+    """The key of every image, in each way in which conversations show it."""
+    if tiling.seen((1, 1), 2) != PADDED:
+        return list(files)
+    found: dict[str, None] = {}
+    for rows in (source.train, source.val):
+        for (keys,) in rows.frame.select("keys").iter_rows():
+            seen = tiling.seen((1, 1), len(keys or ()))
+            found |= dict.fromkeys(shown_key(key, seen) for key in keys or ())
+    return list(found)
 
 
 def find_sizes(source: Source, files: Mapping[str, Path], tiling: Tiling) -> Sizes | None:

@@ -50,7 +50,7 @@ from workbench.training.peers import Peers
 from workbench.training.placement import place
 from workbench.training.plan import settle, settle_memory
 from workbench.training.room import tighten
-from workbench.training.sizes import Sizes, find_sizes
+from workbench.training.sizes import Sizes, find_sizes, shown_keys
 from workbench.training.source import Source, find_images, refuse_images, users_of
 from workbench.training.state import Checkpoints
 from workbench.training.trackers import Trackers, check_installed
@@ -324,7 +324,7 @@ class Loop:
 
     def _open_images(self, source: Source, files: dict[str, Path], sizes: Sizes | None) -> FeatureStore:
         """Every image that is needed, opened and through a frozen tower once if that fits in memory."""
-        keys = files.keys()
+        keys = shown_keys(source, files, self.llava.tiling)
         store = open_store(self.llava, files, self.spec, sizes=sizes, say=self._say)
         with self._bar("images", len(keys), "image") as bar:
             refuse_images(store.fill(keys, bar), source, files)

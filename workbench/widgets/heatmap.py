@@ -60,7 +60,8 @@ class HeatmapView(View):
         with self._model() as llava:
             self.relevance = Relevance(llava, conversation, open_image)
             said = pieces(llava.renderer, self.relevance.rendered)
-            self._squares = [llava.image_mode.square(open_image(image)) for image in self.relevance.rendered.images]
+            images = self.relevance.rendered.images
+            self._squares = [llava.mode_among(len(images)).square(open_image(image)) for image in images]
         texts = [said[number].text for number in self.relevance.tokens]
         question = conversation.prompt.messages[-1].text
         big = [square.resize((SIDE, SIDE)) for square in self._squares]

@@ -23,8 +23,10 @@ from safetensors.torch import load_file  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModelForImageTextToText,
     AutoProcessor,
+    AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
+    LlavaOnevisionProcessor,
     StoppingCriteria,
     TextIteratorStreamer,
 )
@@ -47,7 +49,7 @@ class Answerer:
         self.name: str = self.about["name"]
         self.image_modes = tuple(self.about["image_modes"])
         self.model = load_model(folder, self.about)
-        self.processor = AutoProcessor.from_pretrained(folder / "model", backend="pil")
+        self.processor = load_processor(folder / "model")
         _LOADED[self.name] = self
 
     def answer(self, messages: list[dict[str, Any]], settings: Settings) -> Generator[str, None, str | None]:
@@ -57,7 +59,7 @@ class Answerer:
     def inputs(self, messages: list[dict[str, Any]], settings: Settings) -> Any:
         """What the model reads: `input_ids` (1, T), with an id per image token, and `pixel_values` (N, 3, H, W).
 
-        For a LLaVA-NeXT `pixel_values` are (N, tiles, 3, H, W), and `image_sizes` (N, 2) beside them.
+        For a LLaVA-NeXT or OneVision `pixel_values` are (N, tiles, 3, H, W), and `image_sizes` (N, 2) beside them.
         """
         for mark in self.about["reserved"]:
             if any(part["type"] == "text" and mark in part["text"] for one in messages for part in one["content"]):
@@ -67,7 +69,7 @@ class Answerer:
         shown: dict[str, Any] = {}
         if paths:
             mode = self.about["image_modes"][settings.image_mode or self.image_modes[0]]
-            shown = {"images": [open_picture(path) for path in paths], **mode}
+            shown = {"images": [[open_picture(path) for path in paths]], **mode}  # all of one conversation
         return self.processor(text=text, return_tensors="pt", **shown)
 
     def room(self, length: int) -> int:
@@ -101,6 +103,25 @@ def load_model(folder: Path, about: dict[str, Any]) -> Any:
         model = PeftModel.from_pretrained(model, folder / "adapter")
     model.generation_config = GenerationConfig.from_pretrained(folder / "model")
     return model.eval()
+
+
+def load_processor(folder: Path) -> Any:
+    """The folder's processor. That of a LLaVA-OneVision is put together here: transformers makes it only around a video
+    processor, which needs torchvision, whose image processors give other pixels."""
+    held = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+    if held.get("processor_class") != "LlavaOnevisionProcessor":
+        return AutoProcessor.from_pretrained(folder, backend="pil")
+    from transformers.models.llava_onevision import image_processing_pil_llava_onevision as images
+
+    made: Any = LlavaOnevisionProcessor.__new__(LlavaOnevisionProcessor)
+    made.image_processor = images.LlavaOnevisionImageProcessorPil(**held["image_processor"])
+    made.tokenizer = AutoTokenizer.from_pretrained(folder)
+    made.video_processor = made.video_token = None
+    made.chat_template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    for name in ("image_token", "num_image_tokens", "vision_feature_select_strategy", "vision_aspect_ratio"):
+        setattr(made, name, held[name])
+    made.image_token_id = made.tokenizer.convert_tokens_to_ids(made.image_token)
+    return made
 
 
 def open_picture(path: str) -> Image.Image:

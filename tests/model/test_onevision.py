@@ -1,0 +1,271 @@
+"""LLaVA-OneVision: built, trained a little, saved, merged and exported; transformers' own class gives the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForImageTextToText, LlavaOnevisionForConditionalGeneration
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+
+from tests.model.test_anyres import ONEVISION, anyres, noise, theirs_at_most
+from tests.model.test_export import greedy
+from tests.model.test_next import picture, same
+from workbench.conversation import Conversation, Image, Message, to_chat
+from workbench.errors import ModelError
+from workbench.model.anyres import ONEVISION_GRIDS, AnyRes, pinpoints_of
+from workbench.model.checkpoint import save
+from workbench.model.export import export_hf, export_original, processor, write_folder
+from workbench.model.llava import load
+from workbench.model.stages import prepare, table
+from workbench.model.tiles import AnyResMode
+from workbench.model.tiling import PADDED, Size
+
+Made = Callable[..., Any]
+SIZES = [(70, 40), (31, 90), (48, 48), (200, 21), (1, 1), (300, 280)]
+"""Of tiles 48 pixels wide; the last needs more tokens than two of them have."""
+SIGLIP = {"size": {"height": 384, "width": 384}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3}
+
+
+def asked(count: int) -> Conversation:
+    return Conversation("asked", (Message("user", (*(Image(str(n)) for n in range(count)), "What is it?")),))
+
+
+@pytest.fixture
+def onevision(make: Made) -> Made:
+    """`onevision(load="4bit", ...)`: SigLIP, Qwen2 and their template, a limit that pictures of `SIZES` reach."""
+
+    def made(**fields: Any) -> Any:
+        usual = {"vision": "siglip_whole", "language": "qwen2", "template": "qwen", "image_mode": "anyres_max_2"}
+        return make(**(usual | fields))
+
+    return made
+
+
+@pytest.fixture
+def tuned(onevision: Made, finetune: Made, train_a_little: Made) -> Made:
+    def made(train: Any = None, **fields: Any) -> Any:
+        llava = onevision(**fields)
+        prepare(llava, train or finetune(), say=lambda text: None)
+        train_a_little(llava)
+        return llava
+
+    return made
+
+
+def vanilla_inputs(llava: Any, made: Any, sizes: list[Size]) -> tuple[Any, list[Any]]:
+    """What transformers' processor `made` makes of a question about pictures of these sizes; and what we show."""
+    images = [picture(*size) for size in sizes]
+    text = made.apply_chat_template(to_chat(asked(len(images))), add_generation_prompt=True)
+    return made(text=text, images=[images], return_tensors="pt"), [llava.show(one, len(images)) for one in images]
+
+
+# --- pictures to tiles and tokens ---------------------------------------------------------------------------------
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 2600), st.integers(1, 2600))
+@example(1, 1)
+@example(384, 384)
+@example(2304, 1)
+@example(1344, 1000)
+def test_counts_of_any_size_are_those_of_transformers_and_at_most_the_longest(width: int, height: int) -> None:
+    tiling, size = anyres(ONEVISION, 384, 27, 9), (width, height)
+    assert tiling.tokens(size) == theirs_at_most(size, 9) == len(tiling.places([size]).index)
+    assert 729 <= tiling.tokens(size) <= tiling.longest == 8829
+    assert 1 < tiling.tiles(size) <= tiling.most == 37
+
+
+def test_a_picture_that_just_needs_no_scaling_has_more_tokens_than_any_whole_grid() -> None:
+    tiling = anyres(ONEVISION, 384, 27, 9)
+    whole = max(tiling.tokens((width, height)) for height, width in tiling.pinpoints)
+    assert whole < tiling.tokens((696, 2304)) == 8667 <= tiling.longest
+    assert anyres().longest == 2928
+
+
+@pytest.mark.parametrize("size", [(1, 1), (384, 384), (640, 480), (17, 1009), (1500, 1100)])
+def test_tiles_and_padded_squares_are_those_of_transformers_bit_for_bit(size: Size) -> None:
+    tiling = AnyRes(384, 27, tuple((high, wide) for high, wide in ONEVISION), 9, alone=True)
+    mode, one = AnyResMode(tiling, SIGLIP), noise(size)
+    vanilla = LlavaOnevisionImageProcessorPil(**SIGLIP, image_grid_pinpoints=ONEVISION)
+    alone, beside = (vanilla(images, return_tensors="pt")["pixel_values"] for images in ([[one]], [[one, one]]))
+    assert torch.equal(mode.tiles(one), alone[0]) and len(alone[0]) == tiling.tiles(size)
+    assert beside.shape[:2] == (2, 1) and mode.beside is not None
+    assert torch.equal(mode.beside.tiles(one), beside[0])
+    fields = mode.processor_settings()
+    assert fields.pop("image_processor_type") == "LlavaOnevisionImageProcessor"
+    again = LlavaOnevisionImageProcessorPil(**fields)
+    assert torch.equal(again([[one]], return_tensors="pt")["pixel_values"], alone)
+    assert torch.equal(again([[one, one]], return_tensors="pt")["pixel_values"], beside)
+
+
+def test_of_several_pictures_each_is_a_square_and_a_newline_whatever_its_size() -> None:
+    tiling = AnyRes(384, 27, tuple((high, wide) for high, wide in ONEVISION), 9, alone=True)
+    assert tiling.seen((640, 480), 1) == (640, 480) and tiling.seen((640, 480), 2) == PADDED
+    assert (tiling.tokens(PADDED), tiling.tiles(PADDED), len(tiling.patches(PADDED))) == (730, 1, 730)
+    places = tiling.places([PADDED, (1, 1), PADDED]).index
+    first, last = places[:730].tolist(), places[-730:].tolist()
+    newline = 729 * (1 + tiling.tiles((1, 1)) + 1)
+    assert first == [*range(729), newline] and last == [*range(newline - 729, newline), newline]
+    assert anyres().seen((640, 480), 2) == (640, 480), "LLaVA-NeXT gives each its grid"
+
+
+# --- the model ----------------------------------------------------------------------------------------------------
+
+
+def test_it_is_transformers_class_with_llavas_grids_and_a_newline_of_its_seed(onevision: Made) -> None:
+    llava, same_seed, other = onevision(), onevision(), onevision(seed=1)
+    assert type(llava.model) is LlavaOnevisionForConditionalGeneration
+    config = llava.model.config
+    assert config.image_grid_pinpoints == llava.spec["pinpoints"] == pinpoints_of(48, ONEVISION_GRIDS)
+    assert sorted(config.image_grid_pinpoints) == sorted([h // 8, w // 8] for h, w in ONEVISION)
+    assert (config.vision_feature_select_strategy, config.vision_aspect_ratio) == ("full", "anyres_max_2")
+    assert llava.image_mode.mode == "anyres_max_2" and llava.tiling.limit == 2
+    assert torch.equal(llava.newline, same_seed.newline) and not torch.equal(llava.newline, other.newline)
+
+
+@pytest.mark.parametrize("fields", [{}, {"vision": "clip", "language": "llama", "template": "v1"}], ids=["", "clip"])
+def test_pictures_become_the_rows_that_transformers_makes_of_them(onevision: Made, fields: dict[str, str]) -> None:
+    llava = onevision(**fields)
+    made = processor(llava)
+    with torch.no_grad():
+        for sizes in ([SIZES[0]], [SIZES[3]], [SIZES[5]], SIZES):
+            inputs, shown = vanilla_inputs(llava, made, sizes)
+            images = {key: value for key, value in inputs.items() if key not in ("input_ids", "attention_mask")}
+            expected = llava.model.get_image_features(**images).pooler_output
+            rows = llava.look(shown)
+            assert [len(one) for one in rows] == [llava.tiling.tokens(one.size) for one in shown]
+            for found, wanted in zip(rows, expected, strict=True):
+                torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_the_newline_trains_with_the_projector(onevision: Made, finetune: Made) -> None:
+    llava = onevision()
+    groups = prepare(llava, finetune(stage="align", language="frozen", weight_decay=0.1), say=lambda text: None)
+    assert {group.name: group.count for group in groups}["projector (no decay)"] == 3 * 64, "two biases, the newline"
+    assert "projector (no decay)" in table(groups)
+    llava.look([llava.show(picture(70, 40))])[0].square().sum().backward()
+    assert llava.newline.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("fields", [{}, {"load": "4bit"}], ids=["lora", "qlora"])
+def test_a_checkpoint_loads_to_the_same_model(tuned: Made, tmp_path: Path, fields: dict[str, str]) -> None:
+    llava = tuned(**fields)
+    again = load(save(llava, tmp_path / "saved"), device="cpu")
+    same(llava, again)
+    assert again.spec == llava.spec and again.tiling == llava.tiling and torch.equal(again.newline, llava.newline)
+
+
+@pytest.mark.parametrize("fields", [{"load": "4bit"}, {"projector": "linear"}], ids=["qlora", "lora-linear"])
+def test_vanilla_transformers_sees_and_answers_the_same(tuned: Made, tmp_path: Path, fields: dict[str, str]) -> None:
+    llava = tuned(**fields)
+    save(llava, tmp_path / "saved")
+    folder = export_hf(tmp_path / "saved", tmp_path / "out", device="cpu")
+    vanilla = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    assert type(vanilla) is LlavaOnevisionForConditionalGeneration
+    made = processor(llava)
+    for sizes in ([SIZES[0]], [SIZES[5]], SIZES[:3]):
+        inputs, shown = vanilla_inputs(llava, made, sizes)
+        with torch.no_grad():
+            rows = llava.look(shown)
+            rendered = llava.renderer.prompt(asked(len(sizes)))
+            ids, _ = llava.renderer.expand(rendered, list(map(len, rows)), llava.image_token_id)
+            assert inputs["input_ids"].tolist() == [ids]
+            for tiles, one in zip(inputs["pixel_values"], shown, strict=True):
+                assert torch.equal(tiles[: len(one.tiles)], one.tiles)
+            features = llava.image_inputs(rows)
+            ours = llava.model(input_ids=torch.tensor([ids]), mm_encoder_outputs=features).logits
+            theirs = vanilla(**inputs).logits
+        torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3 * float(ours.abs().max()))
+        assert vanilla.generate(**inputs, max_new_tokens=6)[0, len(ids) :].tolist() == greedy(llava, ids, features, 6)
+    again = load(folder, device="cpu")
+    assert (again.image_mode.mode, again.tiling) == ("anyres_max_2", llava.tiling)
+
+
+@pytest.fixture
+def hub(onevision: Made, tmp_path: Path) -> Path:
+    """One as it lies on the Hub: transformers' order of grids, every layer of its tower used, no template of ours."""
+    folder = write_folder(onevision(vision_layer=-1), tmp_path / "hub")
+    grids = [[high // 8, wide // 8] for high, wide in ONEVISION]
+    for name, places in (("config.json", ()), ("processor_config.json", ("image_processor",))):
+        held = json.loads((folder / name).read_text())
+        (held[places[0]] if places else held)["image_grid_pinpoints"] = grids
+        held.pop("image_seq_length", None)
+        (folder / name).write_text(json.dumps(held))
+    (folder / "template.yaml").unlink()
+    return folder
+
+
+def test_a_folder_of_the_hub_is_read_as_it_was_trained(hub: Path, finetune: Made, tmp_path: Path) -> None:
+    llava = load(hub, device="cpu")
+    assert llava.renderer.template.name == "qwen" and llava.spec["vision_layer"] == -1
+    assert llava.spec["pinpoints"][1] == [48, 96] and llava.image_mode.mode == "anyres_max_2"
+    vanilla = AutoModelForImageTextToText.from_pretrained(hub, dtype=torch.float32)
+    for sizes in ([SIZES[0]], SIZES[:2]):
+        inputs, shown = vanilla_inputs(llava, processor(llava), sizes)
+        with torch.no_grad():
+            features = llava.image_inputs(llava.look(shown))
+            ours = llava.model(input_ids=inputs["input_ids"], mm_encoder_outputs=features).logits
+            torch.testing.assert_close(ours, vanilla(**inputs).logits, rtol=1e-4, atol=1e-4)
+    prepare(llava, finetune(), say=lambda text: None)
+    again = load(save(llava, tmp_path / "run"), device="cpu")
+    same(llava, again)
+    assert again.tiling == llava.tiling
+
+
+def test_what_an_exported_folder_tells_transformers_of_videos(hub: Path) -> None:
+    held = json.loads((hub / "processor_config.json").read_text())
+    video = held["video_processor"]
+    assert held["processor_class"] == "LlavaOnevisionProcessor" and held["num_image_tokens"] == 16
+    assert video["video_processor_type"] == "LlavaOnevisionVideoProcessor"
+    assert (video["size"], video["image_mean"]) == ({"height": 48, "width": 48}, [0.5] * 3)
+
+
+def test_a_demo_that_is_given_away_reads_what_we_read_of_one_picture_and_of_several(
+    tuned: Made, tmp_path: Path
+) -> None:
+    from workbench.serving.demo.answerer import Answerer
+    from workbench.serving.demo.turns import Settings
+    from workbench.serving.export_demo import export_demo
+
+    llava = tuned()
+    save(llava, tmp_path / "saved")
+    answerer = Answerer(export_demo(tmp_path / "saved", tmp_path / "demo", examples=0, device="cpu"))
+    for sizes in ([SIZES[5]], SIZES[:3]):
+        parts = []
+        for number, size in enumerate(sizes):
+            picture(*size).save(tmp_path / f"{number}.png")
+            parts.append({"type": "image", "path": str(tmp_path / f"{number}.png")})
+        question = {"role": "user", "content": [*parts, {"type": "text", "text": "What is it?"}]}
+        inputs = answerer.inputs([question], Settings())
+        expected, shown = vanilla_inputs(llava, processor(llava), sizes)
+        assert torch.equal(inputs["input_ids"], expected["input_ids"])
+        for tiles, one in zip(inputs["pixel_values"], shown, strict=True):
+            assert torch.equal(tiles[: len(one.tiles)], one.tiles)
+        assert answerer.model.generate(**inputs, max_new_tokens=2).shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_what_leaves_in_layouts_that_cannot_say_it_is_refused(hub: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="found llava_onevision of siglip_vision_model and qwen2"):
+        export_original(hub, tmp_path / "own", device="cpu")
+
+
+def test_what_does_not_fit_together_is_refused(hub: Path, make: Made, onevision: Made, tmp_path: Path) -> None:
+    for mode in ("pad", "anyres", "anyres_max_9"):
+        with pytest.raises(ModelError, match=f"'{mode}' for a LLaVA-OneVision; expected anyres_max_2"):
+            load(hub, device="cpu", image_mode=mode)
+    plain = write_folder(make(), tmp_path / "plain")
+    with pytest.raises(ModelError, match="'anyres_max_9' for a LLaVA 1.5; expected square or pad or crop"):
+        load(plain, device="cpu", image_mode="anyres_max_9")
+    with pytest.raises(ModelError, match="anyres_max_2: found 17 tokens a tile"):
+        onevision(vision="clip", language="llama", template="v1", vision_select="full")
+    held = json.loads((hub / "config.json").read_text()) | {"vision_aspect_ratio": "square"}
+    (hub / "config.json").write_text(json.dumps(held))
+    with pytest.raises(ModelError, match="vision_aspect_ratio: found 'square'; expected anyres_max_9"):
+        load(hub, device="cpu")
