@@ -18,7 +18,7 @@ from workbench.model.outline import outline
 from workbench.model.tiling import OneTile
 from workbench.model.tokenizers import load_tokenizer
 from workbench.recipe import Recipe
-from workbench.training.cards import SIZES, cards, reason_for, try_out
+from workbench.training.cards import SIZES, as_on_a_card, cards, reason_for, try_out
 from workbench.training.flops import step_cost
 from workbench.training.memory import Foresight, part_of
 from workbench.training.room import MARGIN
@@ -101,7 +101,7 @@ def foreseen(full_size: Made) -> Foreseen:
 
     @cache
     def made(name: str) -> tuple[Recipe, Foresight]:
-        recipe = full_size(name)
+        recipe = as_on_a_card(full_size(name))
         held = outline(recipe.model, template=recipe.template, image_mode=recipe.image_mode)
         return recipe, Foresight(held, recipe.train)
 
@@ -169,15 +169,15 @@ LEAST: dict[str, tuple[int | None, int | None, str]] = {
     "llava-1.5-7b-align": (24, 24, "at least 15.5 GB (language model 13.5, "),
     "llava-1.5-7b-full": (None, 40, "at least 123.4 GB (optimiser 54.1, "),
     "llava-1.5-7b-lora": (24, 24, "at least 21.1 GB (language model 13.5, "),
-    "llava-1.5-7b-qlora": (16, 16, "at least 13.2 GB (language model 4.4, "),
+    "llava-1.5-7b-qlora": (16, 16, "at least 11.5 GB (language model 3.9, "),
     "llava-1.5-13b-align": (40, 40, "at least 28.7 GB (language model 26.0, "),
     "llava-1.5-13b-full": (None, 80, "at least 237.2 GB (optimiser 104.4, "),
     "llava-1.5-13b-lora": (80, 80, "at least 37.5 GB (language model 26.0, "),
-    "llava-1.5-13b-qlora": (24, 24, "at least 20.6 GB (language model 7.9, "),
+    "llava-1.5-13b-qlora": (24, 24, "at least 18.7 GB (language model 7.2, "),
     "llava-v1.6-vicuna-7b-lora": (40, 40, "at least 22.4 GB (language model 13.5, "),
     "llava-v1.6-vicuna-13b-lora": (80, 80, "at least 39.1 GB (language model 26.0, "),
     "llava-v1.6-mistral-7b-lora": (40, 40, "at least 23.9 GB (language model 14.5, "),
-    "llava-v1.6-34b-qlora": (80, 80, "at least 49.7 GB (language model 20.9, "),
+    "llava-v1.6-34b-qlora": (80, 80, "at least 43.5 GB (language model 19.1, "),
 }
 """Recipe -> the smallest card of 16, 24, 40 and 80 GB on which it trains alone, and on each of 8; the reason."""
 
