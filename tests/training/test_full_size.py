@@ -260,8 +260,9 @@ def test_hours_are_counted_operations_at_the_rate_that_is_assumed(
     assert (told["assumed_teraflops"], told["conversations"]) == (50.0, 300_000)
     assert main(command) == 0
     assert "times are planned: 100,000 conversations, if each card keeps 50 TFLOPS; nothing" in capsys.readouterr().out
-    assert main(["plan", str(tmp_path / "mine.yaml"), "--rate", "50"]) == 1
-    assert "found no --cards; expected --cards; " in capsys.readouterr().err
+    for lonely in (["--rate", "50"], ["--cards", "16", "--conversations", "5"]):
+        assert main(["plan", str(tmp_path / "mine.yaml"), *lonely]) == 1
+        assert "expected --cards with --rate, and --conversations with both" in capsys.readouterr().err
 
 
 @pytest.fixture
