@@ -390,10 +390,15 @@ def test_an_image_mode_that_the_model_was_not_made_for_is_refused(published: Mad
 @pytest.mark.parametrize(
     ("mark", "template"), [(None, "v1"), ("<|im_start|>", "chatml"), ("<|start_header_id|>", "llama_3")]
 )
-def test_a_llamas_template_is_told_by_its_tokenizer(mark: str | None, template: str, published: Made) -> None:
+def test_a_llamas_template_is_told_by_its_tokenizer(
+    mark: str | None, template: str, published: Made, tmp_path: Path
+) -> None:
     source = published()
     folder = source.save()
     if mark:
         with_tokens([mark, "<|im_end|>", "<|end_header_id|>", "<|eot_id|>"]).save_pretrained(folder)
     llava = load_original(folder, vision_tower=source.tower, device="cpu")
     assert llava.renderer.template.name == template
+    out = export_hf(folder, tmp_path / "hf", vision_tower=source.tower, device="cpu")
+    (out / "template.yaml").unlink()  # as others publish such a model
+    assert load(out, device="cpu").renderer.template.name == template

@@ -18,12 +18,12 @@ from workbench.model.outline import outline
 from workbench.model.tiling import OneTile
 from workbench.model.tokenizers import load_tokenizer
 from workbench.recipe import Recipe
-from workbench.training.cards import SIZES, cards, reason_for, try_out
+from workbench.training.cards import SIZES, answer_memory, as_on_a_card, cards, reason_for, try_out
 from workbench.training.flops import step_cost
 from workbench.training.memory import Foresight, part_of
 from workbench.training.room import MARGIN
 from workbench.training.sharded_memory import in_shards
-from workbench.training.usual import full_pack
+from workbench.training.usual import context, full_pack
 
 TOKENIZER = Path(__file__).parents[1] / "model" / "llava" / "tokenizer.model"
 CLIP = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
@@ -101,7 +101,7 @@ def foreseen(full_size: Made) -> Foreseen:
 
     @cache
     def made(name: str) -> tuple[Recipe, Foresight]:
-        recipe = full_size(name)
+        recipe = as_on_a_card(full_size(name))
         held = outline(recipe.model, template=recipe.template, image_mode=recipe.image_mode)
         return recipe, Foresight(held, recipe.train)
 
@@ -169,15 +169,15 @@ LEAST: dict[str, tuple[int | None, int | None, str]] = {
     "llava-1.5-7b-align": (24, 24, "at least 15.5 GB (language model 13.5, "),
     "llava-1.5-7b-full": (None, 40, "at least 123.4 GB (optimiser 54.1, "),
     "llava-1.5-7b-lora": (24, 24, "at least 21.1 GB (language model 13.5, "),
-    "llava-1.5-7b-qlora": (16, 16, "at least 13.2 GB (language model 4.4, "),
+    "llava-1.5-7b-qlora": (16, 16, "at least 11.5 GB (language model 3.9, "),
     "llava-1.5-13b-align": (40, 40, "at least 28.7 GB (language model 26.0, "),
     "llava-1.5-13b-full": (None, 80, "at least 237.2 GB (optimiser 104.4, "),
     "llava-1.5-13b-lora": (80, 80, "at least 37.5 GB (language model 26.0, "),
-    "llava-1.5-13b-qlora": (24, 24, "at least 20.6 GB (language model 7.9, "),
+    "llava-1.5-13b-qlora": (24, 24, "at least 18.7 GB (language model 7.2, "),
     "llava-v1.6-vicuna-7b-lora": (40, 40, "at least 22.4 GB (language model 13.5, "),
     "llava-v1.6-vicuna-13b-lora": (80, 80, "at least 39.1 GB (language model 26.0, "),
     "llava-v1.6-mistral-7b-lora": (40, 40, "at least 23.9 GB (language model 14.5, "),
-    "llava-v1.6-34b-qlora": (80, 80, "at least 49.7 GB (language model 20.9, "),
+    "llava-v1.6-34b-qlora": (80, 80, "at least 43.5 GB (language model 19.1, "),
 }
 """Recipe -> the smallest card of 16, 24, 40 and 80 GB on which it trains alone, and on each of 8; the reason."""
 
@@ -229,11 +229,11 @@ def test_of_several_settings_the_quickest_that_fits_is_taken(made_small: Recipe)
 
 
 def test_an_answer_about_tiles_is_counted_with_all_of_them(made_small: Recipe) -> None:
-    tiled = cards(made_small.with_overrides("image_mode=anyres", "train.max_tokens=4096"), (1000,))
-    square = cards(made_small, (1000,))
-    assert (tiled.context, square.context) == (4096, 2048)
-    assert all(tiled.answers[load] > square.answers[load] + 1_000_000 for load in tiled.answers)
-    assert "answering about a picture in 4,096 tokens" in str(tiled)
+    tiled = made_small.with_overrides("image_mode=anyres", "train.max_tokens=4096")
+    tiling = AnyRes(336, 24, tuple((high, wide) for high, wide in PINPOINTS))
+    assert (context(OneTile(576), 2048), context(tiling, 2048)) == (2048, 4096)
+    narrow = 4 * 576 * 128 * 2  # bytes of four more tiles' features, two of each number
+    assert answer_memory(tiled, "bf16") > answer_memory(made_small, "bf16") + narrow
 
 
 def test_hours_are_counted_operations_at_the_rate_that_is_assumed(
@@ -260,8 +260,9 @@ def test_hours_are_counted_operations_at_the_rate_that_is_assumed(
     assert (told["assumed_teraflops"], told["conversations"]) == (50.0, 300_000)
     assert main(command) == 0
     assert "times are planned: 100,000 conversations, if each card keeps 50 TFLOPS; nothing" in capsys.readouterr().out
-    assert main(["plan", str(tmp_path / "mine.yaml"), "--rate", "50"]) == 1
-    assert "found no --cards; expected --cards; " in capsys.readouterr().err
+    for lonely in (["--rate", "50"], ["--cards", "16", "--conversations", "5"]):
+        assert main(["plan", str(tmp_path / "mine.yaml"), *lonely]) == 1
+        assert "expected --cards with --rate, and --conversations with both" in capsys.readouterr().err
 
 
 @pytest.fixture

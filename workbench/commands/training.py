@@ -22,6 +22,9 @@ def _plan(given: argparse.Namespace) -> int:
 
     named = [f"data.dataset={given.dataset}"] if given.dataset else []
     recipe = Recipe.load(given.recipe, [*(given.set or ()), *named])
+    if (given.rate and given.cards is None) or (given.conversations and not given.rate):
+        expected = "--cards with --rate, and --conversations with both"
+        raise WorkbenchError("--rate and --conversations", found="one without the other", expected=expected)
     if given.cards is not None:
         from workbench.training.cards import CONVERSATIONS, SIZES, cards
 
@@ -35,9 +38,6 @@ def _plan(given: argparse.Namespace) -> int:
         )
         show(given, found, found.summary())
         return 0
-    if given.rate or given.conversations:
-        found, fix = "no --cards", "plan DATASET counts its own conversations, and --dry-run times them here"
-        raise WorkbenchError("--rate and --conversations", found=found, expected="--cards", fix=fix)
     from workbench.training.plan import plan
 
     forecast = plan(recipe, fit=given.fit, processes=given.processes)

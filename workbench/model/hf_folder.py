@@ -6,7 +6,7 @@ Does not know: training, our checkpoints, how such a folder is written (export.p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from workbench.errors import ModelError
 from workbench.model.joint import CLASSES, PROJECTORS, AnyLlava, own_mode, tower_tokens
 from workbench.model.llava import Llava, finish
-from workbench.model.original import says_llava
+from workbench.model.original import says_llava, usual_template
 from workbench.model.parts import IMAGE_TOKEN, add_image_token, image_settings, load_exactly, read_config
 from workbench.model.precision import check_quantised, let_go_of_file, pick_device, pick_dtypes, quantisation
 from workbench.model.sources import read_json
@@ -79,7 +79,7 @@ def load_folder(
         "trained": [],
         **({} if pinpoints is None else {"pinpoints": pinpoints}),
     }
-    chosen = template if template is not None else template_of(folder, config.text_config.model_type, config.model_type)
+    chosen = template if template is not None else template_of(folder, config, tokenizer.get_vocab())
     return finish(model, tokenizer, record | vocabulary, {"llava": folder}, settings, chosen, place, computed)
 
 
@@ -115,14 +115,18 @@ def mode_of(settings: dict[str, Any]) -> str:
     return "square" if whole or settings.get("do_center_crop") is False else "crop"
 
 
-def template_of(folder: Path, language: str, family: str = "llava") -> str | Template:
-    """The template beside an exported model; without one `v1` for a Llama, and `qwen` for a LLaVA-OneVision on Qwen2,
-    which all published ones were trained with. Raises `ModelError` where it is a guess."""
+def template_of(folder: Path, config: Any, words: Container[str]) -> str | Template:
+    """The template beside an exported model.
+
+    Without one `qwen` for a LLaVA-OneVision on Qwen2, which all published ones were trained with, and for a Llama what
+    its tokens are for, else `v1`. Raises `ModelError` where it is a guess.
+    """
+    language = config.text_config.model_type
     path = folder / "template.yaml"
     if path.is_file():
         return load_template(path)
-    if (family, language) == ("llava_onevision", "qwen2"):
+    if (config.model_type, language) == ("llava_onevision", "qwen2"):
         return "qwen"
     if language != "llama":
         raise ModelError(str(folder), found=f"a {language} model and no template.yaml", fix="say which template")
-    return "v1"
+    return usual_template(language, words) or "v1"

@@ -8,7 +8,7 @@ Does not know: how a model is made of them (`original_in.py`) or how they are wr
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,12 @@ def settings_of(original: Original) -> dict[str, Any]:
         "vision_layer": int(original.config.get("mm_vision_select_layer", -2)),
         "vision_select": {"patch": "default", "cls_patch": "full"}[feature],
     }
+
+
+def usual_template(language: str, words: Container[str]) -> str | None:
+    """The template of a language model of this type with these tokens; None where any would be a guess."""
+    marked = (name for mark, name in MARKS.items() if language == "llama" and mark in words)
+    return next(marked, TEMPLATES.get(language))
 
 
 # --- names ------------------------------------------------------------------------------------------------------

@@ -23,14 +23,13 @@ from workbench.model.llava import NEWLINE, Llava, assemble
 from workbench.model.lora import VISION, adapter_parameters, attach_config, target_pattern
 from workbench.model.original import (
     LANGUAGES,
-    MARKS,
     PATCH,
-    TEMPLATES,
     Original,
     check_config,
     read_original,
     read_weights,
     settings_of,
+    usual_template,
     weight_files,
 )
 from workbench.model.original_next import is_next, pinpoints_in
@@ -192,7 +191,8 @@ def _base_tensors(folder: Path) -> dict[str, torch.Tensor]:
 def _text_config(config: Mapping[str, Any], where: Path) -> Any:
     """The language model's configuration inside one of LLaVA's."""
     check_config(config, where)
-    own = ("mm_", "image_", "tune_", "freeze_", "unfreeze_", "use_mm_", "tokenizer_", "base_sha256", "architectures")
+    own = ("mm_", "image_", "tune_", "freeze_", "unfreeze_", "use_mm_", "tokenizer_", "base_sha256", "architectures",
+           "vision_tower", "use_pos_skipping", "pos_skipping")  # fmt: skip
     held = {key: value for key, value in config.items() if not key.startswith(own) and key != "model_type"}
     return CONFIG_MAPPING[LANGUAGES[config["model_type"]]].from_dict(held)
 
@@ -210,12 +210,12 @@ def _template(folder: Path, language: str, below: Path) -> str | Template:
     """The template beside the weights, else that of the language model's type and tokenizer."""
     if (folder / "template.yaml").is_file():
         return load_template(folder / "template.yaml")
-    if language not in TEMPLATES:
+    found = usual_template(language, load_tokenizer(below).get_vocab())
+    if found is None:
         raise ModelError(
             str(folder), found=f"a {language} model and no template.yaml", fix="say which: --template NAME"
         )
-    words = load_tokenizer(below).get_vocab()
-    return next((name for mark, name in MARKS.items() if language == "llama" and mark in words), TEMPLATES[language])
+    return found
 
 
 def _added_tokens(config: Mapping[str, Any], folder: Path) -> list[str]:

@@ -141,9 +141,7 @@ def cards(
     `conversations`, as long as LLaVA's own and each about a picture of its own, are then told.
     Reads configurations and tokenizers only. Raises `ModelError` as `plan` does.
     """
-    recipe = as_recipe(recipe).with_overrides("model.device=cpu")  # shapes are counted anywhere
-    if recipe.model.load in QUANTISED and recipe.model.dtype == "auto":
-        recipe = recipe.with_overrides("model.dtype=bf16")  # as every card with a quantised model computes
+    recipe = as_on_a_card(as_recipe(recipe))
     made = _outlined(recipe)
     foresight = Foresight(made, recipe.train)
     parameters: dict[str, int] = {}
@@ -220,6 +218,13 @@ def _settings(recipe: Recipe) -> Iterator[tuple[int, int]]:
     while tokens // 2 >= train.max_tokens:
         tokens //= 2
         yield tokens, first[-1]
+
+
+def as_on_a_card(recipe: Recipe) -> Recipe:
+    """The recipe with what a card would choose, to be counted anywhere."""
+    recipe = recipe.with_overrides("model.device=cpu")
+    computes = recipe.model.load in QUANTISED and recipe.model.dtype == "auto"
+    return recipe.with_overrides("model.dtype=bf16") if computes else recipe
 
 
 def try_out(foresight: Foresight, recipe: Recipe, tokens: int, every: int, processes: int = 1) -> Trial:
