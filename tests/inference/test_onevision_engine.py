@@ -9,7 +9,8 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGener
 
 from tests.asking import PATCH, SIZE, byte_tokenizer
 from tests.inference.test_next_engine import SHORT, SIZES, asked, picture, questions
-from workbench.conversation import Conversation, Image, Message
+from workbench.conversation import Conversation, Image
+from workbench.inference.attachments import TrackedOpener
 from workbench.inference.engine import Engine
 from workbench.inference.relevance import Relevance
 from workbench.inference.whole_pass import likelihoods, slots
@@ -99,7 +100,8 @@ def test_a_picture_that_another_joins_is_looked_at_anew_and_then_known_in_both_w
     """A talk about one picture, then about two: the first one's tokens are others, and nothing is taken for them."""
     first = asked(3, "a")
     second = first.add("assistant", "a cube").add("user", "and this?", Image("b"))
-    with Engine(llava, open_image=picture) as engine:
+    opener = TrackedOpener(picture, lambda image: image.path)  # a picture that is known is not opened again
+    with Engine(llava, open_image=opener) as engine:
         answers = [engine.reply(one, SHORT) for one in (first, second, first, second)]
         found = [(answer.ids, answer.usage.cached_tokens) for answer in answers]
     expected = [generated(llava, first), generated(llava, second)] * 2
@@ -135,7 +137,7 @@ def test_a_pass_over_a_conversation_gives_each_token_its_likelihood(llava: Llava
 def test_maps_of_what_was_looked_at_lie_over_one_picture_and_over_several(llava: Llava) -> None:
     edge = SIZE // PATCH
     for names in ("a", "ad"):
-        conversation = Conversation("c", (Message("user", (*map(Image, names), "this?")), Message("assistant", "yes")))
+        conversation = asked(1, *names).add("assistant", "yes")
         looked = Relevance(llava, conversation, picture)
         for method in ("relevance", "attention", "occlusion"):
             found = looked.map(0, method, relative=False)
