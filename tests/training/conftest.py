@@ -125,6 +125,34 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name for name in ("clip", "llama")}
 
 
+@pytest.fixture(scope="session")
+def onevision_parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Overrides of a recipe: a SigLIP of 3 x 3 patches, and a Qwen2 of two layers with ChatML's tokens and no BOS."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
+
+    from tests.model.conftest import byte_tokenizer
+
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("onevision")
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+    tokenizer = byte_tokenizer(image=False)
+    tokenizer.bos_token = None
+    tokenizer.save_pretrained(root / "qwen2")
+    shape = small | {"hidden_size": 64, "num_key_value_heads": 2}
+    words = Qwen2Config(**shape, vocab_size=len(tokenizer), tie_word_embeddings=True)
+    models = {
+        "siglip": SiglipVisionModel(SiglipVisionConfig(**small, image_size=24, patch_size=8)),
+        "qwen2": Qwen2ForCausalLM(words),
+    }
+    for name, model in models.items():
+        for parameter in model.parameters():  # larger than the usual start, so that every path shows in the loss
+            if parameter.ndim >= 2:
+                torch.nn.init.normal_(parameter, std=0.1)
+        model.save_pretrained(root / name)
+    return f"model.vision={root / 'siglip'}", f"model.language={root / 'qwen2'}"
+
+
 @pytest.fixture
 def make_recipe(parts: dict[str, Path]) -> Callable[..., Any]:
     """`make_recipe(dataset, "model.load=4bit", ...)`: a small fine-tuning recipe with dotted overrides."""

@@ -13,13 +13,8 @@ import torch
 from torch.nn import functional
 from transformers import (
     AutoModelForImageTextToText,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    SiglipVisionConfig,
-    SiglipVisionModel,
 )
 
-from tests.model.conftest import byte_tokenizer
 from tests.training.test_memory import Real, outlined
 from tests.training.test_resume import assert_same, wait_for
 from tests.training.test_sharing import assert_close, gradients
@@ -48,29 +43,6 @@ Made = Callable[..., Any]
 SIZES = [(30, 24), (24, 60), (100, 100), (71, 9), (5, 5)]
 """Of tiles 24 pixels wide; the third has more tokens than two of them and is scaled down."""
 USUAL = ("image_mode=anyres_max_2", "template=qwen", "train.max_tokens=600", "train.pack_tokens=600")
-
-
-@pytest.fixture(scope="session")
-def onevision_parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Overrides of a recipe: a SigLIP of 3 x 3 patches, and a Qwen2 of two layers with ChatML's tokens and no BOS."""
-    torch.manual_seed(0)
-    root = tmp_path_factory.mktemp("onevision")
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
-    tokenizer = byte_tokenizer(image=False)
-    tokenizer.bos_token = None
-    tokenizer.save_pretrained(root / "qwen2")
-    shape = small | {"hidden_size": 64, "num_key_value_heads": 2}
-    words = Qwen2Config(**shape, vocab_size=len(tokenizer), tie_word_embeddings=True)
-    models = {
-        "siglip": SiglipVisionModel(SiglipVisionConfig(**small, image_size=24, patch_size=8)),
-        "qwen2": Qwen2ForCausalLM(words),
-    }
-    for name, model in models.items():
-        for parameter in model.parameters():  # larger than the usual start, so that every path shows in the loss
-            if parameter.ndim >= 2:
-                torch.nn.init.normal_(parameter, std=0.1)
-        model.save_pretrained(root / name)
-    return f"model.vision={root / 'siglip'}", f"model.language={root / 'qwen2'}"
 
 
 @pytest.fixture

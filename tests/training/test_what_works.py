@@ -34,6 +34,7 @@ README = Path(__file__).parents[2] / "README.md"
 OURS = {
     "LLaVA 1.0, 1.5": ("image_mode=pad",),
     "LLaVA-1.6 / NeXT": ("image_mode=anyres",),
+    "LLaVA-OneVision": ("image_mode=anyres_max_2", "template=qwen"),
 }
 """Family -> what of a recipe makes a model of it."""
 OTHERS = {
@@ -124,8 +125,10 @@ def check(family: str, cells: list[str]) -> None:
 
 
 @pytest.mark.parametrize("family", OURS)
-def test_a_llava_does_what_the_table_says(family: str, trained: Made, asked: Conversation, tmp_path: Path) -> None:
-    run = trained(*OURS[family])
+def test_a_llava_does_what_the_table_says(
+    family: str, trained: Made, onevision_parts: tuple[str, str], asked: Conversation, tmp_path: Path
+) -> None:
+    run = trained(*OURS[family], *(onevision_parts if family == "LLaVA-OneVision" else ()))
     check(family, uses(run, asked, lambda: None, tmp_path / "out"))
 
 
