@@ -12,13 +12,15 @@ import polars as pl
 import pytest
 from PIL import Image as PILImage
 
+from workbench.chat_model import ScriptedModel
 from workbench.conversation import Conversation
 from workbench.data.images import load_image
 from workbench.errors import DataError
 from workbench.evaluation.benchmarks import BENCHMARKS
 from workbench.evaluation.prompting import LETTER_CN
 from workbench.evaluation.questions import read_benchmark
-from workbench.evaluation.task import Evaluation
+from workbench.evaluation.scores import score_again
+from workbench.evaluation.task import Evaluation, evaluate
 
 LETTER = "Answer with the option's letter from the given choices directly."
 SHORT = "Answer the question using a single word or phrase."
@@ -76,6 +78,18 @@ def test_mmbench_has_hint_options_and_one_item_for_all_rotations(tmp_path: Path)
     assert asks(bare) == "What is it?\nA. cat\nB. dog"
     chinese = read_benchmark("mmbench", table(tmp_path, "mmbench_dev_cn_20231003.tsv"))
     assert asks(chinese).endswith(f"B. dog\n{LETTER_CN}")
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+def test_a_picture_in_a_table_may_be_small(tmp_path: Path, form: str) -> None:
+    held = io.BytesIO()
+    PILImage.new("RGB", (16, 8), "red").save(held, form)
+    cell = base64.b64encode(held.getvalue()).decode()
+    assert len(cell) < 2000
+    lines = ["index\tquestion\tA\tB\tanswer\timage", f"7\tWhat is it?\tcat\tdog\tA\t{cell}"]
+    (tmp_path / "mmbench_dev.tsv").write_text("\n".join(lines) + "\n")
+    found = shown(read_benchmark("mmbench", tmp_path / "mmbench_dev.tsv"))
+    assert found[0] > 200 > 60 > found[1]
 
 
 def test_seedbench_finds_pictures_by_data_id(tmp_path: Path) -> None:
@@ -238,5 +252,23 @@ def test_what_is_missing_is_one_line(tmp_path: Path) -> None:
         made(tmp_path, "pope", [row])
     with pytest.raises(DataError, match="row 1: found the reference 'yes'; expected the letter of an option"):
         made(tmp_path, "seedbench", [row])
-    with pytest.raises(DataError, match="no reference in the fields"):
+    row |= {"choice_a": "x", "choice_b": "y", "answer": "E"}
+    with pytest.raises(DataError, match="row 1: found the reference 'E'; expected one of A, B"):
+        made(tmp_path, "seedbench", [row])
+    with pytest.raises(DataError, match="no reference in the fields.*; expected what is right under label or answer"):
         made(tmp_path, "pope", [{"question_id": 1, "image": "a.jpg", "text": "Is there a dog?"}])
+
+
+def test_what_was_left_out_or_came_twice_is_told_with_the_score(tmp_path: Path) -> None:
+    place(tmp_path / "a.jpg")
+    row = {"question_id": 1, "image": "a.jpg", "text": "Is there a dog?", "label": "yes"}
+    lines = [json.dumps(row), json.dumps(row)[:30], json.dumps(row), json.dumps(row | {"question_id": 2})]
+    (tmp_path / "coco_pope_random.json").write_text("\n".join(lines) + "\n")
+    asked = read_benchmark("pope", tmp_path)
+    results = evaluate(ScriptedModel(lambda one: "yes"), asked, out=tmp_path / "results")
+    told = [
+        "coco_pope_random.json: 1 broken row(s) left out, at line 2",
+        "1 row(s) have the question_id of another; each is a question of its own",
+    ]
+    assert results.scores["notes"][:2] == told and len(results.rows) == 3
+    assert score_again(tmp_path / "results").scores["notes"][:2] == told

@@ -107,7 +107,7 @@ def test_what_was_learned_and_what_was_forgotten_are_told_apart(tmp_path: Path, 
     assert found["general"].lost.height == 20 and found["mine"].lost.height == 0
     text = report(before=before, after=after, out=tmp_path / "change.html").read_text()
     part = text.split("Right before, wrong now")[1]
-    assert part.count("data:image/") == 10 and "green" in part
+    assert part.startswith(": 10 of 20<") and part.count("data:image/") == 10 and "green" in part
     assert "-66.7" in text and "+83.3" in text
     with pytest.raises(DataError, match="3 results before and 1 after"):
         report(before=before, after=after[:1], out=tmp_path / "c.html")

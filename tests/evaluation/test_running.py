@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import workbench as wb
+from tests.asking import random_llava
 from workbench.chat_model import ScriptedModel
 from workbench.conversation import Conversation, Message
 from workbench.errors import DataError, WorkbenchError
@@ -154,6 +155,13 @@ def test_another_model_or_file_does_not_go_on(
     (tmp_path / "mine" / "thesis.txt").write_text("do not touch")
     with pytest.raises(DataError, match="other things in it"):
         wb.evaluate(ScriptedModel(lambda asked: "Yes"), evaluations["pope"], out=tmp_path / "mine")
+
+
+def test_a_template_that_leaves_questions_out_is_told(evaluations: dict[str, Evaluation]) -> None:
+    asked = replace(evaluations["pope"], conversations=evaluations["pope"].conversations[:3])
+    for template, told in (("plain", ["3 prompt(s) do not hold their question"]), ("v1", [])):
+        notes = wb.evaluate(Engine(random_llava(template)), asked, max_tokens=2).scores["notes"]
+        assert [note.partition(":")[0] for note in notes if "do not hold" in note] == told
 
 
 def test_a_row_that_fails_is_counted_and_takes_no_other_with_it(

@@ -73,7 +73,7 @@ def change_report(
         shown = pictures_of(results, asked_dataset(results, dataset))
         some = in_turn(change.lost, LOST).iter_rows(named=True)
         told = examples(some, shown, [("before", ""), ("after", "_after")])
-        sets.append({"change": change, "parts": change.compared.parts, "lost": told})
+        sets.append({"change": change, "parts": change.compared.parts, "lost": told, "all_lost": len(change.lost)})
     values = {
         "title": f"{name_of(before[0])} → {name_of(after[0])}: what training changed",
         "subtitle": f"{len(found)} set(s), {sum(one.compared.n for one in found):,} questions asked of both",

@@ -66,7 +66,10 @@ def read_benchmark(
     _check_pictures(asked, pictures, images)
     settings = {"benchmark": name, "prompts": prompts, "frames": frames, "files": _hashes(paths)}
     around = {key: value for key, value in read.about.items() if isinstance(value, dict)}
-    return Evaluation(name, asked, rules(name), LONGEST, pictures.resolve, settings, pictures.roots, around)
+    notes = [*read.notes, *_doubled(rows)]
+    return Evaluation(
+        name, asked, rules(name), LONGEST, pictures.resolve, settings, pictures.roots, around, notes=notes
+    )
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------
@@ -78,7 +81,9 @@ def _complete(rows: Sequence[Row], chosen: Benchmark) -> list[Row]:
     if not right:
         held = ", ".join(sorted(rows[0]))
         fix = f"{chosen.title} needs {chosen.files} ({chosen.source})"
-        raise DataError(f"benchmark {chosen.name}", found=f"no reference in the fields {held}", fix=fix)
+        expected = "what is right under " + " or ".join(dict.fromkeys((*chosen.fields, "answer")))
+        found = f"no reference in the fields {held}"
+        raise DataError(f"benchmark {chosen.name}", found=found, expected=expected, fix=fix)
     asking = {fields.identity(row): row for row in rows if fields.reference(row, chosen.fields) is None}
     merged = [{**asking.get(fields.identity(row), {}), **row} for row in right] if asking else right
     if chosen.name == "scienceqa" and any(row.get("split") == "test" for row in merged):
@@ -139,6 +144,13 @@ def _ids(rows: Sequence[Row]) -> list[str]:
     return ids
 
 
+def _doubled(rows: Sequence[Row]) -> list[str]:
+    """A note where a published number stands for several questions."""
+    known = [(row["question_id"], fields.category(row)) for row in rows if row.get("question_id") is not None]
+    again = len(known) - len(set(map(str, known)))
+    return [f"{again} row(s) have the question_id of another; each is a question of its own"] if again else []
+
+
 def _type(name: str, row: Row, around: Mapping[str, Any]) -> str | None:
     """The part of the benchmark that a row counts in."""
     if name == "seedbench" and (number := fields.plain(row.get("question_type_id"))) is not None:
@@ -164,6 +176,8 @@ def _reference(chosen: Benchmark, item: Item, options: Mapping[str, str]) -> str
     expected = "an answer"
     if chosen.name in CHOICE and str(item.about.get("question_type")) != "open" and (options or chosen.name != "mmmu"):
         told, expected = letter(item, options) or "", "the letter of an option"
+        if options and told not in options:
+            told, expected = "", f"one of {', '.join(options)}"
     elif chosen.name in YES_NO:
         told, expected = told if told.lower().rstrip(".") in ("yes", "no") else "", "yes or no"
     if not told:

@@ -72,7 +72,7 @@ def run(
         if folder:
             folder.close()
     ordered = [rows[asked.id] for asked in evaluation.conversations]
-    scored = scores(evaluation.rules, ordered, evaluation.around)
+    scored = scores(evaluation.rules, ordered, evaluation.around, evaluation.notes)
     if folder:
         counts = {"rows": len(ordered), "errors": scored["errors"], "unparsed": scored["unparsed"]}
         return folder.finish(scored, counts=counts, finished=_now())
@@ -92,6 +92,7 @@ def _settings(evaluation: Evaluation, model: ChatModel, asking: Asking) -> dict[
         "dataset": str(evaluation.dataset) if evaluation.dataset else None,
         "roots": {name: str(folder) for name, folder in evaluation.roots.items()},
         "around": dict(evaluation.around),
+        "notes": list(evaluation.notes),
         "started": _now(),
     }
 

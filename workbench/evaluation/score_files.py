@@ -26,7 +26,9 @@ _POPE = re.compile(r"(random|popular|adversarial)")
 _ROW = {*ID, *ANSWERS, "answer", "text", "label", "conversations"}
 """A JSON object with one of these names is a row; POPE's own answers have no id."""
 _IMAGE_CELL = 2000
-"""A cell longer than this many characters under `image` is the picture itself, in base64."""
+"""A cell longer than this many characters under `image` is the picture itself, in base64; a shorter one may be."""
+_BASE64 = re.compile(r"(data:image/|/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk)[\w+/=;,:\s-]{40,}")
+"""How a JPEG, PNG, GIF, WebP or BMP begins in base64, and is no file name, which has no so many letters in a row."""
 Keep = Callable[[bytes | str], str]
 """Keeps a picture that lies in a row, as bytes or in base64, and gives the name by which it is found again."""
 
@@ -205,6 +207,10 @@ def _bytes(value: Any) -> bytes | None:
     return held if isinstance(held, bytes) else None
 
 
+def _is_picture(cell: str) -> bool:
+    return len(cell) > _IMAGE_CELL or _BASE64.fullmatch(cell) is not None
+
+
 def _clean(row: Row, file: Path, keep: Keep | None = None) -> Row:
     """Lower-case names; a nested `doc` or metric of lmms-eval is laid open; pictures in base64 go."""
     names = {str(name or "").strip().lower().replace(" ", "_").replace("-", "_"): part for name, part in row.items()}
@@ -217,7 +223,7 @@ def _clean(row: Row, file: Path, keep: Keep | None = None) -> Row:
     if isinstance(turns, list) and turns and isinstance(turns[-1], dict):  # LLaVA's own training and test files
         clean.setdefault("question", turns[0].get("value"))
         clean.setdefault("answer", turns[-1].get("value"))
-    if len(str(clean.get("image") or "")) > _IMAGE_CELL:
+    if _is_picture(str(clean.get("image") or "")):
         cell = str(clean.pop("image"))
         if keep is not None:
             clean["media"] = [keep(cell)]

@@ -17,8 +17,10 @@ from workbench.evaluation.statistics import interval
 from workbench.evaluation.tally import Part
 
 
-def scores(by: Rules, rows: Sequence[Row], about: Mapping[str, Any]) -> dict[str, Any]:
+def scores(by: Rules, rows: Sequence[Row], about: Mapping[str, Any], remarks: Sequence[str] = ()) -> dict[str, Any]:
     """What `scores.json` says of these rows: `score` and parts in percent, `low` and `high` at 95%.
+
+    `remarks`: notes of how the questions were read, kept among those of how they were scored.
 
     Where a score is no mean (F1, points), `low` and `high` stand with `accuracy`, the mean of what rows earned.
     """
@@ -34,12 +36,21 @@ def scores(by: Rules, rows: Sequence[Row], about: Mapping[str, Any]) -> dict[str
         told |= _bounds(marks)
     else:
         told["accuracy"] = _accuracy([row for row in rows if row["rule"] or row["error"]])
-    notes = list(counted.notes)
+    notes = [*remarks, *counted.notes]
+    if unseen := sum(map(_unseen, rows)):
+        told_of = "the model's template leaves questions out, as `plain` does"
+        notes.append(f"{unseen} prompt(s) do not hold their question: {told_of}; what it says answers none")
     if unscored:
         notes.append(f"the judge failed at {unscored} answer(s); they are in no average")
     if failed:
         notes.append(f"{failed} row(s) failed and count as wrong")
     return told | {"unparsed": counted.unparsed, "errors": failed, "parts": parts, "notes": notes}
+
+
+def _unseen(row: Row) -> bool:
+    """Whether a question did not reach the model."""
+    words, prompt = str(row.get("question") or "").split(), row.get("prompt")
+    return bool(words) and isinstance(prompt, str) and max(words, key=len) not in prompt
 
 
 def _published_id(row: Row) -> str | None:
@@ -92,7 +103,9 @@ def told(scored: Mapping[str, Any]) -> str:
         head = f"  {name:<{width}} {part['score']:6.2f}{_between(part)}  n {part['n']:<6,}"
         lines.append("  ".join([head, *more]).rstrip())
     if scored["unparsed"]:
-        lines.append(f"note: {scored['unparsed']} answer(s) are empty or not in a form that the rule reads")
+        many = 2 * scored["unparsed"] > scored["n"]
+        hint = "; the score says little: --likelihood takes the likeliest of the known answers" if many else ""
+        lines.append(f"note: {scored['unparsed']} answer(s) are empty or not in a form that the rule reads{hint}")
     return "\n".join(lines + [f"note: {note}" for note in scored["notes"]])
 
 
@@ -119,7 +132,7 @@ def score_again(path: Path | str, scorer: str | None = None) -> Results:
         raise DataError(str(path), found="scores by a judge", expected="a scorer that needs no model", fix=fix)
     again = [read_again(by, row) for row in rows]
     settings = {**held.settings, "scorer": by.name}
-    scored = scores(by, again, held.settings.get("around", {}))
+    scored = scores(by, again, held.settings.get("around", {}), held.settings.get("notes", ()))
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in again)
     write_atomic(Path(path) / "rows.jsonl", lines)
     write_atomic(Path(path) / SCORES, json.dumps(scored, ensure_ascii=False, indent=1) + "\n")

@@ -52,6 +52,8 @@ class Evaluation:
     """What a benchmark's files tell around their rows."""
     dataset: Path | None = None
     """The folder of the dataset that the questions are of."""
+    notes: Sequence[str] = ()
+    """What a person should know of how the questions were read."""
 
     def __post_init__(self) -> None:
         if not self.conversations:
