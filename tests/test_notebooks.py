@@ -18,6 +18,7 @@ from notebook_server import opened_lab  # noqa: E402
 
 FILES = sorted(resources.notebooks_folder().glob("*.ipynb"))
 NAMES = ("00_tour", "01_curate", "02_instruct", "03_train", "04_evaluate", "05_chat_and_serve")
+NOTIFICATIONS = "@jupyterlab/apputils-extension:notification"
 
 
 def cells(path: Path) -> list[dict]:
@@ -78,6 +79,9 @@ def test_lab_opens_the_tour_with_the_database_running(tmp_path: Path) -> None:
             assert "JupyterLab" in reply.read().decode()
         with urllib.request.urlopen(url.replace("/lab/tree/", "/api/contents/"), timeout=60) as reply:
             assert json.load(reply)["type"] == "notebook"
+        news = url.replace("/lab/tree/00_tour.ipynb", f"/lab/api/settings/{NOTIFICATIONS}")
+        with urllib.request.urlopen(news, timeout=60) as reply:
+            assert json.load(reply)["schema"]["properties"]["fetchNews"]["default"] == "false", "nobody is asked"
         assert list(users.iterdir()), "the command uses the database as long as JupyterLab lasts"
         assert "/lab/tree/00_tour.ipynb?token=" in (tmp_path / "lab.log").read_text()
     assert not list(users.iterdir()), "and stops it, as the last one out"

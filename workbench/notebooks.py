@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 TOUR = "00_tour"
+SETTINGS = resources.PACKAGE / "jupyter"
+"""What JupyterLab does by default where a person has not said otherwise: it does not ask whether they want news."""
 LIVE = "live"
 """Tag of a cell that is for a person who looks, such as FiftyOne's App: not run for a page."""
 CELL_SECONDS = 1800
@@ -67,7 +69,8 @@ def lab(folder: str | Path = "lab", *, port: int | None = None, browser: bool = 
         raise DataError(str(folder), found="a file", expected="a folder for the notebooks", fix="name another")
     copy_notebooks(folder)
     ensure_database()  # this process uses it as long as JupyterLab lasts, so that every kernel finds it there
-    environment = {**os.environ, "PYTHONPATH": resources.import_path()}
+    settings = os.pathsep.join(filter(None, (str(SETTINGS), os.environ.get("JUPYTER_CONFIG_PATH"))))
+    environment = {**os.environ, "PYTHONPATH": resources.import_path(), "JUPYTER_CONFIG_PATH": settings}
     with subprocess.Popen(_jupyter(folder, port, browser, more), env=environment) as server:
         for number in (signal.SIGINT, signal.SIGTERM):  # JupyterLab decides: it asks whether Ctrl-C was meant
             signal.signal(number, lambda caught, _: server.terminate() if caught == signal.SIGTERM else None)
