@@ -26,7 +26,7 @@ def asked(tmp_path: Path) -> Conversation:
 
 def test_a_heat_map_is_shown_changed_and_saved(llava: Llava, asked: Conversation, tmp_path: Path) -> None:
     view = heatmap(Engine(llava), asked, "red and blue")
-    assert "".join(view.tokens).strip().startswith("red and blue")
+    assert "".join(view.tokens).strip() == "red and blue", "and not the token that ends it"
     assert view.shown["method"] == "relevance" and view.map.shape == (1, 8, 8)
     first = view.shown["overlays"]
     view._wanted = (2, "occlusion", True)

@@ -133,7 +133,7 @@ def demo(
     kept = Feedback(Path(feedback).absolute())
     title = " and ".join(dict.fromkeys(one.name for one in models))
     page = build(
-        models, title=title, about="Answers come from a model on this machine and may be wrong.", feedback=kept,
+        models, title=title, about="Answers come from a model and may be wrong.", feedback=kept,
         examples=validation_examples(model, examples) if isinstance(model, (str, Path)) else [],
     )  # fmt: skip
     url = launch(page, host="127.0.0.1", port=chosen, block=False)

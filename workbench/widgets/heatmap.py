@@ -46,7 +46,7 @@ class HeatmapView(View):
     _esm, _css = front("heatmap")
     ACTIONS = ("look",)
     tokens: traitlets.List[Any] = traitlets.List().tag(sync=True)
-    """The texts of the answer's tokens."""
+    """The texts of the answer's tokens, without the one that ends it."""
     pictures: traitlets.List[Any] = traitlets.List().tag(sync=True)
     """What the tower sees of each image."""
     methods: traitlets.List[Any] = traitlets.List(list(METHODS)).tag(sync=True)
@@ -62,7 +62,9 @@ class HeatmapView(View):
             said = pieces(llava.renderer, self.relevance.rendered)
             images = self.relevance.rendered.images
             self._squares = [llava.mode_among(len(images)).square(open_image(image)) for image in images]
-        texts = [said[number].text for number in self.relevance.tokens]
+        *rest, last = self.relevance.tokens
+        seen = rest if rest and said[last].id in llava.renderer.end_ids else [*rest, last]  # nobody sees an end
+        texts = [said[number].text for number in seen]
         question = conversation.prompt.messages[-1].text
         big = [square.resize((SIDE, SIDE)) for square in self._squares]
         super().__init__(tokens=texts, pictures=[thumbnail_uri(one, SIDE) for one in big], question=question)
