@@ -24,6 +24,8 @@ KEPT = (".json", ".model", ".txt", ".jinja", ".yaml")
 
 def is_pickled(source: str | Path) -> bool:
     """Whether this is a folder in transformers' layout whose weights are pickles, such as Vicuna's or a CLIP's."""
+    if not isinstance(source, (str, Path)):
+        return False  # told by whoever opens it
     folder = Path(source).expanduser()
     if not (folder / "config.json").is_file() or layout_of(folder) or next(folder.glob("*.safetensors"), None):
         return False
