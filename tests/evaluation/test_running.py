@@ -159,7 +159,7 @@ def test_another_model_or_file_does_not_go_on(
 
 def test_a_template_that_leaves_questions_out_is_told(evaluations: dict[str, Evaluation]) -> None:
     asked = replace(evaluations["pope"], conversations=evaluations["pope"].conversations[:3])
-    for template, told in (("plain", ["3 prompt(s) do not hold their question"]), ("v1", [])):
+    for template, told in (("plain", ["3 prompt(s) do not hold their question"]), ("tiny", [])):
         notes = wb.evaluate(Engine(random_llava(template)), asked, max_tokens=2).scores["notes"]
         assert [note.partition(":")[0] for note in notes if "do not hold" in note] == told
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.chat_model import ScriptedModel
 from workbench.conversation import Conversation, Image, Message
-from workbench.errors import DataError
+from workbench.data.dataset import Dataset
+from workbench.errors import DataError, WorkbenchError
 from workbench.evaluation.scorers import exact, normalised
 from workbench.evaluation.task import derange, evaluate
 
@@ -54,6 +57,40 @@ def test_a_derangement_shows_every_question_another_image(drawn: list[int], seed
         assert before.images[0] != after.images[0]
         assert before.messages[-1] == after.messages[-1] and before.prompt.messages[0].text == after.messages[0].text
     assert {one.images[0] for one in blind} == {one.images[0] for one in asked}
+
+
+def test_imported_conversations_are_questions_whatever_their_split(tmp_path: Path) -> None:
+    """What comes from a file of a person's own has neither task nor split."""
+    told = [question(0, "red"), question(1, "blue")]
+    dataset = Dataset.create(tmp_path / "mine", name="mine", conversations=[replace(one, metadata={}) for one in told])
+    model = ScriptedModel(lambda asked: "red")
+    assert evaluate(model, dataset, split=None).accuracy == evaluate(model, dataset, split=None, tasks=None).accuracy
+    assert evaluate(model, dataset, split=None).accuracy == 0.5
+    expected = r"no question in split test; expected one of its splits: none \(2\); --split all .*wb.split\(dataset\)"
+    with pytest.raises(DataError, match=expected):
+        evaluate(model, dataset)
+    with pytest.raises(DataError, match="no caption; expected tasks of that split: question"):
+        evaluate(model, dataset, split=None, tasks=["caption"])
+
+
+def test_rows_that_all_failed_are_no_score(tmp_path: Path) -> None:
+    def broken(asked: Conversation) -> str:
+        raise DataError("the endpoint", found="nobody there")
+
+    with pytest.raises(WorkbenchError, match="2 of 2 rows that failed, the first: .*nobody there"):
+        evaluate(ScriptedModel(broken), [question(0, "red"), question(1, "blue")], out=tmp_path / "results")
+    held = evaluate(
+        ScriptedModel(lambda asked: "red"), [question(0, "red"), question(1, "blue")], out=tmp_path / "results"
+    )
+    assert held.accuracy == 0.5  # they are asked again
+
+
+def test_a_type_that_no_judge_scored_has_no_mean() -> None:
+    results = evaluate(ScriptedModel(lambda asked: "red"), [question(0, "red"), question(1, "3", "count")])
+    unscored = replace(
+        results, rows=results.rows.with_columns(earned=pl.when(pl.col("type") == "color").then("earned"))
+    )
+    assert unscored.by_type == {"color": 1.0}
 
 
 def test_a_blind_baseline_needs_two_images() -> None:

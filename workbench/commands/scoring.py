@@ -27,7 +27,7 @@ def _evaluate(given: argparse.Namespace) -> None:
         fix = "--judge MODEL@URL, local:MODEL or a YAML file"
         raise WorkbenchError("--scorer judge", found="no judge", expected="the model that judges", fix=fix)
     results = asked_of(
-        given.model, given.dataset, given.split, given.tasks, scorer, given.limit,
+        given.model, given.dataset, None if given.split == "all" else given.split, given.tasks, scorer, given.limit,
         load=given.load, device=given.device, data=given.data, images=given.images, prompts=given.prompts,
         frames=given.frames, max_tokens=given.max_tokens, reuse=not given.no_reuse,
         likelihood=given.likelihood, out=None if rows_only else out,
@@ -141,7 +141,8 @@ def add_verbs(verb: AddVerb) -> None:
     told = "llava: worded as LLaVA's evaluation does; question: the question and its options alone"
     add("--prompts", default="llava", choices=("llava", "question"), help=told)
     add("--frames", type=positive, default=1, metavar="N", help="of a benchmark's videos (default: the middle one)")
-    add("--split", default="test", choices=("train", "val", "test"), help="of a dataset (default: %(default)s)")
+    told = "of a dataset (default: %(default)s)"
+    add("--split", default="test", choices=("train", "val", "test", "all"), help=told)
     add(
         "--tasks",
         nargs="+",

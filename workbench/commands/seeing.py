@@ -81,7 +81,7 @@ def add_verbs(verb: AddVerb) -> None:
         _report,
         "One page about results: score with interval, slices, confusion, failures with pictures; or before and after.",
         "report results/tuned",
-        "report results/tuned --slices type tag:night class:star measure:brightness --coverage",
+        "report results/tuned --slices type tag:night class:'black star' measure:brightness --coverage",
         "report --before results/base results/base-pope --after results/tuned results/tuned-pope --out change.html",
     ).add_argument
     add("results", nargs="?", metavar="RESULTS", help="folder that `workbench evaluate --out` made")

@@ -113,7 +113,7 @@ class Results:
 
     @property
     def by_type(self) -> dict[str, float]:
-        means = self.rows.group_by("type").agg(pl.col("earned").mean()).sort("type")
+        means = self.rows.drop_nulls("earned").group_by("type").agg(pl.col("earned").mean()).sort("type")
         return {row["type"]: round(row["earned"], 4) for row in means.iter_rows(named=True)}
 
     def picture(self, row: Mapping[str, Any]) -> PilImage:

@@ -72,6 +72,9 @@ def run(
         if folder:
             folder.close()
     ordered = [rows[asked.id] for asked in evaluation.conversations]
+    if all(row["error"] for row in ordered):
+        found = f"{len(ordered)} of {len(ordered)} rows that failed, the first: {ordered[0]['error']}"
+        raise WorkbenchError(f"evaluate {evaluation.name}", found=found, fix="mend it and run it again")
     scored = scores(evaluation.rules, ordered, evaluation.around, evaluation.notes)
     if folder:
         counts = {"rows": len(ordered), "errors": scored["errors"], "unparsed": scored["unparsed"]}

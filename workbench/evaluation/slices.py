@@ -63,7 +63,9 @@ def _check_measure(spec: str, name: str) -> None:
 
 
 def _nothing_in(spec: str, known: Collection[str]) -> DataError:
-    expected = f"one of {', '.join(sorted(known)[:12])}" if known else "a dataset that has some"
+    value = spec.partition(":")[2]
+    first = sorted(known, key=lambda name: (value.lower() not in name.lower(), name))[:12]
+    expected = f"one of {', '.join(first)}" if known else "a dataset that has some"
     return DataError(f"slice {spec!r}", found="nothing in it" if known else "none at all", expected=expected)
 
 

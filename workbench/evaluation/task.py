@@ -6,6 +6,7 @@ Does not know: how a model answers (`running`), how a benchmark's files become c
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -76,8 +77,8 @@ def evaluate(
     *,
     data: Sequence[Path | str] | Path | str = (),
     images: Path | str | None = None,
-    split: str = "test",
-    tasks: Sequence[str] = ("question",),
+    split: str | None = "test",
+    tasks: Sequence[str] | None = ("question",),
     scorer: str = "normalised",
     prompts: str = "llava",
     frames: int = 1,
@@ -94,8 +95,8 @@ def evaluate(
     """Ask a model the questions and score its answers.
 
     model: a `ChatModel`, or what `open_model` opens. questions: conversations (the model opens their pictures its own
-    way), a dataset folder (its held-out `split`, of these `tasks`), or a benchmark's name with its published files in
-    `data` and pictures below `images`.
+    way), a dataset folder (its held-out `split`, of these `tasks`; None is all, and a conversation without a task is a
+    question), or a benchmark's name with its published files in `data` and pictures below `images`.
     prompts: `llava`, worded as LLaVA's evaluation does, or `question`. frames: of a benchmark's videos.
     scorer: how answers to a person's own questions are compared; a benchmark has its own rule.
     out: a folder that keeps everything and goes on where it was stopped. reuse: share what an image costs among its
@@ -153,8 +154,8 @@ def questions_of(
     *,
     data: Sequence[Path | str] | Path | str = (),
     images: Path | str | None = None,
-    split: str = "test",
-    tasks: Sequence[str] = ("question",),
+    split: str | None = "test",
+    tasks: Sequence[str] | None = ("question",),
     scorer: str = "normalised",
     prompts: str = "llava",
     frames: int = 1,
@@ -193,20 +194,34 @@ def _longest(scorer: str) -> int:
     return 256 if scorer == JudgeRules.name else 24
 
 
-def held_out(dataset: Dataset | Path | str, split: str, tasks: Sequence[str], scorer: str) -> Evaluation:
-    """The held-out conversations of a dataset as an evaluation. Raises `DataError` where there are none."""
+def held_out(dataset: Dataset | Path | str, split: str | None, tasks: Sequence[str] | None, scorer: str) -> Evaluation:
+    """The held-out conversations of a dataset as an evaluation; None is every split, or every task.
+
+    A conversation without a task is a question. Raises `DataError` where there are none.
+    """
     data = Dataset.open(dataset)
-    asked = data.conversations(split, tasks=tasks)
+    there = list(data.iter_conversations(split))
+    asked = [one for one in there if tasks is None or (one.task or "question") in tasks]
     if not asked:
-        there = sorted({one.task or "none" for one in data.iter_conversations(split)})
-        fix = "--tasks and --split choose" if there else "`workbench generate` writes some; --split chooses"
-        found, expected = f"no {' or '.join(tasks)} in split {split}", f"tasks of that split: {', '.join(there)}"
-        raise DataError(str(data.path), found=found, expected=expected if there else "", fix=fix)
-    chosen = {"split": split, "tasks": list(tasks)}
+        raise _nothing_held_out(data, split, tasks, sorted({one.task or "question" for one in there}))
+    chosen = {"split": split, "tasks": None if tasks is None else list(tasks)}
     where = data.path.absolute()
     return Evaluation(
         data.name, asked, rules(scorer), _longest(scorer), data.resolver(), chosen, data.roots, dataset=where
     )
+
+
+def _nothing_held_out(data: Dataset, split: str | None, tasks: Sequence[str] | None, there: Sequence[str]) -> DataError:
+    found = f"no {' or '.join(tasks or ('conversation',))}" + (f" in split {split}" if split else "")
+    if there:
+        expected, fix = f"tasks of that split: {', '.join(there)}", "--tasks and --split choose"
+        return DataError(str(data.path), found=found, expected=expected, fix=fix)
+    others = Counter(one.split or "none" for one in data.iter_conversations()) if split else {}
+    if others:
+        told = ", ".join(f"{name} ({count:,})" for name, count in sorted(others.items()))
+        fix = "--split all (split=None) asks all of them; wb.split(dataset) keeps some apart"
+        return DataError(str(data.path), found=found, expected=f"one of its splits: {told}", fix=fix)
+    return DataError(str(data.path), found=found, fix="`workbench generate` writes some; --split chooses")
 
 
 def derange(conversations: Sequence[Conversation], *, seed: int) -> list[Conversation]:
