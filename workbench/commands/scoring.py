@@ -67,8 +67,8 @@ def _seen(results: Results, by: Sequence[str] | None, page: str | None) -> list[
 
 
 def asked_of(
-    model: str, dataset: str, split: str | None = "test", tasks: Sequence[str] = ("question",), scorer: str = "normalised",
-    limit: int | None = None, *, load: str | None = None, device: str = "auto", **more: Any,
+    model: str, dataset: str, split: str | None = "test", tasks: Sequence[str] = ("question",),
+    scorer: str = "normalised", limit: int | None = None, *, load: str | None = None, device: str = "auto", **more: Any,
 ) -> Results:  # fmt: skip
     """The held-out conversations of a dataset, or a benchmark's questions, asked of a model."""
     from workbench.evaluation.task import evaluate, questions_of
