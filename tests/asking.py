@@ -77,6 +77,20 @@ def random_llava(template: str = "tiny", *, kind: str = "llama", seed: int = 0, 
     return Llava(model, tokenizer, Renderer(tokenizer, template), mode, {}, place, torch.float32)
 
 
+def greedy(llava: Llava, ids: torch.Tensor, most: int, **images: torch.Tensor) -> tuple[int, ...]:
+    """What transformers' own `generate` writes after these ids and pictures, without a cache of ours."""
+    out = llava.model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=most,
+        eos_token_id=list(llava.renderer.end_ids),
+        pad_token_id=0,
+        **images,
+    )
+    return tuple(out[0, ids.shape[1] :].tolist())
+
+
 def picture(image: Image) -> PILImage.Image:
     """A picture for every name, always the same one."""
     noise = np.random.default_rng(list(image.path.encode())).integers(0, 255, (40, 30, 3), dtype=np.uint8)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.asking import IMAGE_TOKENS, asked, picture, random_llava, thirty
+from tests.asking import IMAGE_TOKENS, asked, greedy, picture, random_llava, thirty
 from workbench.chat_model import ChatModel, SamplingOptions
 from workbench.conversation import Conversation, Image
 from workbench.errors import ImageError, RenderError
@@ -34,16 +34,7 @@ def generated(llava: Llava, conversation: Conversation, options: SamplingOptions
     ids = torch.tensor([llava.renderer.expand(rendered, counts, llava.image_token_id)[0]])
     pixels = [llava.image_mode.pixels(picture(image)) for image in rendered.images]
     images = {"pixel_values": torch.stack(pixels)} if pixels else {}
-    out = llava.model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=options.max_tokens,
-        eos_token_id=list(llava.renderer.end_ids),
-        pad_token_id=0,
-        **images,
-    )
-    return tuple(out[0, ids.shape[1] :].tolist())
+    return greedy(llava, ids, options.max_tokens, **images)
 
 
 @pytest.fixture(scope="module")

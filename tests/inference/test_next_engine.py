@@ -8,7 +8,7 @@ import torch
 from PIL import Image as PILImage
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
 
-from tests.asking import PATCH, SIZE, WORDS, byte_tokenizer
+from tests.asking import PATCH, SIZE, WORDS, byte_tokenizer, greedy
 from workbench.chat_model import SamplingOptions
 from workbench.conversation import Conversation, Image, Message
 from workbench.inference.engine import Engine
@@ -77,16 +77,7 @@ def generated(llava: Llava, conversation: Conversation) -> tuple[int, ...]:
     padded = [torch.cat([one, one.new_zeros(most - len(one), *one.shape[1:])]) for one in shown]
     sizes = torch.tensor([[one.height, one.width] for one in pictures])
     images = {"pixel_values": torch.stack(padded), "image_sizes": sizes} if shown else {}
-    out = llava.model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=SHORT.max_tokens,
-        eos_token_id=list(llava.renderer.end_ids),
-        pad_token_id=0,
-        **images,
-    )
-    return tuple(out[0, ids.shape[1] :].tolist())
+    return greedy(llava, ids, SHORT.max_tokens, **images)
 
 
 def test_answers_are_those_of_generate_alone_and_together(llava: Llava) -> None:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image as PILImage
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2Config, SiglipVisionConfig
 
-from tests.asking import PATCH, SIZE, byte_tokenizer
+from tests.asking import PATCH, SIZE, byte_tokenizer, greedy
 from tests.inference.test_next_engine import SHORT, SIZES, asked, picture, questions
 from workbench.conversation import Conversation, Image
 from workbench.inference.attachments import TrackedOpener
@@ -62,16 +62,7 @@ def generated(llava: Llava, conversation: Conversation) -> tuple[int, ...]:
     sizes = torch.tensor([[one.height, one.width] for one in pictures])
     told = {"image_sizes": sizes, "batch_num_images": torch.tensor([len(shown)])}
     images = {"pixel_values": torch.stack(padded), **told} if shown else {}
-    out = llava.model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=SHORT.max_tokens,
-        eos_token_id=list(llava.renderer.end_ids),
-        pad_token_id=0,
-        **images,
-    )
-    return tuple(out[0, ids.shape[1] :].tolist())
+    return greedy(llava, ids, SHORT.max_tokens, **images)
 
 
 def test_answers_are_those_of_generate_alone_and_together(llava: Llava) -> None:
