@@ -15,7 +15,8 @@ TEMPLATE = (
     "{% if part['type'] == 'image' %}IMAGE{% else %}{{ part['text'] }}{% endif %}{% endfor %}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
-PATCHES = {"image_size": 48, "patch_size": 12}
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+VISION = {**SMALL, "image_size": 48, "patch_size": 12}
 NAMED = {
     "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
     "video_token": "<video>",
@@ -49,9 +50,10 @@ def llava(words: Any, text: dict[str, Any]) -> tuple[Any, Any]:
         LlavaProcessor,
     )
 
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, **PATCHES}
     image = words.convert_tokens_to_ids("<image>")
-    config = LlavaConfig(vision_config=CLIPVisionConfig(**sizes), text_config=LlamaConfig(**text), image_token_id=image)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**VISION), text_config=LlamaConfig(**text), image_token_id=image
+    )
     side = {"height": 48, "width": 48}
     pictures = LlavaImageProcessorPil(size=side, crop_size=side)
     settings = {"patch_size": 12, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
@@ -79,38 +81,31 @@ def idefics3(words: Any, text: dict[str, Any]) -> tuple[Any, Any]:
         Idefics3ForConditionalGeneration,
         Idefics3ImageProcessorPil,
         Idefics3Processor,
-        LlamaConfig,
     )
 
-    vision = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, **PATCHES}
-    ids = {"image_token_id": words.convert_tokens_to_ids("<image>"), "pad_token_id": 2}
-    words_config = LlamaConfig(**text).to_dict()
-    config = Idefics3Config(vision_config=vision, text_config=words_config, scale_factor=2, **ids)
-    side = {"longest_edge": 48}
-    pictures = Idefics3ImageProcessorPil(size=side, max_image_size=side, do_image_splitting=False)
+    pictures = Idefics3ImageProcessorPil(**_UNSPLIT)
     template = TEMPLATE.replace("IMAGE", "<image>")
     processor = Idefics3Processor(pictures, words, image_seq_len=4, chat_template=template)
-    return Idefics3ForConditionalGeneration(config), processor
+    return Idefics3ForConditionalGeneration(Idefics3Config(**_connected(words, text))), processor
 
 
 def smolvlm(words: Any, text: dict[str, Any]) -> tuple[Any, Any]:
-    from transformers import (
-        LlamaConfig,
-        SmolVLMConfig,
-        SmolVLMForConditionalGeneration,
-        SmolVLMImageProcessorPil,
-        SmolVLMProcessor,
-    )
+    from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMImageProcessorPil, SmolVLMProcessor
 
-    vision = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, **PATCHES}
-    ids = {"image_token_id": words.convert_tokens_to_ids("<image>"), "pad_token_id": 2}
-    words_config = LlamaConfig(**text).to_dict()
-    config = SmolVLMConfig(vision_config=vision, text_config=words_config, scale_factor=2, **ids)
-    side = {"longest_edge": 48}
-    pictures = SmolVLMImageProcessorPil(size=side, max_image_size=side, do_image_splitting=False)
-    template = TEMPLATE.replace("IMAGE", "<image>")
+    pictures, template = SmolVLMImageProcessorPil(**_UNSPLIT), TEMPLATE.replace("IMAGE", "<image>")
     processor = without_video(SmolVLMProcessor)(pictures, words, None, image_seq_len=4, chat_template=template)
-    return SmolVLMForConditionalGeneration(config), processor
+    return SmolVLMForConditionalGeneration(SmolVLMConfig(**_connected(words, text))), processor
+
+
+_UNSPLIT = {"size": {"longest_edge": 48}, "max_image_size": {"longest_edge": 48}, "do_image_splitting": False}
+
+
+def _connected(words: Any, text: dict[str, Any]) -> dict[str, Any]:
+    """Tower and language model of Idefics3's kind: 4 tokens a picture."""
+    from transformers import LlamaConfig
+
+    ids = {"image_token_id": words.convert_tokens_to_ids("<image>"), "pad_token_id": 2}
+    return {"vision_config": VISION, "text_config": LlamaConfig(**text).to_dict(), "scale_factor": 2, **ids}
 
 
 def internvl(words: Any, text: dict[str, Any]) -> tuple[Any, Any]:
@@ -123,10 +118,9 @@ def internvl(words: Any, text: dict[str, Any]) -> tuple[Any, Any]:
     )
 
     words = tokenizer(extra_special_tokens=NAMED)
-    vision = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, **PATCHES}
     ids = {"image_token_id": words.convert_tokens_to_ids("<IMG_CONTEXT>"), "image_seq_length": 4}
     words_config = Qwen2Config(**text).to_dict()
-    config = InternVLConfig(vision_config=vision, text_config=words_config, tie_word_embeddings=False, **ids)
+    config = InternVLConfig(vision_config=VISION, text_config=words_config, tie_word_embeddings=False, **ids)
     side = {"height": 48, "width": 48}
     pictures = GotOcr2ImageProcessorPil(size=side, crop_to_patches=True, max_patches=4)
     template = TEMPLATE.replace("IMAGE", "<IMG_CONTEXT>")
@@ -135,30 +129,25 @@ def internvl(words: Any, text: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def blip2(words: Any, text: dict[str, Any]) -> tuple[Any, Any]:
-    from transformers import (
-        Blip2Config,
-        Blip2ForConditionalGeneration,
-        Blip2Processor,
-        BlipImageProcessorPil,
-        OPTConfig,
-    )
+    from transformers import OPTConfig
 
     sizes = {"hidden_size": 64, "ffn_dim": 96, "word_embed_proj_dim": 64, "num_hidden_layers": 2}
-    ends = {name: text[name] for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
-    words_config = OPTConfig(
-        num_attention_heads=4, max_position_embeddings=256, tie_word_embeddings=False, **sizes, **ends
-    )
-    config = Blip2Config(text_config=words_config.to_dict(), **_queries(words))
-    pictures = BlipImageProcessorPil(size={"height": 48, "width": 48})
-    return Blip2ForConditionalGeneration(config), Blip2Processor(pictures, words, num_query_tokens=4)
+    same = {name: text[name] for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
+    same |= {"num_attention_heads": 4, "max_position_embeddings": 256}
+    return _blip2(words, OPTConfig(**sizes, **same, tie_word_embeddings=False))
 
 
 def blip2_t5(words: Any, text: dict[str, Any]) -> tuple[Any, Any]:
-    from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor, BlipImageProcessorPil, T5Config
+    from transformers import T5Config
 
     sizes = {"d_model": 64, "d_ff": 96, "d_kv": 16, "num_layers": 2, "num_heads": 4, "vocab_size": text["vocab_size"]}
-    words_config = T5Config(**sizes, decoder_start_token_id=2, eos_token_id=1, pad_token_id=2)
-    config = Blip2Config(text_config=words_config.to_dict(), **_queries(words))
+    return _blip2(words, T5Config(**sizes, decoder_start_token_id=2, eos_token_id=1, pad_token_id=2))
+
+
+def _blip2(words: Any, language: Any) -> tuple[Any, Any]:
+    from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor, BlipImageProcessorPil
+
+    config = Blip2Config(text_config=language.to_dict(), **_queries(words))
     pictures = BlipImageProcessorPil(size={"height": 48, "width": 48})
     return Blip2ForConditionalGeneration(config), Blip2Processor(pictures, words, num_query_tokens=4)
 
@@ -180,11 +169,9 @@ def instructblip(words: Any, text: dict[str, Any]) -> tuple[Any, Any]:
 
 def _queries(words: Any) -> dict[str, Any]:
     """Tower and Q-Former of BLIP-2's kind: 4 queries a picture."""
-    vision = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, **PATCHES}
-    asks = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
-    queries = {**asks, "encoder_hidden_size": 32, "vocab_size": len(words)}
+    queries = {**SMALL, "encoder_hidden_size": 32, "vocab_size": len(words)}
     image = words.convert_tokens_to_ids("<image>")
-    return {"vision_config": vision, "qformer_config": queries, "num_query_tokens": 4, "image_token_index": image}
+    return {"vision_config": VISION, "qformer_config": queries, "num_query_tokens": 4, "image_token_index": image}
 
 
 KINDS = {

@@ -16,7 +16,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from tests.asking import IMAGE_TOKENS, asked, picture, random_llava, thirty
+from tests.asking import IMAGE_TOKENS, asked, greedy, picture, random_llava, thirty
 from workbench.chat_model import SamplingOptions
 from workbench.conversation import Conversation, Image
 from workbench.errors import BusyError, ModelError, WorkbenchError
@@ -46,17 +46,7 @@ def llava() -> Llava:
 def generated(llava: Llava, ids: list[int], images: tuple[Image, ...], most: int = 8) -> tuple[int, ...]:
     """What transformers writes after these very tokens."""
     pixels = [llava.image_mode.pixels(picture(image)) for image in images]
-    prompt = torch.tensor([ids])
-    out = llava.model.generate(
-        input_ids=prompt,
-        attention_mask=torch.ones_like(prompt),
-        do_sample=False,
-        max_new_tokens=most,
-        eos_token_id=list(llava.renderer.end_ids),
-        pad_token_id=0,
-        **({"pixel_values": torch.stack(pixels)} if pixels else {}),
-    )
-    return tuple(out[0, len(ids) :].tolist())
+    return greedy(llava, torch.tensor([ids]), most, **({"pixel_values": torch.stack(pixels)} if pixels else {}))
 
 
 def expected(engine: Engine, conversation: Conversation) -> tuple[int, ...]:
