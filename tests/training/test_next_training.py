@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL.Image
 import polars as pl
 import pytest
 import torch
-from torch.nn import functional
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from tests.training.test_memory import Real, outlined
-from tests.training.test_resume import assert_same, wait_for
-from tests.training.test_sharing import assert_close, gradients
+from tests.training.tiled import (
+    SIZES,
+    assert_exact,
+    assert_foreseen,
+    assert_goes_on,
+    assert_kept_or_not,
+    draw,
+    prepared,
+    vanilla,
+    worst_pack,
+)  # fmt: skip
 from workbench.conversation import Conversation, Image, Message
 from workbench.data.dataset import Dataset
 from workbench.data.images import load_image
@@ -25,16 +31,9 @@ from workbench.errors import ImageError, ModelError, TrainingError
 from workbench.model.export import export_hf
 from workbench.model.llava import build, load
 from workbench.model.proof import probe
-from workbench.model.stages import prepare
 from workbench.training.dry_run import dry_run
-from workbench.training.examples import Examples, to_example
-from workbench.training.features import open_store
-from workbench.training.feed import Feed
-from workbench.training.forward import token_losses
-from workbench.training.lengths import measure
-from workbench.training.memory import Foresight, at_most
+from workbench.training.examples import to_example
 from workbench.training.mixture import read_sources
-from workbench.training.packing import Plan, group, packs, trees
 from workbench.training.plan import plan
 from workbench.training.sizes import find_sizes
 from workbench.training.source import find_images, read_source
@@ -42,8 +41,6 @@ from workbench.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("own_state")
 Made = Callable[..., Any]
-SIZES = [(30, 24), (24, 60), (100, 100), (71, 9), (5, 5)]
-"""Of tiles 24 pixels wide."""
 NEXT = ("image_mode=anyres", "train.max_tokens=400", "train.pack_tokens=500")
 
 
@@ -51,9 +48,7 @@ NEXT = ("image_mode=anyres", "train.max_tokens=400", "train.pack_tokens=500")
 def pictures(make_dataset: Made) -> Dataset:
     """The dataset of all training tests, its pictures of several sizes."""
     dataset = make_dataset(images=len(SIZES))
-    for number, (width, height) in enumerate(SIZES):
-        noise = np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8)
-        PIL.Image.fromarray(noise).save(dataset.path / "images" / f"{number}.png")
+    draw(dataset)
     both = (Message("user", (Image("0.png"), "and", Image("2.png"), "?")), Message("assistant", ("Two.",)))
     dataset.add_conversations([Conversation("both", both, task="conversation")])
     return dataset
@@ -66,38 +61,23 @@ def ready(pictures: Dataset, make_recipe: Made, make_llava: Made, off_zero: Made
     def made(*overrides: str) -> Any:
         recipe = make_recipe(pictures, *NEXT, "data.val_fraction=0", *overrides)
         llava = make_llava(recipe)
-        prepare(llava, recipe.train, say=lambda text: None)
-        off_zero(llava)
-        source = read_source(recipe.data, seed=0)
-        files = find_images(source)
-        sizes = find_sizes(source, files, llava.tiling)
-        examples = Examples(source.train, llava, sizes)
-        lengths = measure(examples, name=str(pictures.path))
-        store = open_store(llava, files, recipe.train, sizes=sizes, say=print)
-        feed = Feed(Plan.of(lengths.entries(), recipe.train), examples, store, llava, pack_tokens=500)
+        examples, lengths, feed, _, files = prepared(recipe, llava, off_zero, 500)
         return llava, examples, lengths, feed, files
 
     return made
 
 
-def vanilla(llava: Any, examples: Any, files: dict[str, Path]) -> torch.Tensor:
-    """transformers' own forward with pixels and sizes, one conversation at a time; the mean over all tokens."""
-    total, count = torch.zeros(()), 0
-    for example in examples:
-        whole, places = example.expand()
-        ids = torch.from_numpy(np.where(whole == -200, llava.image_token_id, whole))[None].long()
-        images = {}
-        if example.images:
-            shown = [llava.show(load_image(files[key])) for key in example.images]
-            most = max(len(one.tiles) for one in shown)
-            tiles = [torch.cat([one.tiles, one.tiles.new_zeros(most - len(one.tiles), 3, 24, 24)]) for one in shown]
-            sizes = torch.tensor([[one.size[1], one.size[0]] for one in shown])
-            images = {"pixel_values": torch.stack(tiles), "image_sizes": sizes}
-        scores = llava.model(input_ids=ids, **images).logits[0]
-        places = torch.from_numpy(places)
-        total = total + functional.cross_entropy(scores[places - 1], ids[0, places], reduction="sum")
-        count += len(places)
-    return total / count
+def images_of(llava: Any, files: dict[str, Path]) -> Callable[[Sequence[str]], Any]:
+    """Key of images -> the pixels and sizes that transformers' own forward takes."""
+
+    def made(keys: Sequence[str]) -> Any:
+        shown = [llava.show(load_image(files[key])) for key in keys]
+        most = max(len(one.tiles) for one in shown)
+        tiles = [torch.cat([one.tiles, one.tiles.new_zeros(most - len(one.tiles), 3, 24, 24)]) for one in shown]
+        sizes = torch.tensor([[one.size[1], one.size[0]] for one in shown])
+        return {"pixel_values": torch.stack(tiles), "image_sizes": sizes}
+
+    return made
 
 
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "apart"])
@@ -110,17 +90,8 @@ def test_packs_of_pictures_of_all_sizes_give_transformers_loss_and_gradients(
     ready: Made, overrides: tuple[str, ...], share: bool
 ) -> None:
     llava, examples, lengths, feed, files = ready(*overrides)
-    expected = vanilla(llava, examples, files)
-    wanted = gradients(llava, expected)
-    assert "model.image_newline" in wanted
-    cut = trees(group(lengths.entries(), share=share), max_share=3, max_tokens=500)
-    total = sum(tree.supervised for tree in cut)
-    with feed.store:
-        pieces = [feed.piece(held) for held in packs(cut, 500)]
-        found = torch.stack([token_losses(llava, one.batch, one.images).sum() / total for one in pieces]).sum()
-    assert len(pieces) > 1
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
-    assert_close(gradients(llava, found), wanted)
+    expected = vanilla(llava, examples, images_of(llava, files))
+    assert_exact(llava, lengths, feed, expected, 500, share=share)
 
 
 def test_lengths_count_tiles_and_tokens_of_every_picture(ready: Made, pictures: Dataset) -> None:
@@ -171,16 +142,10 @@ def test_two_stages_resume_merge_and_vanilla_transformers(
     assert not torch.equal(trained, fresh), "the newline trains with the projector"
     more = (f"model.projector_from={first.path}", "model.load=4bit", "train.max_steps=6", "train.save_every=2")
     recipe = make_recipe(pictures, *NEXT, *more, "train.eval_every=3")
-    whole, broken = train(recipe, out=tmp_path / "whole", progress=False), tmp_path / "broken"
-    process = start(train, recipe, out=broken, progress=False)
-    wait_for(broken, 3, process)
-    process.kill()
-    process.join()
-    train(recipe, out=broken, resume=True, progress=False)
-    assert_same(broken, whole.path)
-    assert torch.equal(load(broken, device="cpu").newline, load(whole.path, device="cpu").newline)
-    folder = export_hf(whole.path, tmp_path / "out", device="cpu")
-    llava, merged = load(whole.path, device="cpu"), load(folder, device="cpu")
+    whole, broken = assert_goes_on(tmp_path, recipe, start)
+    assert torch.equal(load(broken, device="cpu").newline, load(whole, device="cpu").newline)
+    folder = export_hf(whole, tmp_path / "out", device="cpu")
+    llava, merged = load(whole, device="cpu"), load(folder, device="cpu")
     torch.testing.assert_close(probe(merged)[1], probe(llava)[1], rtol=1e-3, atol=1e-3)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(folder)
@@ -199,12 +164,7 @@ def fresh_newline(recipe: Any) -> torch.Tensor:
 def test_features_kept_on_the_disk_and_in_memory_train_to_the_same_bits(
     tmp_path: Path, pictures: Dataset, make_recipe: Made
 ) -> None:
-    runs = []
-    for name, kept in (("first", "auto"), ("again", "auto"), ("off", "off")):
-        recipe = make_recipe(pictures, *NEXT, f"train.feature_cache={kept}")
-        runs.append(train(recipe, out=tmp_path / name, progress=False).path)
-    assert_same(runs[0], runs[1])
-    assert_same(runs[0], runs[2])
+    assert_kept_or_not(tmp_path, lambda kept: make_recipe(pictures, *NEXT, kept))
 
 
 def test_a_plan_says_what_training_then_does(tmp_path: Path, pictures: Dataset, make_recipe: Made) -> None:
@@ -236,15 +196,9 @@ def test_memory_is_foreseen_as_the_step_takes_it(
 ) -> None:
     _, _, lengths, feed, _ = ready()
     feed.store.close()
-    worst = packs([*trees(group(lengths.entries()), max_share=3, max_tokens=500)], 500)[0]
+    worst = worst_pack(lengths, 500)
     recipe = make_recipe("unused", *NEXT, *way)
-    foreseen = Foresight(outlined(recipe), recipe.train).peak(worst)
-    real = Foresight(Real(make_llava(recipe)), recipe.train).peak(worst)  # type: ignore[arg-type]
-    assert foreseen.items == pytest.approx(real.items, rel=0.002, abs=8192)
-    assert (foreseen.phase, foreseen.flops) == (real.phase, real.flops)
-    llava = make_llava(recipe)
-    prepare(llava, recipe.train, say=lambda text: None)
-    assert foreseen.peak < at_most(llava, sum(tree.tokens for tree in worst))
+    assert_foreseen(recipe, worst, make_llava)
     if "train.language=lora" in way:
         assert dry_run(recipe, worst).peak > 0
 
