@@ -151,12 +151,14 @@ def browser(chromium: str) -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any, app: App) -> Iterator[Any]:
-    """The App, with the panel beside the images; nothing that the page asks another host for leaves this machine."""
+    """The App, with the panel beside the images; a page that has asked another host for anything fails its test."""
+    asked: list[str] = []
     context = browser.new_context(viewport={"width": 1500, "height": 950})
     context.set_default_timeout(WAIT)
     context.add_init_script("localStorage.setItem('fiftyone-enterprise-tooltip-seen', 'true')")
     context.route(lambda url: not url.startswith(app.url), lambda route: route.abort())
     page = context.new_page()
+    page.on("request", lambda request: asked.append(request.url))
     page.goto(app.url)
     page.wait_for_selector("[data-cy=fo-grid] [data-cy=looker]")
     page.wait_for_selector("[data-cy=wbr-chat]")
@@ -165,3 +167,4 @@ def page(browser: Any, app: App) -> Iterator[Any]:
         page.wait_for_selector("[data-cy=modal]", state="detached")
     yield page
     context.close()
+    assert [url for url in asked if url.startswith("http") and not url.startswith(app.url)] == []

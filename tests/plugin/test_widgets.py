@@ -25,19 +25,21 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.flaky(reruns=1)]
 WAIT = 200_000
 """Milliseconds."""
 TALKER = '''
-"""A model that says, a word at a time, what colour the last picture has."""
+"""A model that says, a word at a time, what colour the last picture has; and "again" if that is asked once more."""
 import threading, time
 from workbench.chat_model import Answer, Ending
 from workbench.inference.attachments import open_file
 
 class Talker:
     name = "talker"
+    last = None
 
     def reply(self, conversation, options=None):
         asked = conversation.messages[-1].text
+        again, self.last = asked == self.last, asked
         images = [open_file(image).resize((1, 1)).getpixel((0, 0)) for image in conversation.images]
         colour = "none" if not images else "red" if images[-1][0] > images[-1][2] else "blue"
-        words = ["so "] * 3000 if asked == "long" else f"It is **{colour}** <b>{asked}</b>".split(" ")
+        words = ["so "] * 3000 if asked == "long" else f"It is **{colour}** <b>{asked}</b>{' again' * again}".split(" ")
 
         def write(cancelled):
             for number, word in enumerate(words):
@@ -213,5 +215,9 @@ def _stop_and_drop(page: Any, chat: Any) -> None:
     chat.locator(".wb-asked textarea").fill("and now?")
     page.keyboard.press("Enter")
     chat.locator("strong >> text=blue").wait_for()
+    replies = chat.locator(".wb-reply").count()
     chat.locator(".wb-tools button >> text=Regenerate").click()
+    chat.locator(".wb-said >> text=<b>and now?</b> again").wait_for()
     chat.locator(".wb-tools button >> text=Regenerate").wait_for()
+    assert chat.locator(".wb-reply").count() == replies  # in the place of the one before
+    assert chat.locator("strong >> text=blue").count() == 1

@@ -149,10 +149,18 @@ def _start_server(port: int) -> None:
     from fiftyone.core import service
     from fiftyone.core.session.session import _server_services  # where a session looks for one that runs
 
+    class Server(service.ServerService):  # type: ignore[misc]
+        """FiftyOne's, started by way of our module, so that the App's page asks no other host."""
+
+        @property
+        def command(self) -> list[str]:
+            python, _, *words = super().command  # the second word is the file of FiftyOne's own
+            return [python, "-m", "workbench.curation.app_server", *words]
+
     if port in _server_services:
         return
     try:
-        _server_services[port] = service.ServerService(port, address=LOOPBACK, do_not_track=True)
+        _server_services[port] = Server(port, address=LOOPBACK, do_not_track=True)
     except service.ServiceListenTimeout:
         fix = "try again, when the machine has less to do"
         raise DataError("the App", found=f"no server on port {port} after a minute", fix=fix) from None

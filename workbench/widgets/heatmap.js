@@ -39,7 +39,7 @@ function render({ model, el }) {
     words.forEach((word, number) => word.setAttribute("aria-pressed", String(number === shown.token)));
     layers.forEach(([, heat], number) => (heat.src = shown.overlays[number]));
     relative.disabled = method.value === "occlusion";
-    told.textContent = model.get("busy") ? "looking ..." : `strongest patch: ${(100 * shown.peak).toFixed(0)} % of it all`;
+    told.textContent = model.get("busy") ? "looking ..." : `strongest patch: ${(100 * shown.peak).toFixed(0)} % of the whole map`;
     root.classList.toggle("wb-looking", model.get("busy"));
   }
   return follow(model, { shown: show, busy: show });
