@@ -101,6 +101,9 @@ def load_model(folder: Path, about: dict[str, Any]) -> Any:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, folder / "adapter")
+    for module in model.modules():  # on some CPUs bitsandbytes would pack 4-bit weights anew, to rounded numbers
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     model.generation_config = GenerationConfig.from_pretrained(folder / "model")
     return model.eval()
 
