@@ -8,6 +8,7 @@ from typing import Any
 
 import PIL.Image
 import polars as pl
+import psutil
 import pytest
 
 from workbench.conversation import Conversation, Image, Message
@@ -84,6 +85,8 @@ def test_answers_show_the_same_questions_with_their_pictures(
     losses = [[row["loss"] for row in held.metrics() if "loss" in row] for held in (plain, run)]
     assert losses[0] == losses[1], "asking changes nothing"
     assert plain.answers() == []
+    files = [one.path for one in psutil.Process().open_files() if one.path.startswith(str(tmp_path))]
+    assert [path for path in files if path.endswith(".jsonl")] == [], "a run that ended holds none open"
 
 
 def test_a_corrected_recipe_begins_with_answers_of_its_own(

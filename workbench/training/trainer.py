@@ -86,7 +86,7 @@ def train(
         run = Run.create(out, recipe, kind="train", resume=resume) if main else Run(out)
         with peers.failing(run.fail if main else lambda error: None), conditions(recipe.train.threads) as asked:
             loop = Loop(processes, peers, run, recipe, llava, dataset, asked, show=progress and main)
-            with closing(loop.trackers), loop.feed.store:
+            with closing(loop.trackers), closing(loop.losses), closing(loop.answers), loop.feed.store:
                 finished = loop.run_all()
         if main:
             held = loop.position
