@@ -48,6 +48,7 @@ NAMES = (
 COMPUTED = re.compile(r".*\.rotary_emb\.inv_freq|.*\.embeddings\.position_ids")
 """Names of what older files keep although it follows from the configuration."""
 LORA = "base_model.model."
+PROJECTOR = "model.multi_modal_projector."
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,11 @@ def layout_of(source: str | Path) -> str | None:
 def says_llava(config: Mapping[str, Any]) -> bool:
     """Whether a configuration is one of LLaVA's own: those of transformers have no such fields."""
     return "mm_vision_tower" in config or "mm_hidden_size" in config
+
+
+def tower_inside(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration of LLaVA's own says that its tower was trained, and is in the checkpoint's own file."""
+    return bool(config.get("unfreeze_mm_vision_tower"))
 
 
 def has_weights(folder: Path) -> bool:

@@ -29,14 +29,17 @@ from workbench.model.original import (
     LANGUAGES,
     LORA,
     ORIGINAL,
+    PROJECTOR,
     PROJECTOR_FILE,
     TRAINABLES,
     Original,
     ours,
     read_original,
     theirs,
+    tower_inside,
 )
-from workbench.model.original_in import PROJECTOR, base_hashes, load_original
+from workbench.model.original_base import base_hashes
+from workbench.model.original_in import load_original
 from workbench.model.original_next import next_fields
 from workbench.model.parts import quietly
 from workbench.model.precision import LANGUAGE
@@ -188,7 +191,7 @@ def _whole(llava: Llava, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     made = {}
     for name, parameter in llava.model.named_parameters():
         tensor = parameter.data
-        if name.startswith(VISION) and not config.get("unfreeze_mm_vision_tower"):
+        if name.startswith(VISION) and not tower_inside(config):
             continue  # named, or in a folder of its own
         if llava.spec["projector"] == "linear" and name.startswith(PROJECTOR + "linear_2."):
             continue  # an identity
@@ -230,7 +233,7 @@ def _write_tower(llava: Llava, config: dict[str, Any], folder: Path) -> None:
     trained = "vision" in llava.spec["trained"]
     told = config.get("mm_vision_tower") if _kept(llava) else llava.spec.get("vision")
     squashed = llava.image_mode.mode == "square"
-    if config.get("unfreeze_mm_vision_tower") or (told and _on_hub(str(told)) and not trained and not squashed):
+    if tower_inside(config) or (told and _on_hub(str(told)) and not trained and not squashed):
         config["mm_vision_tower"] = str(told)
         return
     with quietly(0):
