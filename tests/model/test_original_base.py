@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPVisionModel
 
-from tests.model.test_original import ASKED, Harmful, Made, Published, equal, lora_folder, ours, published  # noqa: F401
+from tests.model.test_original import Harmful, Made, Published, lora_folder, ours
 from tests.model.test_original_next import PublishedNext, logits, picture
 from tests.model.test_original_next import ours as ours_next
 from workbench.errors import CheckpointError, ModelError
@@ -24,6 +23,16 @@ from workbench.model.original_in import load_original
 
 FP32 = {"dtype": torch.float32}
 TRAINABLES = "non_lora_trainables.bin"
+
+
+@pytest.fixture
+def published(parts: dict[str, Path], tmp_path: Path) -> Made:
+    """`published("base", dtype=...)`: a small LLaVA of its authors' making, not yet saved."""
+
+    def made(name: str, **fields: Any) -> Published:
+        return Published(tmp_path / name, parts["clip"], **fields)
+
+    return made
 
 
 def trained_on(base: Path, source: Published, **changed: Any) -> tuple[Path, Any]:
@@ -40,7 +49,9 @@ def without(folder: Path, word: str) -> None:
 
 @pytest.mark.parametrize("form", ["shards", "safetensors"])
 def test_lora_weights_are_merged_onto_the_llava_they_were_trained_on(
-    form: str, published: Made, tmp_path: Path  # noqa: F811
+    form: str,
+    published: Made,
+    tmp_path: Path,
 ) -> None:
     first, second = published("base", **FP32), published("tuned", **FP32)
     folder, trained = trained_on(first.save(form), second)
@@ -59,7 +70,7 @@ def test_lora_weights_are_merged_onto_the_llava_they_were_trained_on(
     assert load_original(folder, vision_tower=second.tower, device="cpu").renderer.template.name == "own"
 
 
-def test_a_projector_that_was_not_trained_is_the_bases(published: Made, tmp_path: Path) -> None:  # noqa: F811
+def test_a_projector_that_was_not_trained_is_the_bases(published: Made, tmp_path: Path) -> None:
     first, second = published("base", **FP32), published("tuned", **FP32)
     folder, trained = lora_folder(second, first.save())
     without(folder, "mm_projector")
@@ -87,7 +98,7 @@ def test_a_nexts_newline_and_trained_tower_are_the_bases(parts: dict[str, Path],
         load_original(folder, vision_tower=second.tower, device="cpu")
 
 
-def test_a_bare_projector_is_put_onto_the_llava_it_was_trained_on(published: Made, tmp_path: Path) -> None:  # noqa: F811
+def test_a_bare_projector_is_put_onto_the_llava_it_was_trained_on(published: Made, tmp_path: Path) -> None:
     first, second = published("base", **FP32), published("tuned", **FP32)
     base, folder = first.save(), second.describe()
     for parameter in second.projector.parameters():
@@ -99,7 +110,7 @@ def test_a_bare_projector_is_put_onto_the_llava_it_was_trained_on(published: Mad
     torch.testing.assert_close(ours(llava)[-1, : expected.shape[1]], expected[-1], rtol=1e-4, atol=1e-4)
 
 
-def test_the_bases_hash_is_recorded_and_looked_at(published: Made, tmp_path: Path) -> None:  # noqa: F811
+def test_the_bases_hash_is_recorded_and_looked_at(published: Made, tmp_path: Path) -> None:
     first, second = published("base", **FP32), published("tuned", **FP32)
     base = first.save("safetensors")
     folder, _ = trained_on(base, second)
@@ -120,7 +131,7 @@ def test_the_bases_hash_is_recorded_and_looked_at(published: Made, tmp_path: Pat
 # --- what is refused ----------------------------------------------------------------------------------------------
 
 
-def test_what_is_no_base_is_refused_by_name(published: Made, tmp_path: Path) -> None:  # noqa: F811
+def test_what_is_no_base_is_refused_by_name(published: Made, tmp_path: Path) -> None:
     first, second = published("base", **FP32), published("tuned", **FP32)
     base = first.save()
     folder, _ = trained_on(base, second)

@@ -19,10 +19,10 @@ from workbench.errors import CheckpointError, ModelError
 from workbench.model.hf_folder import is_llava
 from workbench.model.lora import VISION
 from workbench.model.original import (
-    LANGUAGES,
     PROJECTOR,
     Original,
     check_config,
+    language_of,
     layout_of,
     read_original,
     read_weights,
@@ -33,12 +33,16 @@ from workbench.model.parts import language_config
 from workbench.model.precision import LANGUAGE
 from workbench.model.proof import sha256
 from workbench.model.sources import read_json, resolve
+from workbench.model.tensors import same_bits
 
 SHAPES = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "vocab_size", "rms_norm_eps", "rope_parameters",
 )  # fmt: skip
 """What the configurations of a base and of what was trained on it must agree about."""
+
+SPOKEN = (LANGUAGE, "lm_head.")
+HEAD, EMBEDDINGS = "lm_head.weight", LANGUAGE + "embed_tokens.weight"
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,14 @@ def base_of(found: Original, given: str | Path | None) -> Base:
         if given is not None:
             fix = "leave --base out"
             raise ModelError(str(given), found="a base for a full checkpoint", expected="none: it is complete", fix=fix)
-        return Base(found.folder, text_config(found.config, found.folder), spoken(found.tensors))
+        text = text_config(found.config, found.folder)
+        return Base(found.folder, text, _untied(spoken(found.tensors), text, found.folder))
     folder = _folder(found, given)
     if layout_of(folder) is None:
         _refuse_others(folder)
         text = language_config(folder)
         check_base(found, folder, text)
-        return Base(folder, text, _inside_llava(read_weights(folder)))
+        return Base(folder, text, _untied(_inside_llava(read_weights(folder)), text, folder))
     if layout_of(folder) != "full":
         found_there, fix = f"a {layout_of(folder)} folder as base", f"workbench export {folder} OUT --as llava, once"
         expected = "a language model or a full LLaVA"
@@ -79,9 +84,8 @@ def base_of(found: Original, given: str | Path | None) -> Base:
     check_base(found, folder, text)
     whole = read_original(folder)
     _check_tower(found, whole)
-    language = spoken(whole.tensors)
-    beside = {name: tensor for name, tensor in whole.tensors.items() if name not in language}
-    return Base(folder, text, language, beside)
+    beside = {name: each for name, each in whole.tensors.items() if not name.startswith(SPOKEN)}
+    return Base(folder, text, _untied(spoken(whole.tensors), text, folder), beside)
 
 
 def inherit(found: Original, base: Base) -> Original:
@@ -151,14 +155,26 @@ def text_config(config: Mapping[str, Any], where: Path) -> Any:
     """The language model's configuration inside one of LLaVA's."""
     check_config(config, where)
     own = ("mm_", "image_", "tune_", "freeze_", "unfreeze_", "use_mm_", "tokenizer_", "base_sha256", "architectures",
-           "vision_tower", "use_pos_skipping", "pos_skipping")  # fmt: skip
+           "vision_", "use_pos_skipping", "pos_skipping")  # fmt: skip
     held = {key: value for key, value in config.items() if not key.startswith(own) and key != "model_type"}
-    return CONFIG_MAPPING[LANGUAGES[config["model_type"]]].from_dict(held)
+    return CONFIG_MAPPING[language_of(config, where)].from_dict(held)
 
 
 def spoken(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Those of the language model."""
-    return {name: tensor for name, tensor in tensors.items() if name.startswith((LANGUAGE, "lm_head."))}
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(SPOKEN)}
+
+
+def _untied(tensors: dict[str, torch.Tensor], text: Any, where: Path) -> dict[str, torch.Tensor]:
+    """Without a head that is the embeddings a second time. Raises `CheckpointError` for one that is said to be, and is
+    not."""
+    head = tensors.get(HEAD)
+    if head is None or not text.tie_word_embeddings:
+        return tensors
+    if not same_bits(head, tensors[EMBEDDINGS]):
+        found = "tie_word_embeddings: true and a head that is not the embeddings"
+        raise CheckpointError(str(where), found=found, expected="the same numbers, or tie_word_embeddings: false")
+    return {name: each for name, each in tensors.items() if name != HEAD}
 
 
 def _inside_llava(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

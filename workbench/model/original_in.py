@@ -16,20 +16,32 @@ from peft import LoraConfig
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModel, PreTrainedModel
 
 from workbench.errors import CheckpointError, ModelError
+from workbench.hub import fetch
 from workbench.model.hf_folder import mode_of
 from workbench.model.joint import ANYRES
 from workbench.model.llava import NEWLINE, Llava, assemble
 from workbench.model.lora import VISION, adapter_parameters, attach_config, target_pattern
-from workbench.model.original import PATCH, PROJECTOR, Original, read_original, settings_of, usual_template
+from workbench.model.original import (
+    PATCH,
+    PROJECTOR,
+    Original,
+    read_original,
+    settings_of,
+    tower_inside,
+    usual_template,
+)
 from workbench.model.original_base import Base, base_of, inherit, spoken
-from workbench.model.original_next import is_next, pinpoints_in
+from workbench.model.original_siglip import SEEN, is_siglip, seen_config, seen_part
+from workbench.model.original_tiles import pinpoints_in, tiles_of
 from workbench.model.parts import check_report, image_settings, load_tower, quietly, tower_config
 from workbench.model.precision import DTYPES, LANGUAGE, let_go_of_file, quantisation
-from workbench.model.sources import read_json, resolve
+from workbench.model.sources import local, read_json, resolve
 from workbench.model.templates import Template, load_template
 from workbench.model.tensors import fill, named
 from workbench.model.tokenizers import load_tokenizer
 
+SMALL = ["*.json"]
+"""What is downloaded of a tower whose weights are elsewhere."""
 PLAIN = {"bias": ("none",), "use_dora": (False,), "modules_to_save": (None, []), "rank_pattern": ({},),
          "alpha_pattern": ({},), "fan_in_fan_out": (False,)}  # fmt: skip
 """What LLaVA's own LoRA has of peft's settings."""
@@ -48,11 +60,11 @@ def load_original(
 ) -> Llava:
     """The LLaVA of a full checkpoint, a LoRA folder or a projector of LLaVA's own.
 
-    vision_tower: a CLIP's folder or Hub name (default: what its config.json names). base: the language model, or the
-    LLaVA in LLaVA's own layout, that a LoRA folder or projector was trained on (default: what it names). `load=None`:
-    as its weights are, and float32 where they have several types, so that no bit is lost. Raises `CheckpointError` for
-    a missing, surplus or misshapen tensor, a wrong base and a pickle that would run code; `ModelError` for a LLaVA that
-    is not read here, or a tower or base that is not found.
+    vision_tower: a CLIP's or SigLIP's folder or Hub name (default: what its config.json names). base: the language
+    model, or the LLaVA in LLaVA's own layout, that a LoRA folder or projector was trained on (default: what it names).
+    `load=None`: as its weights are, and float32 where they have several types, so that no bit is lost. Raises
+    `CheckpointError` for a missing, surplus or misshapen tensor, a wrong base and a pickle that would run code;
+    `ModelError` for a LLaVA that is not read here, or a tower or base that is not found.
     """
     found = read_original(source)
     tower = _tower_folder(found, vision_tower)
@@ -60,21 +72,23 @@ def load_original(
     extra = {} if found.kind == "full" else spoken(found.tensors)
     found = inherit(found, below)
     seeing = tower_config(tower)
-    if seeing.model_type != "clip_vision_model":
-        raise ModelError(str(tower), found=f"a {seeing.model_type}", expected="a CLIP: LLaVA reads others another way")
     settings = image_settings(tower, seeing)
     weighed = {} if found.kind == "lora" else found.tensors
-    record = settings_of(found) | {
-        "vision": str(vision_tower or found.config.get("mm_vision_tower")),
-        "language": str(below.folder),
-        "load": load or _held([*weighed.values(), *below.language.values()]),
-        "dtype": dtype,
-        "seed": 0,
-        "image_mode": _image_mode(found, image_mode, settings),
-        "trained": [],
-    }
-    if is_next(found.config):
-        record["pinpoints"] = pinpoints_in(found.config, found.folder)
+    record = (
+        settings_of(found)
+        | (SEEN if is_siglip(seeing) else {})
+        | {
+            "vision": str(vision_tower or found.config.get("mm_vision_tower")),
+            "language": str(below.folder),
+            "load": load or _held([*weighed.values(), *below.language.values()]),
+            "dtype": dtype,
+            "seed": 0,
+            "image_mode": _image_mode(found, image_mode, settings),
+            "trained": [],
+        }
+    )
+    if tiles_of(found.config):
+        record["pinpoints"] = pinpoints_in(found.config, found.folder, seeing.image_size)
     chosen = template if template is not None else _template(found.folder, below)
     llava = assemble(
         record,
@@ -97,15 +111,21 @@ def load_original(
 
 
 def _tower_folder(found: Original, given: str | Path | None) -> Path:
-    """The folder of the tower: given, in the checkpoint's own folder, or what its configuration names."""
+    """The folder of the tower: given, in the checkpoint's own folder, or what its configuration names.
+
+    Of a tower whose tensors are in the checkpoint's own file nothing but its small files is downloaded.
+    """
     named_there = found.config.get("mm_vision_tower") or found.config.get("vision_tower")
     if given is None and named_there is None:
         raise ModelError(str(found.folder), found="no vision tower named", fix="say --vision-tower DIR")
     inside = found.folder / str(named_there)
     if given is None and inside.is_dir():
         return inside
+    told = str(given or named_there)
     try:
-        return resolve(str(given or named_there), part="vision")
+        if tower_inside(found.config):
+            return local(told, "vision") or fetch(told, ModelError, allow_patterns=SMALL)
+        return resolve(told, part="vision")
     except ModelError as error:
         if given is not None:
             raise
@@ -115,11 +135,12 @@ def _tower_folder(found: Original, given: str | Path | None) -> Path:
 
 def _image_mode(found: Original, given: str | None, settings: Mapping[str, Any]) -> str:
     """The image mode of its configuration, or another one that the model can have. Raises `ModelError`."""
-    if given is not None and (given == ANYRES) != is_next(found.config):
-        kind, expected = ("NeXT", ANYRES) if is_next(found.config) else ("1.5", "square, pad or crop")
+    own, told = tiles_of(found.config), found.config.get("image_aspect_ratio")
+    if given is not None and given != own and (own or given.startswith(ANYRES)):
+        kind = "1.5" if own is None else "NeXT" if own == ANYRES else "OneVision"
+        expected = own or "square, pad or crop"
         raise ModelError("image mode", found=f"{given!r} for a LLaVA {kind}", expected=expected)
-    told = found.config.get("image_aspect_ratio")
-    return given or (told if told in (ANYRES, "pad") else mode_of(dict(settings)))
+    return given or own or ("pad" if told == "pad" else mode_of(dict(settings)))
 
 
 def _template(folder: Path, below: Base) -> str | Template:
@@ -166,8 +187,9 @@ def _tower(found: Original, config: Any, folder: Path, dtype: torch.dtype, devic
     """The tower in the checkpoint's own file, where it was trained, else that of the folder."""
     inside = {name.removeprefix(VISION): each for name, each in found.tensors.items() if name.startswith(VISION)}
     if not inside:
-        return load_tower(folder, dtype, device)
-    tower = AutoModel.from_config(config, dtype=dtype).to(device)
+        tower = load_tower(folder, dtype, device)
+        return seen_part(tower) if is_siglip(config) else tower
+    tower = AutoModel.from_config(seen_config(config) if is_siglip(config) else config, dtype=dtype).to(device)
     fill(dict(tower.named_parameters()), inside, where=str(found.folder), dtype=dtype)
     return tower
 
