@@ -16,7 +16,17 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, LlavaOnevisionForConditionalGeneration, SiglipVisionModel
 
 from tests.model.test_original import KINDS, WITHIN, equal, lora_folder
-from tests.model.test_original_next import SPECIFIC, PublishedNext, best_grid, kept, logits, ours, picture, tokens_of
+from tests.model.test_original_next import (
+    ASKED,
+    SPECIFIC,
+    PublishedNext,
+    best_grid,
+    kept,
+    logits,
+    ours,
+    picture,
+    tokens_of,
+)
 from workbench.chat_model import SamplingOptions
 from workbench.errors import CheckpointError, ModelError
 from workbench.inference.opening import open_model
@@ -82,6 +92,8 @@ class PublishedOneVision(PublishedNext):
         return self.sight(pixels, output_hidden_states=True).hidden_states[-1]
 
     def shrunk(self, whole: torch.Tensor) -> torch.Tensor:
+        if self.config["image_aspect_ratio"] == "anyres":
+            return whole
         rows, columns = whole.shape[:2]
         size = shrunk_to(rows, columns, 4, LIMIT)
         if size == (rows, columns):
@@ -141,7 +153,7 @@ def test_pictures_of_any_size_get_the_tokens_and_logits_of_its_own_code(
         found = ours(llava, picture(size))[:words]
         torch.testing.assert_close(found, expected, rtol=0, atol=within)
         shown = llava.show(picture(size))
-        ids, _ = llava.renderer.expand(llava.renderer.prompt(_asked()), [len(rows)], llava.image_token_id)
+        ids, _ = llava.renderer.expand(llava.renderer.prompt(ASKED), [len(rows)], llava.image_token_id)
         inputs = {"pixel_values": shown.tiles[None].to(source.dtype), "image_sizes": torch.tensor([size[::-1]])}
         with torch.no_grad():
             theirs = vanilla(input_ids=torch.tensor([ids]), **inputs).logits[0, -1, :words].float()
@@ -153,10 +165,24 @@ def test_pictures_of_any_size_get_the_tokens_and_logits_of_its_own_code(
         torch.testing.assert_close(rows, expected, rtol=0, atol=WITHIN[source.dtype] * float(expected.abs().max()))
 
 
-def _asked() -> Any:
-    from tests.model.test_original_next import ASKED
-
-    return ASKED
+@pytest.mark.parametrize("mode", ["anyres", "pad", "square"])
+def test_a_siglip_of_a_llava_next_or_1_5_is_read_as_its_own_code_reads_it(mode: str, published: Made) -> None:
+    source = published(dtype=torch.float32)
+    source.config |= {"image_aspect_ratio": mode}
+    source.config |= {} if mode == "anyres" else {"mm_patch_merge_type": "flat"}
+    folder = source.save(**({} if mode == "anyres" else {"model.image_newline": None}))
+    llava = load_original(folder, vision_tower=source.tower, device="cpu")
+    assert llava.image_mode.mode == mode
+    for size in SIZES:
+        shown = picture(size)
+        if mode == "square":
+            pixels = source.normal(llava, [shown.resize((SIDE, SIDE), PIL.Image.Resampling.BICUBIC)])
+            with torch.no_grad():
+                rows = source.projector(source.features(pixels))[0]
+        else:
+            rows = source.rows(llava, shown) if mode == "anyres" else source.beside(llava, shown)[:-1]
+        expected = logits(llava, rows, source.language)
+        torch.testing.assert_close(ours(llava, shown)[: len(expected)], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_at_full_size_tokens_are_those_of_its_own_code() -> None:
@@ -294,7 +320,7 @@ def test_it_is_opened_like_any_other_model(published: Made) -> None:
     source = published()
     source.config["mm_vision_tower"] = str(source.tower)
     model = open_model(source.save(), device="cpu", open_image=lambda image: picture((70, 40)))
-    usage = model.reply(_asked(), SamplingOptions(max_tokens=2)).usage
+    usage = model.reply(ASKED, SamplingOptions(max_tokens=2)).usage
     assert usage is not None and usage.prompt_tokens > tokens_of((70, 40), GRIDS)
 
 

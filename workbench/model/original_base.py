@@ -168,10 +168,9 @@ def spoken(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _untied(tensors: dict[str, torch.Tensor], text: Any, where: Path) -> dict[str, torch.Tensor]:
     """Without a head that is the embeddings a second time. Raises `CheckpointError` for one that is said to be, and is
     not."""
-    head = tensors.get(HEAD)
-    if head is None or not text.tie_word_embeddings:
+    if not {HEAD, EMBEDDINGS} <= tensors.keys() or not text.tie_word_embeddings:
         return tensors
-    if not same_bits(head, tensors[EMBEDDINGS]):
+    if not same_bits(tensors[HEAD], tensors[EMBEDDINGS]):
         found = "tie_word_embeddings: true and a head that is not the embeddings"
         raise CheckpointError(str(where), found=found, expected="the same numbers, or tie_word_embeddings: false")
     return {name: each for name, each in tensors.items() if name != HEAD}

@@ -16,7 +16,7 @@ from peft import LoraConfig
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModel, PreTrainedModel
 
 from workbench.errors import CheckpointError, ModelError
-from workbench.hub import fetch
+from workbench.hub import describe, fetch
 from workbench.model.hf_folder import mode_of
 from workbench.model.joint import ANYRES
 from workbench.model.llava import NEWLINE, Llava, assemble
@@ -123,14 +123,20 @@ def _tower_folder(found: Original, given: str | Path | None) -> Path:
         return inside
     told = str(given or named_there)
     try:
-        if tower_inside(found.config):
-            return local(told, "vision") or fetch(told, ModelError, allow_patterns=SMALL)
-        return resolve(told, part="vision")
+        return _small_files(told) if tower_inside(found.config) else resolve(told, part="vision")
     except ModelError as error:
         if given is not None:
             raise
         fix = "say where a folder with it lies: --vision-tower DIR"
         raise ModelError(f"the vision tower {named_there!r}", found=error.found or str(error), fix=fix) from error
+
+
+def _small_files(source: str) -> Path:
+    """A folder with a tower's settings."""
+    if (folder := local(source, "vision")) is not None:
+        return folder
+    describe(source, ModelError)  # says it where there is no such repository, or no way to it
+    return fetch(source, ModelError, allow_patterns=SMALL)
 
 
 def _image_mode(found: Original, given: str | None, settings: Mapping[str, Any]) -> str:
