@@ -74,19 +74,16 @@ def load_original(
     seeing = tower_config(tower)
     settings = image_settings(tower, seeing)
     weighed = {} if found.kind == "lora" else found.tensors
-    record = (
-        settings_of(found)
-        | (SEEN if is_siglip(seeing) else {})
-        | {
-            "vision": str(vision_tower or found.config.get("mm_vision_tower")),
-            "language": str(below.folder),
-            "load": load or _held([*weighed.values(), *below.language.values()]),
-            "dtype": dtype,
-            "seed": 0,
-            "image_mode": _image_mode(found, image_mode, settings),
-            "trained": [],
-        }
-    )
+    record = settings_of(found) | (SEEN if is_siglip(seeing) else {})
+    record |= {
+        "vision": str(vision_tower or found.config.get("mm_vision_tower")),
+        "language": str(below.folder),
+        "load": load or _held([*weighed.values(), *below.language.values()]),
+        "dtype": dtype,
+        "seed": 0,
+        "image_mode": _image_mode(found, image_mode, settings),
+        "trained": [],
+    }
     if tiles_of(found.config):
         record["pinpoints"] = pinpoints_in(found.config, found.folder, seeing.image_size)
     chosen = template if template is not None else _template(found.folder, below)
