@@ -120,7 +120,7 @@ def add_verbs(verb: AddVerb) -> None:
     bases += "changes; for LoRA weights or a projector of LLaVA's own: the language model or LLaVA they were trained on"
     add("--data", metavar="DATASET", help="with --base original: questions from here (default: the run's own dataset)")
     add("--base", default="nf4", metavar="nf4|original|DIR", help=bases)
-    add("--vision-tower", metavar="DIR", help="the CLIP or SigLIP of a checkpoint of LLaVA's own (default: what it names)")
+    add("--vision-tower", metavar="DIR", help="the tower of a checkpoint of LLaVA's own (default: what it names)")
     add("--template", metavar="NAME", help="the prompt template of a model that does not say it")
     giving.add_export(add)
     add_json(add)
