@@ -6,11 +6,12 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from hub_server import PlaysHub, playing  # noqa: E402
@@ -71,17 +72,28 @@ def hub() -> Iterator[str]:
         yield url
 
 
-def resolve(names: list[str], hub: str, cache: Path) -> str:
+RESOLVE = """
+import sys
+from workbench.errors import WorkbenchError
+from workbench.model.sources import resolve_parts
+try:
+    print("folders", resolve_parts(dict(enumerate(sys.argv[1:]))))
+except WorkbenchError as error:
+    print(type(error).__name__, error)
+"""
+CONVERT = """
+import sys
+from workbench.errors import WorkbenchError
+from workbench.model.original_in import load_original
+try:
+    load_original(sys.argv[1])
+except WorkbenchError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def resolve(names: list[str], hub: str, cache: Path, code: str = RESOLVE) -> str:
     """What `resolve_parts` says, and its folders or its error, in a process that takes this server for the Hub."""
-    code = textwrap.dedent("""
-        import sys
-        from workbench.errors import WorkbenchError
-        from workbench.model.sources import resolve_parts
-        try:
-            print("folders", resolve_parts(dict(enumerate(sys.argv[1:]))))
-        except WorkbenchError as error:
-            print(type(error).__name__, error)
-    """)
     environment = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
     environment |= {"HF_ENDPOINT": hub, "HF_HOME": str(cache), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     environment |= {"HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
@@ -118,3 +130,19 @@ def test_what_stands_in_the_way_is_one_line(name, expected, hub, tmp_path):
 def test_nothing_is_downloaded_before_every_part_was_looked_at(hub, tmp_path):
     said = resolve(["open/model", "gated/model"], hub, tmp_path)
     assert "a licence gate" in said and not list(tmp_path.rglob("model.safetensors"))
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["its own file", "the tower named"])
+def test_of_a_tower_whose_weights_are_in_the_checkpoint_only_settings_are_downloaded(inside, hub, tmp_path):
+    told = {"model_type": "llava_llama", "mm_vision_tower": "open/model", "unfreeze_mm_vision_tower": inside}
+    (tmp_path / "llava").mkdir()
+    (tmp_path / "llava" / "config.json").write_text(json.dumps(told))
+    save_file({"lm_head.weight": torch.ones(2, 2)}, tmp_path / "llava" / "model.safetensors")
+    said = resolve([str(tmp_path / "llava")], hub, tmp_path / "cache", CONVERT)
+    assert "a known model type" in said, "the tower's config.json was read"
+    found = {path.name for path in (tmp_path / "cache" / "hub").rglob("*.*") if path.is_symlink()}
+    assert found == {"config.json"} | (set() if inside else {"model.safetensors"})
+    told["mm_vision_tower"] = "nobody/model"
+    (tmp_path / "llava" / "config.json").write_text(json.dumps(told))
+    said = resolve([str(tmp_path / "llava")], hub, tmp_path / "cache", CONVERT)
+    assert "the vision tower 'nobody/model': found neither a folder nor a repository on the Hub; say where" in said

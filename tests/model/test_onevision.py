@@ -21,7 +21,7 @@ from workbench.conversation import Conversation, Image, Message, to_chat
 from workbench.errors import ModelError
 from workbench.model.anyres import ONEVISION_GRIDS, AnyRes, pinpoints_of
 from workbench.model.checkpoint import save
-from workbench.model.export import export_hf, export_original, processor, write_folder
+from workbench.model.export import export_hf, processor, write_folder
 from workbench.model.llava import load
 from workbench.model.stages import prepare, table
 from workbench.model.tiles import AnyResMode
@@ -249,11 +249,6 @@ def test_a_demo_that_is_given_away_reads_what_we_read_of_one_picture_and_of_seve
         for tiles, one in zip(inputs["pixel_values"], shown, strict=True):
             assert torch.equal(tiles[: len(one.tiles)], one.tiles)
         assert answerer.model.generate(**inputs, max_new_tokens=2).shape[1] > inputs["input_ids"].shape[1]
-
-
-def test_what_leaves_in_layouts_that_cannot_say_it_is_refused(hub: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="found llava_onevision of siglip_vision_model and qwen2"):
-        export_original(hub, tmp_path / "own", device="cpu")
 
 
 def test_what_does_not_fit_together_is_refused(hub: Path, make: Made, onevision: Made, tmp_path: Path) -> None:

@@ -87,10 +87,12 @@ def with_tokens(tokens: list[str]) -> Any:
 class PublishedNext(Published):
     """A small LLaVA-NeXT as its authors' code holds and saves it: tower and newline in the checkpoint's own file."""
 
+    grids = GRIDS
+
     def __init__(self, *given: Any, **fields: Any) -> None:
         super().__init__(*given, **fields)
         self.newline = torch.randn(64).to(self.dtype)
-        self.sight = CLIPVisionModel.from_pretrained(self.tower, dtype=self.dtype)
+        self.sight = self.load_sight()
         for parameter in self.sight.parameters():
             parameter.data += 0.01  # it was trained
         self.config |= {
@@ -104,6 +106,22 @@ class PublishedNext(Published):
             "tokenizer_model_max_length": 4096,
         }
 
+    def load_sight(self) -> Any:
+        return CLIPVisionModel.from_pretrained(self.tower, dtype=self.dtype)
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(tiles, 16, 32): what its code takes of the tower."""
+        return self.sight(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+
+    def shrunk(self, whole: torch.Tensor) -> torch.Tensor:
+        """(rows, columns, 64) of a grid, borders aside: what its code leaves of them."""
+        return whole
+
+    def normal(self, llava: Llava, tiles: list[PIL.Image.Image]) -> torch.Tensor:
+        mean, std = (np.array(llava.spec["image_settings"][key], np.float32) for key in ("image_mean", "image_std"))
+        pixels = np.stack([(np.asarray(tile, np.float32) / 255 - mean) / std for tile in tiles]).transpose(0, 3, 1, 2)
+        return torch.from_numpy(pixels).to(self.dtype)
+
     def tensors(self) -> dict[str, torch.Tensor]:
         seen = {f"model.vision_tower.vision_tower.{name}" if name.startswith("vision_model.") else
                 f"model.vision_tower.vision_tower.vision_model.{name}": tensor
@@ -112,7 +130,7 @@ class PublishedNext(Published):
 
     def describe(self, **changed: Any) -> Path:
         folder = super().describe(**changed)
-        if self.config["model_type"] == "llava_qwen":
+        if type(self.language) is Qwen2ForCausalLM:
             (folder / "tokenizer.model").unlink()
             with_tokens(["<|im_start|>", "<|im_end|>"]).save_pretrained(folder)
         return folder
@@ -120,7 +138,7 @@ class PublishedNext(Published):
     @torch.no_grad()
     def rows(self, llava: Llava, picture: PIL.Image.Image) -> torch.Tensor:
         """What LLaVA's own code puts in a picture's place: the squashed whole, then rows that end in newlines."""
-        grid = best_grid(picture.size)
+        grid = best_grid(picture.size, self.grids)
         scale = (grid[0] / picture.width, grid[1] / picture.height)
         wide, high = (min(math.ceil(edge * min(scale)), most) for edge, most in zip(picture.size, grid, strict=True))
         wide, high = (grid[0], high) if scale[0] < scale[1] else (wide, grid[1])
@@ -129,15 +147,12 @@ class PublishedNext(Published):
         tiles = [picture.resize((SIDE, SIDE))]
         corners = [(x, y) for y in range(0, grid[1], SIDE) for x in range(0, grid[0], SIDE)]
         tiles += [canvas.crop((x, y, x + SIDE, y + SIDE)) for x, y in corners]
-        mean, std = (np.array(llava.spec["image_settings"][key], np.float32) for key in ("image_mean", "image_std"))
-        pixels = np.stack([(np.asarray(tile, np.float32) / 255 - mean) / std for tile in tiles]).transpose(0, 3, 1, 2)
-        states = self.sight(torch.from_numpy(pixels).to(self.dtype), output_hidden_states=True).hidden_states[-2]
-        seen = self.projector(states[:, 1:])  # (tiles, 16, 64)
+        seen = self.projector(self.features(self.normal(llava, tiles)))  # (tiles, 16, 64)
         down, across = kept(picture.size, grid, PATCH)
         edge = SIDE // PATCH
         whole = seen[1:].view(grid[1] // SIDE, grid[0] // SIDE, edge, edge, -1).permute(0, 2, 1, 3, 4)
         whole = whole.reshape(grid[1] // PATCH, grid[0] // PATCH, -1)[down, across]
-        ended = [torch.cat([row, self.newline[None]]) for row in whole]
+        ended = [torch.cat([row, self.newline[None]]) for row in self.shrunk(whole)]
         return torch.cat([seen[0], *ended])
 
 
@@ -358,10 +373,10 @@ def test_a_tensor_too_few_too_many_or_of_another_shape_is_refused(name: str, pub
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "tiles without newlines": ({"mm_patch_merge_type": "flat"}, "anyres and mm_patch_merge_type flat; expected anyres"),
     "newlines without tiles": ({"image_aspect_ratio": "pad"}, "pad and mm_patch_merge_type spatial_unpad; expected"),
-    "OneVision's": ({"image_aspect_ratio": "anyres_max_9"}, "image_aspect_ratio anyres_max_9 and"),
+    "tiles of no number": ({"image_aspect_ratio": "anyres_max_"}, "image_aspect_ratio anyres_max_ and mm_patch_merge"),
     "a video's pooling": ({"mm_resampler_type": "spatial_pool"}, "mm_resampler_type spatial_pool"),
     "no grids": ({"image_grid_pinpoints": None}, "image_grid_pinpoints None; expected a list of .width, height."),
-    "a range of grids": ({"image_grid_pinpoints": "(1x1),...,(6x6)"}, r"image_grid_pinpoints \(1x1\)"),
+    "a broken range": ({"image_grid_pinpoints": "1x1,...,6x6"}, "image_grid_pinpoints 1x1,...,6x6; expected a list"),
     "halves of pixels": ({"image_grid_pinpoints": [[48.5, 48]]}, r"image_grid_pinpoints \[\[48.5, 48\]\]"),
     "halves of tiles": ({"image_grid_pinpoints": [[48, 72]]}, r"found \[72, 48\]; expected multiples of 48"),
 }

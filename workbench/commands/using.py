@@ -117,10 +117,10 @@ def add_verbs(verb: AddVerb) -> None:
     add("--as", dest="form", default="hf", metavar="F", help=forms)
     add("--split", choices=("train", "val", "test"), help="this part of a dataset only")
     bases = "nf4: merge onto the 4-bit weights it was trained on (default); original: onto those before, and say what "
-    bases += "changes; for LoRA weights or a projector of LLaVA's own: the folder of their language model"
+    bases += "changes; for LoRA weights or a projector of LLaVA's own: the language model or LLaVA they were trained on"
     add("--data", metavar="DATASET", help="with --base original: questions from here (default: the run's own dataset)")
     add("--base", default="nf4", metavar="nf4|original|DIR", help=bases)
-    add("--vision-tower", metavar="DIR", help="the CLIP of a checkpoint of LLaVA's own (default: what it names)")
+    add("--vision-tower", metavar="DIR", help="the tower of a checkpoint of LLaVA's own (default: what it names)")
     add("--template", metavar="NAME", help="the prompt template of a model that does not say it")
     giving.add_export(add)
     add_json(add)

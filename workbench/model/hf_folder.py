@@ -6,20 +6,21 @@ Does not know: training, our checkpoints, how such a folder is written (export.p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from workbench.errors import ModelError
+from workbench.model.chat_templates import Alike, alike, chat_template_in
 from workbench.model.joint import CLASSES, PROJECTORS, AnyLlava, own_mode, tower_tokens
 from workbench.model.llava import Llava, finish
 from workbench.model.original import says_llava, usual_template
 from workbench.model.parts import IMAGE_TOKEN, add_image_token, image_settings, load_exactly, read_config
 from workbench.model.precision import check_quantised, let_go_of_file, pick_device, pick_dtypes, quantisation
 from workbench.model.sources import read_json
-from workbench.model.templates import Template, load_template
+from workbench.model.templates import Template, load_template, template_names
 from workbench.model.tokenizers import load_tokenizer
 
 
@@ -79,7 +80,7 @@ def load_folder(
         "trained": [],
         **({} if pinpoints is None else {"pinpoints": pinpoints}),
     }
-    chosen = template if template is not None else template_of(folder, config, tokenizer.get_vocab())
+    chosen = template if template is not None else template_of(folder, config, tokenizer)
     return finish(model, tokenizer, record | vocabulary, {"llava": folder}, settings, chosen, place, computed)
 
 
@@ -115,18 +116,31 @@ def mode_of(settings: dict[str, Any]) -> str:
     return "square" if whole or settings.get("do_center_crop") is False else "crop"
 
 
-def template_of(folder: Path, config: Any, words: Container[str]) -> str | Template:
+def template_of(folder: Path, config: Any, tokenizer: Any) -> str | Template:
     """The template beside an exported model.
 
-    Without one `qwen` for a LLaVA-OneVision on Qwen2, which all published ones were trained with, and for a Llama what
-    its tokens are for, else `v1`. Raises `ModelError` where it is a guess.
+    Without one that of ours which writes to the letter what the folder's own chat template writes. Else, because those
+    that are published leave system texts and end tokens out: `qwen` for a LLaVA-OneVision on Qwen2, which all published
+    ones were trained with, for a Llama what its tokens are for or `v1`, and for others the one that is alike but for
+    these two. Raises `ModelError` where it is a guess.
     """
     language = config.text_config.model_type
     path = folder / "template.yaml"
     if path.is_file():
         return load_template(path)
-    if (config.model_type, language) == ("llava_onevision", "qwen2"):
-        return "qwen"
-    if language != "llama":
-        raise ModelError(str(folder), found=f"a {language} model and no template.yaml", fix="say which template")
-    return usual_template(language, words) or "v1"
+    written = chat_template_in(folder, tokenizer)
+    found = alike(written, tokenizer) if written else Alike()
+    usual = usual_template(language, tokenizer.get_vocab())
+    if found.exactly:  # of several any: with this tokenizer they write the same
+        return found.exactly[0]
+    if language == "llama" or (config.model_type, language) == ("llava_onevision", "qwen2"):
+        return usual or "v1"
+    if usual in found.nearly:
+        return str(usual)
+    if len(found.nearly) == 1:
+        return found.nearly[0]
+    says = "a chat template that writes as none of ours" if written else "no chat template"
+    says = f"a chat template that may be {', '.join(found.nearly)}" if found.nearly else says
+    expected = f"a template.yaml, or to be told one of {', '.join(template_names())}"
+    fix = "say which: workbench export FOLDER OUT --as hf --template NAME"
+    raise ModelError(str(folder), found=f"a {language} model with {says}", expected=expected, fix=fix)

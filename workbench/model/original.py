@@ -17,7 +17,7 @@ import torch
 
 from workbench.errors import CheckpointError, ModelError
 from workbench.model.joint import PROJECTORS
-from workbench.model.original_next import check_next
+from workbench.model.original_tiles import check_tiles
 from workbench.model.pickles import read_pickle
 from workbench.model.sources import read_json
 from workbench.model.tensors import read_tensors
@@ -26,7 +26,8 @@ ORIGINAL = "original"
 """Folder in an exported Hugging Face folder with the small files of the original that it was made of."""
 PROJECTOR_FILE, TRAINABLES, ADAPTER = "mm_projector.bin", "non_lora_trainables.bin", "adapter_model"
 LANGUAGES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
-"""`model_type` of a LLaVA -> that of its language model."""
+"""`model_type` of a LLaVA -> that of its language model; of `llava` its architecture says it, where it is another."""
+ARCHITECTURES = {"LlavaMistralForCausalLM": "mistral", "LlavaQwenForCausalLM": "qwen2"}
 TEMPLATES = {"llama": "v1", "mistral": "mistral", "qwen2": "qwen"}
 """The template of a language model's type, where nothing says another: LLaVA itself goes by the folder's name."""
 MARKS = {"<|start_header_id|>": "llama_3", "<|im_start|>": "chatml"}
@@ -48,6 +49,7 @@ NAMES = (
 COMPUTED = re.compile(r".*\.rotary_emb\.inv_freq|.*\.embeddings\.position_ids")
 """Names of what older files keep although it follows from the configuration."""
 LORA = "base_model.model."
+PROJECTOR = "model.multi_modal_projector."
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,12 @@ def says_llava(config: Mapping[str, Any]) -> bool:
     return "mm_vision_tower" in config or "mm_hidden_size" in config
 
 
+def tower_inside(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration of LLaVA's own says that its tower was trained, and is in the checkpoint's own file."""
+    trained = str(config.get("mm_tunable_parts") or "").split(",")
+    return bool(config.get("unfreeze_mm_vision_tower")) or "mm_vision_tower" in trained
+
+
 def has_weights(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _INDEXES + _WHOLE)
 
@@ -123,15 +131,28 @@ def read_original(source: str | Path) -> Original:
 
 def check_config(config: Mapping[str, Any], where: Path) -> None:
     """Raise `ModelError` for a LLaVA that is not read here, saying which field says so."""
-    kind = config.get("model_type")
-    if config and kind not in LANGUAGES:
-        raise ModelError(str(where), found=f"model_type {kind!r}", expected=" or ".join(LANGUAGES))
-    check_next(config, where)
+    if config:
+        language_of(config, where)
+    check_tiles(config, where)
     if config.get("mm_use_im_start_end"):
         found = "mm_use_im_start_end: true, a LLaVA that wants <im_start> and <im_end> around its images"
         raise ModelError(str(where), found=found, expected="one that takes its images as they are, as LLaVA 1.5 does")
     if config.get("s2"):
         raise ModelError(str(where), found="s2: true, a tower at several scales", expected="a tower at one scale")
+
+
+def language_of(config: Mapping[str, Any], where: Path) -> str:
+    """`model_type` of the language model inside. Raises `ModelError` for one that is not read here."""
+    kind = config.get("model_type")
+    architecture = next(iter(config.get("architectures") or []), "LlavaLlamaForCausalLM")
+    if kind not in LANGUAGES:
+        raise ModelError(str(where), found=f"model_type {kind!r}", expected=" or ".join(LANGUAGES))
+    if kind != "llava" or architecture == "LlavaLlamaForCausalLM":
+        return LANGUAGES[kind]
+    if architecture not in ARCHITECTURES:
+        expected = " or ".join(["LlavaLlamaForCausalLM", *ARCHITECTURES])
+        raise ModelError(str(where), found=f"architectures {architecture}", expected=expected)
+    return ARCHITECTURES[architecture]
 
 
 def settings_of(original: Original) -> dict[str, Any]:

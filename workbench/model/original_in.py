@@ -1,7 +1,7 @@
 """A LLaVA out of LLaVA's own layouts: its tower, its base and its tensors put together, each accounted for.
 
-Knows: where tower and base of such a folder are looked for, when a base is the wrong one, how rows of added tokens and
-number formats are kept. Does not know: the files and names (`original.py`), training.
+Knows: where the tower of such a folder is looked for, how rows of added tokens and number formats are kept.
+Does not know: the files and names (`original.py`), what was trained on what (`original_base.py`), training.
 """
 
 from __future__ import annotations
@@ -14,39 +14,34 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModel, PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from workbench.errors import CheckpointError, ModelError
+from workbench.hub import describe, fetch
 from workbench.model.hf_folder import mode_of
 from workbench.model.joint import ANYRES
 from workbench.model.llava import NEWLINE, Llava, assemble
 from workbench.model.lora import VISION, adapter_parameters, attach_config, target_pattern
 from workbench.model.original import (
-    LANGUAGES,
     PATCH,
+    PROJECTOR,
     Original,
-    check_config,
     read_original,
-    read_weights,
     settings_of,
+    tower_inside,
     usual_template,
-    weight_files,
 )
-from workbench.model.original_next import is_next, pinpoints_in
-from workbench.model.parts import check_report, image_settings, language_config, load_tower, quietly, tower_config
+from workbench.model.original_base import Base, base_of, inherit, spoken
+from workbench.model.original_siglip import SEEN, is_siglip, seen_config, seen_part
+from workbench.model.original_tiles import pinpoints_in, tiles_of
+from workbench.model.parts import check_report, image_settings, load_tower, quietly, tower_config
 from workbench.model.precision import DTYPES, LANGUAGE, let_go_of_file, quantisation
-from workbench.model.proof import sha256
-from workbench.model.sources import read_json, resolve
+from workbench.model.sources import local, read_json, resolve
 from workbench.model.templates import Template, load_template
 from workbench.model.tensors import fill, named
 from workbench.model.tokenizers import load_tokenizer
 
-PROJECTOR = "model.multi_modal_projector."
-SHAPES = (
-    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "vocab_size", "rms_norm_eps", "rope_parameters",
-)  # fmt: skip
-"""What the configurations of a base and of what was trained on it must agree about."""
+SMALL = ["*.json"]
+"""What is downloaded of a tower whose weights are elsewhere."""
 PLAIN = {"bias": ("none",), "use_dora": (False,), "modules_to_save": (None, []), "rank_pattern": ({},),
          "alpha_pattern": ({},), "fan_in_fan_out": (False,)}  # fmt: skip
 """What LLaVA's own LoRA has of peft's settings."""
@@ -65,47 +60,44 @@ def load_original(
 ) -> Llava:
     """The LLaVA of a full checkpoint, a LoRA folder or a projector of LLaVA's own.
 
-    vision_tower: a CLIP's folder or Hub name (default: what its config.json names). base: the language model of a LoRA
-    folder or projector (default: what it names). `load=None`: as its weights are, and float32 where they have several
-    types, so that no bit is lost. Raises `CheckpointError` for a missing, surplus or misshapen tensor, a wrong base and
-    a pickle that would run code; `ModelError` for a LLaVA that is not read here, or a tower or base that is not found.
+    vision_tower: a CLIP's or SigLIP's folder or Hub name (default: what its config.json names). base: the language
+    model, or the LLaVA in LLaVA's own layout, that a LoRA folder or projector was trained on (default: what it names).
+    `load=None`: as its weights are, and float32 where they have several types, so that no bit is lost. Raises
+    `CheckpointError` for a missing, surplus or misshapen tensor, a wrong base and a pickle that would run code;
+    `ModelError` for a LLaVA that is not read here, or a tower or base that is not found.
     """
     found = read_original(source)
     tower = _tower_folder(found, vision_tower)
-    below = _base_folder(found, base)
-    text = _text_config(found.config, found.folder) if found.kind == "full" else language_config(below)
-    language = {name: tensor for name, tensor in found.tensors.items() if name.startswith((LANGUAGE, "lm_head."))}
-    if found.kind != "full":
-        check_base(found, below, text)
-        extra, language = language, _base_tensors(below)
+    below = base_of(found, base)
+    extra = {} if found.kind == "full" else spoken(found.tensors)
+    found = inherit(found, below)
     seeing = tower_config(tower)
-    if seeing.model_type != "clip_vision_model":
-        raise ModelError(str(tower), found=f"a {seeing.model_type}", expected="a CLIP: LLaVA reads others another way")
     settings = image_settings(tower, seeing)
-    record = settings_of(found) | {
+    weighed = {} if found.kind == "lora" else found.tensors
+    record = settings_of(found) | (SEEN if is_siglip(seeing) else {})
+    record |= {
         "vision": str(vision_tower or found.config.get("mm_vision_tower")),
-        "language": str(below),
-        "load": load or _held([*(() if found.kind == "lora" else found.tensors.values()), *language.values()]),
+        "language": str(below.folder),
+        "load": load or _held([*weighed.values(), *below.language.values()]),
         "dtype": dtype,
         "seed": 0,
         "image_mode": _image_mode(found, image_mode, settings),
         "trained": [],
     }
-    if is_next(found.config):
-        record["pinpoints"] = pinpoints_in(found.config, found.folder)
-    chosen = template if template is not None else _template(found.folder, text.model_type, below)
+    if tiles_of(found.config):
+        record["pinpoints"] = pinpoints_in(found.config, found.folder, seeing.image_size)
+    chosen = template if template is not None else _template(found.folder, below)
     llava = assemble(
         record,
-        {"vision": tower, "language": below},
+        {"vision": tower, "language": below.folder},
         template=chosen,
         device=device,
-        read=(partial(_tower, found, seeing), partial(_language, text, language)),
-        tokens=_added_tokens(found.config, below),
+        read=(partial(_tower, found, seeing), partial(_language, below.text, below.language)),
+        tokens=_added_tokens(found.config, below.folder),
     )
-    _check_ids(llava, below)
+    _check_ids(llava, below.folder)
     _fill_projector(llava, found)
-    if found.kind != "full":
-        _fill_rows(llava, extra, str(found.folder))
+    _fill_rows(llava, extra, str(found.folder))
     if found.kind == "lora":
         _attach(llava, found)
     llava.folders["original"] = found.folder
@@ -116,15 +108,19 @@ def load_original(
 
 
 def _tower_folder(found: Original, given: str | Path | None) -> Path:
-    """The folder of the tower: given, in the checkpoint's own folder, or what its configuration names."""
+    """The folder of the tower: given, in the checkpoint's own folder, or what its configuration names.
+
+    Of a tower whose tensors are in the checkpoint's own file nothing but its small files is downloaded.
+    """
     named_there = found.config.get("mm_vision_tower") or found.config.get("vision_tower")
     if given is None and named_there is None:
         raise ModelError(str(found.folder), found="no vision tower named", fix="say --vision-tower DIR")
     inside = found.folder / str(named_there)
     if given is None and inside.is_dir():
         return inside
+    told = str(given or named_there)
     try:
-        return resolve(str(given or named_there), part="vision")
+        return _small_files(told) if tower_inside(found.config) else resolve(told, part="vision")
     except ModelError as error:
         if given is not None:
             raise
@@ -132,85 +128,31 @@ def _tower_folder(found: Original, given: str | Path | None) -> Path:
         raise ModelError(f"the vision tower {named_there!r}", found=error.found or str(error), fix=fix) from error
 
 
-def _base_folder(found: Original, given: str | Path | None) -> Path:
-    if found.kind == "full":
-        if given is not None:
-            fix = "leave --base out"
-            raise ModelError(str(given), found="a base for a full checkpoint", expected="none: it is complete", fix=fix)
-        return found.folder
-    told = given or found.lora.get("base_model_name_or_path") or found.config.get("_name_or_path")
-    if not told:
-        raise ModelError(str(found.folder), found="no base named", fix="say --base DIR, its language model")
-    try:
-        return resolve_any(told)
-    except ModelError as error:
-        if given is not None:
-            raise
-        fix = "say where its folder lies: --base DIR"
-        raise ModelError(f"the base {str(told)!r}", found=error.found or str(error), fix=fix) from error
-
-
-def resolve_any(source: str | Path) -> Path:
-    """`resolve`, also for a folder whose weights are pickles."""
-    folder = Path(source).expanduser()
-    return folder.resolve() if folder.is_dir() else resolve(source, part="language")
-
-
-def check_base(found: Original, folder: Path, text: Any) -> None:
-    """Raise `CheckpointError` unless the base is the one that was trained on: by hashes where they are recorded, and
-    always by its shape."""
-    if found.config:
-        wanted = _text_config(found.config, found.folder)
-        for name in SHAPES if text.model_type == wanted.model_type else ("model_type",):
-            held, told = getattr(text, name, None), getattr(wanted, name, None)
-            if held != told:
-                raise CheckpointError(
-                    str(folder), found=f"a wrong base: {name} {held}", expected=f"{told}, as {found.folder} says"
-                )
-    recorded = found.config.get("base_sha256")
-    if recorded is not None and recorded != base_hashes(folder):
-        raise CheckpointError(
-            str(folder), found="a wrong base: other weights", expected="those whose SHA-256 config.json records"
-        )
-
-
-def base_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of each of a base's weight files."""
-    return {path.name: sha256(path) for path in weight_files(folder)}
-
-
-def _base_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """A language model's tensors under the names they have inside LLaVA."""
-    return {
-        name if name.startswith("lm_head.") else LANGUAGE + name.removeprefix("model."): tensor
-        for name, tensor in read_weights(folder).items()
-        if not name.endswith(".rotary_emb.inv_freq")
-    }
-
-
-def _text_config(config: Mapping[str, Any], where: Path) -> Any:
-    """The language model's configuration inside one of LLaVA's."""
-    check_config(config, where)
-    own = ("mm_", "image_", "tune_", "freeze_", "unfreeze_", "use_mm_", "tokenizer_", "base_sha256", "architectures",
-           "vision_tower", "use_pos_skipping", "pos_skipping")  # fmt: skip
-    held = {key: value for key, value in config.items() if not key.startswith(own) and key != "model_type"}
-    return CONFIG_MAPPING[LANGUAGES[config["model_type"]]].from_dict(held)
+def _small_files(source: str) -> Path:
+    """A folder with a tower's settings."""
+    if (folder := local(source, "vision")) is not None:
+        return folder
+    describe(source, ModelError)  # says it where there is no such repository, or no way to it
+    return fetch(source, ModelError, allow_patterns=SMALL)
 
 
 def _image_mode(found: Original, given: str | None, settings: Mapping[str, Any]) -> str:
     """The image mode of its configuration, or another one that the model can have. Raises `ModelError`."""
-    if given is not None and (given == ANYRES) != is_next(found.config):
-        kind, expected = ("NeXT", ANYRES) if is_next(found.config) else ("1.5", "square, pad or crop")
+    own, told = tiles_of(found.config), found.config.get("image_aspect_ratio")
+    if given is not None and given != own and (own or given.startswith(ANYRES)):
+        kind = "1.5" if own is None else "NeXT" if own == ANYRES else "OneVision"
+        expected = own or "square, pad or crop"
         raise ModelError("image mode", found=f"{given!r} for a LLaVA {kind}", expected=expected)
-    told = found.config.get("image_aspect_ratio")
-    return given or (told if told in (ANYRES, "pad") else mode_of(dict(settings)))
+    return given or own or ("pad" if told == "pad" else mode_of(dict(settings)))
 
 
-def _template(folder: Path, language: str, below: Path) -> str | Template:
-    """The template beside the weights, else that of the language model's type and tokenizer."""
-    if (folder / "template.yaml").is_file():
-        return load_template(folder / "template.yaml")
-    found = usual_template(language, load_tokenizer(below).get_vocab())
+def _template(folder: Path, below: Base) -> str | Template:
+    """The template beside the weights or their base, else that of the language model's type and tokenizer."""
+    for place in (folder, below.folder):
+        if (place / "template.yaml").is_file():
+            return load_template(place / "template.yaml")
+    language = below.text.model_type
+    found = usual_template(language, load_tokenizer(below.folder).get_vocab())
     if found is None:
         raise ModelError(
             str(folder), found=f"a {language} model and no template.yaml", fix="say which: --template NAME"
@@ -248,8 +190,9 @@ def _tower(found: Original, config: Any, folder: Path, dtype: torch.dtype, devic
     """The tower in the checkpoint's own file, where it was trained, else that of the folder."""
     inside = {name.removeprefix(VISION): each for name, each in found.tensors.items() if name.startswith(VISION)}
     if not inside:
-        return load_tower(folder, dtype, device)
-    tower = AutoModel.from_config(config, dtype=dtype).to(device)
+        tower = load_tower(folder, dtype, device)
+        return seen_part(tower) if is_siglip(config) else tower
+    tower = AutoModel.from_config(seen_config(config) if is_siglip(config) else config, dtype=dtype).to(device)
     fill(dict(tower.named_parameters()), inside, where=str(found.folder), dtype=dtype)
     return tower
 

@@ -29,28 +29,30 @@ from workbench.model.original import (
     LANGUAGES,
     LORA,
     ORIGINAL,
+    PROJECTOR,
     PROJECTOR_FILE,
     TRAINABLES,
     Original,
     ours,
     read_original,
     theirs,
+    tower_inside,
 )
-from workbench.model.original_in import PROJECTOR, base_hashes, load_original
-from workbench.model.original_next import next_fields
-from workbench.model.parts import quietly
+from workbench.model.original_base import base_hashes
+from workbench.model.original_in import load_original
+from workbench.model.original_siglip import check_seen, is_siglip, keep_seen
+from workbench.model.original_tiles import tile_fields
+from workbench.model.original_tower import FOLDERS, on_hub, write_tower
 from workbench.model.precision import LANGUAGE
 from workbench.model.proof import affordable, prove
-from workbench.model.sources import NAME, read_json
+from workbench.model.sources import read_json
 from workbench.model.tensors import same_bits, write_tensors
 from workbench.model.tokenizers import FILES
 from workbench.resources import atomic_folder
 
-KINDS = ("llava", "llava_next")
+KINDS = ("llava", "llava_next", "llava_onevision")
 """`model_type` in transformers of what LLaVA's own layout can hold."""
 WEIGHTS = ("merged", "adapter", "projector")
-TOWER = "vision_tower"
-"""Folder of a tower that is carried, in the folder of the checkpoint."""
 NEAR = {"rtol": 4e-3, "atol": 1e-6}
 """How near a row of `<image>` is to the mean of all others if nothing ever trained it."""
 
@@ -59,12 +61,15 @@ def write_original(llava: Llava, out: Path, weights: str = "merged") -> Path:
     """Write a `Llava` in LLaVA's own layout, whole or not at all; returns the folder.
 
     weights: `merged`, a full checkpoint of a model without adapters; `adapter`, LoRA weights and projector beside the
-    base's name and hashes; `projector`, `mm_projector.bin`. Raises `ModelError` for what such a layout cannot say.
+    base's name and hashes; `projector`, `mm_projector.bin`. A SigLIP loses, in place, the last layer and the head that
+    it computes nothing with. Raises `ModelError` for what such a layout cannot say.
     """
     _refuse(llava, weights)
-    with atomic_folder(out) as folder:
+    with atomic_folder(out) as folder, tempfile.TemporaryDirectory(prefix="workbench-tower-") as temporary:
         config = original_config(llava)
-        _write_tower(llava, config, folder)
+        if is_siglip(llava.tower.config):
+            keep_seen(llava)
+        stand_in = write_tower(llava, config, folder, weights, Path(temporary))
         template = llava.renderer.template.model_dump(mode="json")
         (folder / "template.yaml").write_text(yaml.safe_dump(template, sort_keys=False))
         if weights == "merged":
@@ -77,7 +82,7 @@ def write_original(llava: Llava, out: Path, weights: str = "merged") -> Path:
             config |= {"base_sha256": base_hashes(llava.folders["language"])}
             written = _write_parts(llava, folder, weights)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        _prove(llava, folder, written, weights)
+        _prove(llava, folder, written, weights, stand_in)
     return out
 
 
@@ -108,25 +113,29 @@ def original_config(llava: Llava) -> dict[str, Any]:
     config = read_json(kept / "config.json") if kept and (kept / "config.json").is_file() else _derived(llava)
     config.pop("base_sha256", None)
     told = config.get("image_aspect_ratio")
-    facts: dict[str, tuple[Any, Any]] = {  # key -> (what is so, what LLaVA takes where nothing is said)
-        "mm_projector_type": (llava.spec["projector"], "linear"),
+    sees = {  # of a SigLIP LLaVA's code does not read them
         "mm_vision_select_layer": (llava.spec["vision_layer"], None),
         "mm_vision_select_feature": ("patch" if llava.spec["vision_select"] == "default" else "cls_patch", "patch"),
+    }
+    facts: dict[str, tuple[Any, Any]] = {  # key -> (what is so, what LLaVA takes where nothing is said)
+        "mm_projector_type": (llava.spec["projector"], "linear"),
+        **({} if is_siglip(llava.tower.config) else sees),
         "image_aspect_ratio": (_aspect_ratio(llava.image_mode.mode, told), None),
         "torch_dtype": (str(llava.held).removeprefix("torch."), None),
         "vocab_size": (_rows(llava, config.get("vocab_size")), None),
     }
     changed = {key: value for key, (value, usual) in facts.items() if config.get(key, usual) != value}
     if "pinpoints" in llava.spec:
-        changed |= next_fields(config, llava.spec["pinpoints"], kept or Path("config.json"))
+        grids, where = llava.spec["pinpoints"], kept or Path("config.json")
+        changed |= tile_fields(config, llava.image_mode.mode, grids, llava.image_mode.side, where)
     return config | changed
 
 
 def _aspect_ratio(mode: str, told: Any) -> Any:
-    """`image_aspect_ratio` for an image mode; LLaVA takes everything that is neither of these two alike."""
-    if mode in ("pad", ANYRES):
+    """`image_aspect_ratio` for an image mode; LLaVA takes everything that is neither padded nor tiles alike."""
+    if mode == "pad" or mode.startswith(ANYRES):
         return mode
-    return told if told not in ("pad", ANYRES) else "square"
+    return "square" if told is None or told == "pad" or str(told).startswith(ANYRES) else told
 
 
 def _derived(llava: Llava) -> dict[str, Any]:
@@ -146,8 +155,8 @@ def _derived(llava: Llava) -> dict[str, Any]:
         "rope_scaling": {"type": rope["rope_type"], **scaled} if scaled else None,
         "vocab_size": llava.spec["vocabulary"]["rows_before"],
         "use_mm_proj": True,
-        "mm_vision_tower": TOWER,
         "mm_projector_type": llava.spec["projector"],
+        "mm_vision_select_layer": -2,
         "mm_vision_select_feature": "patch",
         "mm_hidden_size": llava.tower.config.hidden_size,
         "mm_patch_merge_type": "flat",
@@ -188,7 +197,7 @@ def _whole(llava: Llava, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     made = {}
     for name, parameter in llava.model.named_parameters():
         tensor = parameter.data
-        if name.startswith(VISION) and not config.get("unfreeze_mm_vision_tower"):
+        if name.startswith(VISION) and not tower_inside(config):
             continue  # named, or in a folder of its own
         if llava.spec["projector"] == "linear" and name.startswith(PROJECTOR + "linear_2."):
             continue  # an identity
@@ -218,35 +227,11 @@ def _write_parts(llava: Llava, folder: Path, weights: str) -> dict[str, torch.Te
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "fan_in_fan_out": False, "inference_mode": True,
         "init_lora_weights": True, "modules_to_save": None, "r": settings.r, "lora_alpha": settings.lora_alpha,
         "lora_dropout": settings.lora_dropout, "use_rslora": settings.use_rslora,
-        "base_model_name_or_path": base if _on_hub(base) else Path(base).name,
+        "base_model_name_or_path": base if on_hub(base) else Path(base).name,
         "target_modules": sorted({name.rpartition(".")[2] for name, _ in adapted(llava.model, LANGUAGE)}),
     }  # fmt: skip
     (folder / "adapter_config.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     return projector
-
-
-def _write_tower(llava: Llava, config: dict[str, Any], folder: Path) -> None:
-    """Name the tower if it is one of the Hub as it was published, else put it into a folder of its own."""
-    trained = "vision" in llava.spec["trained"]
-    told = config.get("mm_vision_tower") if _kept(llava) else llava.spec.get("vision")
-    squashed = llava.image_mode.mode == "square"
-    if config.get("unfreeze_mm_vision_tower") or (told and _on_hub(str(told)) and not trained and not squashed):
-        config["mm_vision_tower"] = str(told)
-        return
-    with quietly(0):
-        llava.tower.save_pretrained(folder / TOWER)
-    whole = {"height": llava.image_mode.side, "width": llava.image_mode.side}
-    settings = llava.image_mode.processor_settings() | {"image_processor_type": "CLIPImageProcessor"}
-    for key in ("do_pad", "image_grid_pinpoints"):
-        settings.pop(key, None)
-    if llava.image_mode.mode in ("pad", ANYRES):
-        settings |= {"size": {"shortest_edge": llava.image_mode.side}, "crop_size": whole, "do_center_crop": True}
-    (folder / TOWER / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    config["mm_vision_tower"] = TOWER
-
-
-def _on_hub(name: str) -> bool:
-    return NAME.fullmatch(name) is not None and not Path(name).exists()
 
 
 def _copy_small(llava: Llava, folder: Path) -> None:
@@ -279,10 +264,12 @@ def _refuse(llava: Llava, weights: str) -> None:
     if weights not in WEIGHTS:
         raise ModelError("weights", found=repr(weights), expected=" or ".join(WEIGHTS))
     kinds = (llava.model.config.model_type, llava.tower.config.model_type, text.model_type)
-    if kinds[0] not in KINDS or kinds[1] != "clip_vision_model" or text.model_type not in LANGUAGES.values():
+    if kinds[0] not in KINDS or kinds[1] not in FOLDERS or text.model_type not in LANGUAGES.values():
         found, languages = " of ".join((kinds[0], " and ".join(kinds[1:]))), dict.fromkeys(LANGUAGES.values())
-        expected = f"a LLaVA of a CLIP and a {' or '.join(languages)}"
+        expected = f"a LLaVA of a CLIP or SigLIP and a {' or '.join(languages)}"
         raise ModelError("LLaVA's own layout", found=found, expected=expected, fix="use --as hf")
+    if is_siglip(llava.tower.config):
+        check_seen(llava)
     if weights == "merged":
         return
     if llava.spec["trained"] or "language" not in llava.folders or next(adapted(llava.model, VISION), None):
@@ -295,31 +282,27 @@ def _refuse(llava: Llava, weights: str) -> None:
         raise ModelError(f"weights: {weights}", found=found, fix=fix)
 
 
-def _prove(llava: Llava, folder: Path, written: Mapping[str, torch.Tensor], weights: str) -> None:
-    """Read the files again: the same bits; and, where a second model is affordable, the same answers."""
+def _prove(
+    llava: Llava, folder: Path, written: Mapping[str, torch.Tensor], weights: str, stand_in: Path | None
+) -> None:
+    """Read the files again: the same bits; and, where a second model is affordable, the same answers.
+
+    stand_in: the folder of a tower that is named there; what lies under that name may not be on this machine.
+    """
     again = read_original(folder)
     for name, tensor in written.items():
         found = again.tensors.get(str(ours(name)))
         if found is None or not same_bits(tensor.detach(), found):
             raise CheckpointError(str(folder), found=f"another {name} than was written", expected="the same bits")
-    if weights == "projector" or not affordable(llava):
-        return
-    with tempfile.TemporaryDirectory(prefix="workbench-tower-") as temporary:
-        prove(llava, lambda: _reloaded(llava, folder, again, Path(temporary)))
+    if weights != "projector" and affordable(llava):
+        prove(llava, lambda: _reloaded(llava, folder, again, stand_in))
 
 
-def _reloaded(llava: Llava, folder: Path, again: Original, temporary: Path) -> Llava:
-    tower = None
-    if again.config["mm_vision_tower"] != TOWER:  # named: what lies under that name may not be on this machine
-        with quietly(0):
-            llava.tower.save_pretrained(temporary)
-        settings = llava.spec["image_settings"]
-        (temporary / "preprocessor_config.json").write_text(json.dumps(settings))
-        tower = temporary
+def _reloaded(llava: Llava, folder: Path, again: Original, stand_in: Path | None) -> Llava:
     lora = again.kind == "lora"
     loaded = load_original(
         folder,
-        vision_tower=tower,
+        vision_tower=stand_in,
         base=llava.folders["language"] if lora else None,
         load=llava.spec["load"],
         dtype=llava.spec["dtype"],
