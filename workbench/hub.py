@@ -6,7 +6,7 @@ Does not know: which files are wanted, or what they mean (`data/hf_rows.py`, `mo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ Error = type[WorkbenchError]
 def describe(name: str, error: Error, *, dataset: bool = False) -> Any:
     """What the Hub says about `owner/name` or `owner/name@revision`; one quick question, no retries.
 
-    Raises `error` where it is not there, behind a gate that this login has not passed, or where there is no way to it.
+    Raises `error` where it is not there, behind a gate that this login has not passed, or where there is no connection.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
@@ -49,8 +49,10 @@ def describe(name: str, error: Error, *, dataset: bool = False) -> Any:
         raise error(name, found=f"the Hub's answer {problem.response.status_code}", fix="try again later") from problem
     except Exception as problem:  # the many shapes of "no network": offline mode, DNS, refused, timed out
         here = "no file or folder" if dataset else "no folder"
-        found = f"{here} of that name, and no way to the Hub ({type(problem).__name__})"
-        fix = "check the path, or the connection" if dataset else "check the path; or connect once to download it"
+        found = f"{here} of that name, and no connection to the Hub ({type(problem).__name__})"
+        fix = "check the path, or the connection"
+        if not dataset:
+            fix = "check the path; or connect once, and it is kept; or copy its folder here and name that"
         raise error(name, found=found, fix=fix) from problem
     return info
 
@@ -78,6 +80,17 @@ def fetch(name: str, error: Error, **wanted: Any) -> Path:
                 raise
             found, fix = f"a download that broke off ({type(problem).__name__})", "run it again: what came is kept"
             raise error(name, found=found, fix=fix) from problem
+
+
+def kept(name: str, patterns: Sequence[str]) -> Path | None:
+    """The folder of an earlier download of `name`, if it has all files of these patterns; found without any network."""
+    from huggingface_hub import snapshot_download
+
+    repository, revision = repository_of(name)
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=[*patterns], local_files_only=True))
+    except Exception:  # not there or not complete, in many shapes
+        return None
 
 
 def repository_of(name: str) -> tuple[str, str | None]:

@@ -195,11 +195,13 @@ class TrainSpec(Section):
     """Longest conversation in tokens, image tokens included. Longer ones are reported before step 1."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides a fresh projector, adapters, order and dropout."""
-    feature_cache: Literal["auto", "off", "fp16"] = "auto"
-    """What a frozen tower makes of an image is kept on the disk, for all runs. auto: bit for bit what the tower gives.
-    fp16: rounded, to half the size of float32 (at equal weights a loss moves by less than 1e-3 of itself), also where
-    it is computed, so that a run does not depend on what it finds. off: nothing is kept, in memory neither: the tower
-    sees an image again whenever its turn comes. No effect where the tower trains."""
+    feature_cache: Literal["auto", "on", "read", "off", "fp16"] = "auto"
+    """What a frozen tower makes of an image is kept on the disk, for all runs. on: bit for bit what the tower gives.
+    read: what earlier runs left is read, and nothing is added. auto: on where a tower that sees each image once instead
+    of every time spares a twentieth of the run and all features have room, else read: the same bits; `plan` and the
+    run say which and why. fp16: rounded, to half the size of float32 (at equal weights a loss moves by less than 1e-3
+    of itself), also where it is computed, so that a run does not depend on what it finds. off: nothing is kept, in
+    memory neither: the tower sees an image again whenever its turn comes. No effect where the tower trains."""
     feature_cache_gb: Annotated[float, Field(ge=0)] = 20.0
     """Gigabytes (2**30 bytes) of the disk for such features, of all towers together; those used least recently go."""
     eval_every: Count | None = None

@@ -166,7 +166,7 @@ def test_what_cannot_be_read_is_one_error_and_leaves_nothing_behind(dataset: Dat
         (tmp_path / "saved", "a damaged dataset"),
         (empty, "no row; expected columns images and messages"),
         (tmp_path / "gone.parquet", "no such file or folder"),
-        ("owner/name", "owner/name: found no file or folder of that name, and no way to the Hub"),
+        ("owner/name", "owner/name: found no file or folder of that name, and no connection to the Hub"),
     ):
         with pytest.raises(DataError, match=message) as caught:
             import_hf(source, tmp_path / "ds", workers=1)

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from hub_server import PlaysHub, playing  # noqa: E402
 
 WEIGHTS = b"x" * 4096
-FILES = {"config.json": b"{}", "model.safetensors": WEIGHTS}
+FILES = {"config.json": b"{}", "model.safetensors": WEIGHTS, "README.md": b"never wanted"}
 
 
 class Hub(PlaysHub):
@@ -72,28 +72,22 @@ def hub() -> Iterator[str]:
         yield url
 
 
-RESOLVE = """
-import sys
-from workbench.errors import WorkbenchError
-from workbench.model.sources import resolve_parts
-try:
-    print("folders", resolve_parts(dict(enumerate(sys.argv[1:]))))
-except WorkbenchError as error:
-    print(type(error).__name__, error)
-"""
-CONVERT = """
-import sys
-from workbench.errors import WorkbenchError
-from workbench.model.original_in import load_original
-try:
-    load_original(sys.argv[1])
-except WorkbenchError as error:
-    print(type(error).__name__, error)
-"""
+PARTS, SETTINGS = "resolve_parts(dict(enumerate(sys.argv[1:])))", "small_files(sys.argv[1], ['*.json'])"
+CONVERT = "load_original(sys.argv[1])"
 
 
-def resolve(names: list[str], hub: str, cache: Path, code: str = RESOLVE) -> str:
-    """What `resolve_parts` says, and its folders or its error, in a process that takes this server for the Hub."""
+def resolve(names: list[str], hub: str, cache: Path, call: str = PARTS) -> str:
+    """What `call` says, and its folders or its error, in a process that takes this server for the Hub."""
+    code = textwrap.dedent(f"""
+        import sys
+        from workbench.errors import WorkbenchError
+        from workbench.model.original_in import load_original
+        from workbench.model.sources import resolve_parts, small_files
+        try:
+            print("folders", {call})
+        except WorkbenchError as error:
+            print(type(error).__name__, error)
+    """)
     environment = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
     environment |= {"HF_ENDPOINT": hub, "HF_HOME": str(cache), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     environment |= {"HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
@@ -125,6 +119,17 @@ def test_size_and_licence_are_said_before_the_download_and_the_folder_is_kept(hu
 )
 def test_what_stands_in_the_way_is_one_line(name, expected, hub, tmp_path):
     assert expected in resolve([name], hub, tmp_path)
+
+
+def test_settings_are_told_of_in_the_same_words_and_come_from_the_cache_without_a_connection(hub, tmp_path):
+    nowhere = "http://127.0.0.1:9"
+    said = resolve(["open/model"], nowhere, tmp_path, SETTINGS)
+    assert "ModelError open/model: found no folder of that name, and no connection to the Hub (" in said
+    assert "a licence gate" in resolve(["gated/model"], hub, tmp_path, SETTINGS)
+    folder = resolve(["open/model"], hub, tmp_path, SETTINGS)
+    assert folder.startswith("folders ") and not list(tmp_path.rglob("model.safetensors")), "settings alone"
+    assert resolve(["open/model"], nowhere, tmp_path, SETTINGS) == folder
+    assert "no connection" in resolve(["open/model"], nowhere, tmp_path), "there are no weights yet"
 
 
 def test_nothing_is_downloaded_before_every_part_was_looked_at(hub, tmp_path):

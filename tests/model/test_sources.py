@@ -5,7 +5,10 @@ import time
 import pytest
 
 from workbench.errors import ModelError
+from workbench.model.outline import outline
 from workbench.model.sources import full_name, resolve, safetensors_files
+from workbench.model.tokenizers import load_tokenizer
+from workbench.recipe import ModelSpec
 from workbench.resources import tiny_folder
 
 
@@ -20,11 +23,19 @@ def test_a_folder_and_tiny_resolve_without_a_network(tmp_path, monkeypatch):
 def test_offline_is_said_in_one_line_and_at_once():
     said: list[str] = []
     began = time.monotonic()
-    with pytest.raises(ModelError, match="llava-hf/llava-1.5-7b-hf: found .* no way to the Hub") as caught:
+    with pytest.raises(ModelError, match="llava-hf/llava-1.5-7b-hf: found .* no connection to the Hub") as caught:
         resolve("llava-hf/llava-1.5-7b-hf", say=said.append)
     assert time.monotonic() - began < 5
     assert "\n" not in str(caught.value) and "check the path" in str(caught.value)
     assert said == []
+
+
+def test_offline_is_told_alike_where_only_settings_are_wanted():
+    wanted = "llava-hf/llava-1.5-7b-hf: found no folder of that name, and no connection to the Hub .*connect once"
+    with pytest.raises(ModelError, match=wanted):
+        outline(ModelSpec(checkpoint="llava-hf/llava-1.5-7b-hf"), template="v1", image_mode="pad")
+    with pytest.raises(ModelError, match=wanted):
+        load_tokenizer("llava-hf/llava-1.5-7b-hf")
 
 
 def test_a_name_that_is_neither_is_refused_before_any_network():

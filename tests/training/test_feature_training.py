@@ -60,7 +60,8 @@ def trained(tmp_path: Path, make_recipe: Made, make_dataset: Made) -> Callable[.
     dataset, runs = make_dataset(images=7, split=True), iter(range(100))
 
     def made(*overrides: str) -> Trained:
-        recipe = make_recipe(dataset, "train.eval_every=2", "train.max_steps=6", "train.lr=5e-3", *overrides)
+        settings = ("train.eval_every=2", "train.max_steps=6", "train.lr=5e-3", "train.feature_cache=on")
+        recipe = make_recipe(dataset, *settings, *overrides)
         return Trained(recipe, tmp_path / f"run {next(runs)}")
 
     return made
@@ -69,14 +70,11 @@ def trained(tmp_path: Path, make_recipe: Made, make_dataset: Made) -> Callable[.
 @pytest.fixture
 def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """No image's features fit in memory: everything comes from the disk, or from the tower, batch by batch."""
-    monkeypatch.setattr(features.FeatureStore.__init__, "__kwdefaults__", KWDEFAULTS | {"budget": 0})
-
-
-KWDEFAULTS: dict[str, Any] = dict(features.FeatureStore.__init__.__kwdefaults__)  # type: ignore[arg-type]
+    monkeypatch.setattr(features, "BUDGET", 0)
 
 
 def test_off_cold_and_warm_train_the_same_bits_in_memory(trained: Callable[..., Trained]) -> None:
-    off, cold, warm = (trained(f"train.feature_cache={kind}") for kind in ("off", "auto", "auto"))
+    off, cold, warm = (trained(f"train.feature_cache={kind}") for kind in ("off", "on", "on"))
     assert off == cold and off == warm
     assert off.tower > 14 and (cold.tower, warm.tower) == (7, 0), "off: an image goes through the tower every time"
     assert off.losses[0] != off.losses[-2], "it trained"
@@ -85,7 +83,7 @@ def test_off_cold_and_warm_train_the_same_bits_in_memory(trained: Callable[..., 
 def test_off_cold_and_warm_train_the_same_bits_from_the_disk(
     trained: Callable[..., Trained], little_memory: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    off, cold, warm = (trained(f"train.feature_cache={kind}") for kind in ("off", "auto", "auto"))
+    off, cold, warm = (trained(f"train.feature_cache={kind}") for kind in ("off", "on", "on"))
     assert off == cold and off == warm
     assert off.tower > 14 and cold.tower == 7 and warm.tower == 0
     monkeypatch.undo()
@@ -150,7 +148,8 @@ def test_a_copy_of_dataset_and_tower_elsewhere_is_the_same_set(
     trained()
     (tmp_path / "data").rename(tmp_path / "moved")
     shutil.copytree(parts["clip"], tmp_path / "clip")
-    recipe = make_recipe(tmp_path / "moved", "train.max_steps=1", f"model.vision={tmp_path / 'clip'}")
+    read = (f"model.vision={tmp_path / 'clip'}", "train.feature_cache=read")
+    recipe = make_recipe(tmp_path / "moved", "train.max_steps=1", *read)
     assert Trained(recipe, tmp_path / "run").tower == 0
 
 
@@ -205,14 +204,26 @@ def test_a_tower_that_trains_keeps_nothing(trained: Callable[..., Trained]) -> N
     assert not (state_folder() / "features").exists()
 
 
-def test_off_may_be_written_bare_and_nothing_else_is_taken(make_recipe: Made) -> None:
+@pytest.mark.parametrize("kind", ["on", "off"])
+def test_on_and_off_may_be_written_bare_and_nothing_else_is_taken(kind: str, make_recipe: Made) -> None:
     from workbench.errors import RecipeError
 
-    recipe = make_recipe("unused", "train.feature_cache=off")
-    assert recipe.train.feature_cache == "off" and Recipe.from_dict(recipe.model_dump(mode="json")) == recipe
-    assert "feature_cache: 'off'" in recipe.to_yaml()
+    recipe = make_recipe("unused", f"train.feature_cache={kind}")
+    assert recipe.train.feature_cache == kind and Recipe.from_dict(recipe.model_dump(mode="json")) == recipe
+    assert f"feature_cache: '{kind}'" in recipe.to_yaml()
     with pytest.raises(RecipeError, match="feature_cache"):
-        make_recipe("unused", "train.feature_cache=on")
+        make_recipe("unused", "train.feature_cache=sometimes")
+
+
+def test_read_adds_nothing_to_what_it_reads(trained: Callable[..., Trained], little_memory: None) -> None:
+    nothing = trained("train.feature_cache=read")
+    assert not (state_folder() / "features").exists() and nothing.tower > 14
+    some = trained("data.max_conversations=4", "train.max_steps=1")
+    (folder,) = (state_folder() / "features").iterdir()
+    rows = (folder / "rows").read_bytes()
+    read = trained("train.feature_cache=read")
+    assert (folder / "rows").read_bytes() == rows and 0 < some.tower < 7
+    assert read == nothing and 0 < read.tower < nothing.tower
 
 
 def test_waiting_for_data_is_a_share_of_the_time(trained: Callable[..., Trained], little_memory: None) -> None:

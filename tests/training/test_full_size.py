@@ -242,6 +242,8 @@ def test_an_answer_about_tiles_is_counted_with_all_of_them(made_small: Recipe, m
     tiled = made_small.with_overrides("image_mode=anyres", "train.max_tokens=4096")
     assert answer_memory(tiled, "bf16") > answer_memory(made_small, "bf16")
     assert seen == [(5, 2928), (1, 576)], "tiles and tokens of the largest picture"
+    said = "memory is that of pictures of 5 tiles (2,928 tokens), the largest there are"
+    assert said in str(cards(tiled, (1000,))) and "pictures of" not in str(cards(made_small, (1000,)))
     tiling = AnyRes(336, 24, tuple((high, wide) for high, wide in PINPOINTS))
     assert (context(OneTile(576), 2048), context(tiling, 2048)) == (2048, 4096)
 

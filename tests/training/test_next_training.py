@@ -177,7 +177,7 @@ def test_a_plan_says_what_training_then_does(tmp_path: Path, pictures: Dataset, 
     tokens = llava.tiling.tokens(SIZES[0])
     assert f"[image: {tokens} tokens]" in str(forecast) and forecast.fits
     tiles = sum(map(llava.tiling.tiles, SIZES))
-    assert forecast.kept == pytest.approx(tiles * 9 * 32 * 4, rel=0.15), "by the mean of what conversations show"
+    assert forecast.cache.size == pytest.approx(tiles * 9 * 32 * 4, rel=0.15), "by the mean of what conversations show"
     saved = f"model.checkpoint={tmp_path / 'run' / 'checkpoints' / 'last'}"
     again = plan(recipe.with_overrides(saved, "model.vision=null", "model.language=null"))
     assert again.counts.tokens == forecast.counts.tokens
@@ -207,7 +207,7 @@ def test_what_cannot_be_read_is_named_before_the_first_step(
     tmp_path: Path, pictures: Dataset, make_recipe: Made
 ) -> None:
     (pictures.path / "images" / "3.png").write_bytes(b"\x89PNG nonsense")
-    with pytest.raises(TrainingError, match=r"c3\.0 and \d+ more: .*3\.png: found a damaged"):
+    with pytest.raises(TrainingError, match=r"c3\.0 and \d+ more \(.*3\.png\): found a damaged"):
         train(make_recipe(pictures, *NEXT), out=tmp_path / "run", progress=False)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from workbench.cli import main
 from workbench.errors import TrainingError
+from workbench.training.dry_run import Measured
 from workbench.training.forward import token_losses
 from workbench.training.plan import plan
 from workbench.training.trainer import train
@@ -79,17 +81,18 @@ def test_the_advice_makes_it_fit_and_fit_keeps_the_batch(make_dataset: Made, mak
     assert not hopeless.fits and "GB free" in hopeless.advice
 
 
-def test_fit_keeps_features_on_the_disk_only_where_all_have_room(make_dataset: Made, make_recipe: Made) -> None:
-    recipe = make_recipe(make_dataset())
-    forecast = plan(recipe, fit=True)
-    size = forecast.kept
-    assert size == 5 * 9 * 32 * 4 and forecast.recipe.train.feature_cache == "auto"
-    assert "MB of the disk (train.feature_cache: auto)" in str(forecast)
-    enough, short = (recipe.with_overrides(f"train.feature_cache_gb={size * share / 2**30}") for share in (1.01, 0.99))
-    assert plan(enough, fit=True).recipe.train.feature_cache == "auto"
-    assert plan(short).recipe.train.feature_cache == "auto"  # nobody asked for a choice
-    fitted = plan(short, fit=True)
-    assert fitted.recipe.train.feature_cache == "off" and fitted.kept == 0 and "of the disk" not in str(fitted)
+def test_time_counts_the_tower_and_names_what_it_leaves_out(make_dataset: Made, make_recipe: Made) -> None:
+    forecast = plan(make_recipe(make_dataset(), "train.max_steps=3"))
+    assert 0 < forecast.tower_seconds < forecast.seconds and forecast.by_dry_run is None
+    assert "of it the frozen tower's; not counted: the optimiser, opening images, validation, saving" in str(forecast)
+    measured = replace(forecast, measured=Measured(peak=1, seconds=2.0, device="cpu"))
+    assert measured.by_dry_run is not None
+    tokens = forecast.counts.tokens * forecast.counts.epochs
+    pace = 2.0 / (sum(tree.tokens for tree in forecast.worst) * min(forecast.pieces, 2))
+    assert measured.by_dry_run == pytest.approx(tokens * pace + forecast.tower_seconds)
+    assert "s by the dry run (at least " in str(measured) and "not counted: opening images" in str(measured)
+    trained = plan(make_recipe("unused", "train.vision=full"), forecast.recipe.data.dataset)
+    assert trained.tower_seconds == 0 and "frozen tower's" not in str(trained), "it is part of the step"
 
 
 def test_processes_share_weights_only_in_shards(make_dataset: Made, make_recipe: Made) -> None:
@@ -143,6 +146,7 @@ def test_the_command_says_it_in_json_and_by_its_status(
     assert main(["plan", str(path), str(dataset.path), "--json", "--dry-run"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["fits"] and told["measured"]["peak"] > 0 and told["measured"]["seconds"] > 0
+    assert told["seconds_by_dry_run"] > told["seconds_of_tower"] > 0
     assert main(["plan", str(path), str(dataset.path), "--set", "train.memory_gb=0.0001"]) == 1
     assert "it does not fit" in capsys.readouterr().out
     assert main(["plan", str(path)]) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def test_an_empty_dataset(refused: Callable[..., str], make_dataset: Made) -> No
 
 def test_conversations_that_are_too_long_are_named_never_cut(refused: Callable[..., str], make_dataset: Made) -> None:
     message = refused(make_dataset(), "train.max_tokens=210")
-    assert "c1.1: " in message and "more than train.max_tokens = 210" in message and "raise train.max_tokens" in message
+    assert "c1.1 with " in message and "more than train.max_tokens = 210: " in message
+    assert "raise train.max_tokens" in message
     assert "c1.2" not in message, "short enough"
 
 
@@ -62,7 +64,7 @@ def test_missing_images_are_listed_with_conversation_and_file(refused: Callable[
     for number in (1, 4):
         (dataset.path / "images" / f"{number}.png").unlink()
     message = refused(dataset)
-    assert "2 of " in message and "1.png: no such file" in message and "4.png: no such file" in message
+    assert "2 of " in message and "no such file: 2: c1." in message and "1.png)" in message and "4.png)" in message
     assert "c1." in message and "put the files back" in message
 
 
@@ -76,6 +78,21 @@ def test_broken_images_are_listed_with_conversation_file_and_reason(
     message = refused(dataset)
     assert "2 of " in message and "2.png" in message and "3.png" in message
     assert "c2.0 and 2 more" in message and "quarantine" in message
+
+
+def test_what_a_mixture_cannot_render_is_a_line_for_each_reason(
+    refused: Callable[..., str], make_dataset: Made, tmp_path: Path
+) -> None:
+    turns = [[{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]] * 40
+    turns += [[{"from": "human", "value": "a"}]]
+    file = tmp_path / "general.json"
+    file.write_text(json.dumps([{"id": f"{n}", "conversations": each} for n, each in enumerate(turns)]))
+    message = refused(make_dataset(each=1), "template=plain", f"data.mix=[{{dataset: {file}}}]", "data.val_fraction=0")
+    lines = message.splitlines()
+    assert "42 of " in lines[0] and len(lines) == 4, "the dataset's own text, and 41 of the mixture"
+    assert "no image; expected an image: template 'plain' captions one: 41: " in message
+    assert message.count("general:") == 3 and "; ...\n" in message, "of the many three, and the one by itself"
+    assert re.search(r"\n  general:\w+, message 0: found a last question without an answer", message)
 
 
 def test_records_of_a_llava_file_that_are_no_conversation_are_named(

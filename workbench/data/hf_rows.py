@@ -94,7 +94,8 @@ def _damaged(path: Path, problem: Exception) -> DataError:
 def download(name: str, say: Callable[[str], None] = print) -> tuple[Path, dict[str, Any]]:
     """The Parquet files of a dataset on the Hub, and source and licence for the card; name and size are said first.
 
-    Raises `DataError` where there is no way to the Hub, no such dataset or none in Parquet, or the download breaks off.
+    Raises `DataError` where there is no connection to the Hub, no such dataset or none in Parquet, or the download
+    breaks off.
     """
     info = describe(name, DataError, dataset=True)
     files = [file for file in info.siblings or [] if file.rfilename.endswith(PARQUET)]

@@ -24,7 +24,6 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from workbench.errors import CheckpointError, ModelError
-from workbench.hub import fetch
 from workbench.model import hf_folder
 from workbench.model.checkpoint import MANIFEST, check_trainable, read_manifest
 from workbench.model.joint import CLASSES, AnyLlava
@@ -32,7 +31,7 @@ from workbench.model.llava import Llava, assemble
 from workbench.model.lora import attach_config
 from workbench.model.parts import language_config, quietly, read_config, tower_config
 from workbench.model.precision import is_quantised, quantisation
-from workbench.model.sources import full_name, local
+from workbench.model.sources import full_name, local, small_files
 from workbench.model.templates import Template
 from workbench.model.tokenizers import FILES
 
@@ -136,7 +135,7 @@ def _base(folder: Path, part: str, held: dict[str, Any]) -> Path:
 
 def _settings(source: str, part: str = "") -> Path:
     """The folder of a source, or of its few small files on the Hub."""
-    return local(source, part) or fetch(source, ModelError, allow_patterns=SETTINGS)
+    return local(source, part) or small_files(source, SETTINGS)
 
 
 def _tower(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

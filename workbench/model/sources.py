@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import DiskError, ModelError, kind_of
-from workbench.hub import describe, fetch, repository_of, size_and_licence
+from workbench.hub import describe, fetch, kept, size_and_licence
 from workbench.resources import disk_errors, tiny_folder
 
 WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model", "*.yaml"]
@@ -61,6 +61,21 @@ def local(source: str | Path, part: str) -> Path | None:
     return _cached(str(source))
 
 
+def small_files(name: str, patterns: Sequence[str]) -> Path:
+    """The folder of a Hub repository's files of these patterns, which are not worth a word about their size.
+
+    From the cache where the Hub cannot be asked. Raises `ModelError` as `resolve` does.
+    """
+    try:
+        _describe(name)
+    except ModelError:
+        folder = kept(name, patterns)
+        if folder is None:
+            raise
+        return folder
+    return fetch(name, ModelError, allow_patterns=[*patterns])
+
+
 def full_name(source: str | Path) -> str:
     """The source as it can be found again from another working directory."""
     path = Path(source).expanduser()
@@ -104,25 +119,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _cached(name: str) -> Path | None:
     """The folder of an earlier, complete download, found without any network."""
-    from huggingface_hub import snapshot_download
-
+    folder = kept(name, WANTED)
     try:
-        repository, revision = repository_of(name)
-        folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
-        safetensors_files(folder)
-    except Exception:  # not there, or not complete: both mean that it has to be downloaded
+        return folder if folder and safetensors_files(folder) and (folder / "config.json").is_file() else None
+    except ModelError:  # not complete: it has to be downloaded
         return None
-    return folder if (folder / "config.json").is_file() else None
 
 
 def _look_at(name: str, say: Callable[[str], None]) -> int:
     """Say size and licence of a repository on the Hub before anything is downloaded; returns the size in bytes."""
-    try:
-        info = describe(name, ModelError)
-    except ModelError as problem:
-        if near := _near(Path(name)):
-            raise ModelError(name, found=problem.found, fix=near) from problem
-        raise
+    info = _describe(name)
     weights = [file for file in info.siblings or [] if file.rfilename.endswith(".safetensors")]
     if not weights:
         fix = "look for a conversion among its pull requests and write owner/name@refs/pr/NUMBER; or download it to a "
@@ -131,6 +137,16 @@ def _look_at(name: str, say: Callable[[str], None]) -> int:
     size, licence = size_and_licence(info, weights)
     say(f"{name}: {size / 1e9:.2f} GB to download, licence {licence or 'not stated'}")
     return size
+
+
+def _describe(name: str) -> Any:
+    """What the Hub says of a repository; a folder whose name is like it is asked about where the Hub has none."""
+    try:
+        return describe(name, ModelError)
+    except ModelError as problem:
+        if near := _near(Path(name)):
+            raise ModelError(name, found=problem.found, fix=near) from problem
+        raise
 
 
 def _near(folder: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import ModelError
-from workbench.model.sources import NAME
+from workbench.model.sources import NAME, small_files
 from workbench.resources import as_path, tiny_folder
 
 CONFIG = "tokenizer_config.json"
@@ -94,12 +94,6 @@ def _auto(folder: Path) -> Any:
 
 def _download(name: str) -> Path:
     """The few small files of a tokenizer on the Hub; from the cache where they were got before."""
-    from huggingface_hub import snapshot_download
-
     if not NAME.fullmatch(name):
         raise ModelError(name, found="no such folder or file", expected="a tokenizer, or a Hub name such as owner/name")
-    repository, _, revision = name.partition("@")
-    try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=FILES))
-    except Exception as error:  # no such repository, a licence gate, no network: the Hub's own words say which
-        raise ModelError(name, found="no folder here, and the Hub did not give it", fix=str(error)) from error
+    return small_files(name, FILES)

@@ -27,7 +27,7 @@ from workbench.training.forecast import LAYERS, human_time
 from workbench.training.memory import Foresight, Memory, Meter, labels, part_of
 from workbench.training.room import MARGIN, held_images
 from workbench.training.sharded_memory import in_shards
-from workbench.training.usual import context, full_pack, operations
+from workbench.training.usual import PICTURE, context, full_pack, operations
 
 SIZES = (16, 24, 40, 80)
 """Memory of common cards in GB (10**9 bytes)."""
@@ -71,6 +71,8 @@ class Cards:
     """Number format -> bytes while it answers about a picture."""
     context: int
     """Tokens of such an answer with its picture and question."""
+    largest: tuple[int, int]
+    """Tiles and tokens of the picture that memory is counted with: as large as a picture can be."""
     sizes: Sequence[float]
     processes: int
     rate: float | None = None
@@ -102,7 +104,8 @@ class Cards:
                 told["cards"][f"{size:g}"]["planned_seconds"] = self.seconds(size)
         if self.rate:
             told |= {"assumed_teraflops": self.rate / 1e12, "conversations": self.conversations}
-        return told | {"reason": self.reason(), "processes": self.processes, "context": self.context}
+        return told | {"reason": self.reason(), "processes": self.processes, "context": self.context,
+                       "largest_picture": {"tiles": self.largest[0], "tokens": self.largest[1]}}  # fmt: skip
 
     def __str__(self) -> str:
         unused = {0: "", 1: " (its last layer is not used)"}.get(self.unused, f" ({self.unused} layers are not used)")
@@ -119,6 +122,10 @@ class Cards:
         if self.rate:
             told = f"{self.conversations:,} conversations, if each card keeps {self.rate / 1e12:g} TFLOPS"
             lines.append(f"  times are planned: {told}; nothing was measured")
+        if self.largest[0] > 1:
+            largest = "pictures of {} tiles ({:,} tokens), the largest there are".format(*self.largest)
+            usual = ", hours those of {} x {} pixels".format(*PICTURE) if self.rate else ""
+            lines.append(f"  memory is that of {largest}{usual}")
         lines += ["", f"answering about a picture in {self.context:,} tokens, foreseen", "          " + _row(FORMATS)]
         for size in self.sizes:
             fits = self.answering(size)
@@ -171,6 +178,7 @@ def cards(
         least=trial(len(settings) - 1),
         answers={load: answer_memory(recipe, load) for load in FORMATS},
         context=context(made.llava.tiling, CONTEXT),
+        largest=(made.llava.tiling.most, made.llava.tiling.longest),
         sizes=sizes,
         processes=processes,
         rate=rate,

@@ -66,7 +66,7 @@ def describe(
     left_out: int = 0,
 ) -> Counts:
     """Count conversations, images, and the tokens of the first epoch of `order`, with and without sharing."""
-    laid = [tree for number in range(order.steps_per_epoch) for tree in order.step(number)]
+    laid = list(order.epoch())
     tokens = lengths.frame["tokens"]
     shared = sum(tree.tokens for tree in laid)
     longest = int(tokens.arg_max() or 0)

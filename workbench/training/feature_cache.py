@@ -1,6 +1,7 @@
 """Features kept on the disk for all runs of this machine: `state_folder()/features`, one folder for each `feature_key`.
 
 Knows: a budget in bytes for all of them together, who was used least recently, what to write when, and what to tell.
+A run may also only read what earlier ones left.
 Does not know: how a row lies on the disk (`feature_rows.py`), what decides its numbers (`feature_key.py`), towers.
 
 Nothing here stops a run. Damage is dropped and computed anew; a disk that is full or cannot be written ends the
@@ -53,8 +54,12 @@ class FeatureCache:
         say: Callable[[str], None],
         reserve: int = RESERVE,
         flush_bytes: int = FLUSH_BYTES,
+        writes: bool = True,
     ) -> None:
-        """`key`: see `feature_key`. `budget`: bytes of all sets together. `say` is told, once each, what goes wrong."""
+        """`key`: see `feature_key`. `budget`: bytes of all sets together. `say` is told, once each, what goes wrong.
+
+        `writes`: whether images are added; where they are not, and there is no set, nothing is made.
+        """
         self.dtype, self.shape = getattr(torch, key["dtype"]), tuple(key["shape"])
         self.row_bytes = self.dtype.itemsize * math.prod(self.shape)
         self.budget, self.reserve, self.flush_bytes, self.say = budget, reserve, flush_bytes, say
@@ -65,8 +70,14 @@ class FeatureCache:
         self._files, self._broken = dict[str, tuple[str, bytes]](), list[tuple[bytes, int]]()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="features")
         self._writing: Future[None] | None = None
-        self._set = self._open(json.dumps(key, sort_keys=True, indent=1))
-        self._writes = self._set is not None
+        about = json.dumps(key, sort_keys=True, indent=1)
+        self._set = self._open(about, make=writes)
+        self._writes = writes and self._set is not None
+
+    @property
+    def writes(self) -> bool:
+        """Whether images are still added."""
+        return self._writes
 
     @property
     def count(self) -> int:
@@ -181,10 +192,12 @@ class FeatureCache:
     def _home(self) -> Path:
         return state_folder() / FOLDER
 
-    def _open(self, about: str) -> FeatureRows | None:
-        """The set; a damaged one is removed and begun anew. None where that cannot be."""
+    def _open(self, about: str, *, make: bool) -> FeatureRows | None:
+        """The set; a damaged one is removed and begun anew. None where that cannot be, or is not asked for."""
         try:
             self._folder = self._home() / hashlib.sha256(about.encode()).hexdigest()[:32]
+            if not make and not self._folder.is_dir():
+                return None
             try:
                 return FeatureRows(self._folder, self.row_bytes, about)
             except sqlite3.DatabaseError as error:

@@ -177,6 +177,7 @@ class FeatureStore:
             size += sum(held[key].nbytes for key in good)
             if held and size / len(held) * len(names) > self.budget:
                 self._expect_nothing()
+                bar.advance(0, note="more than memory holds: the others when their turn comes")
                 return errors
             bar.advance(len(chunk), note=f"{self.read:,} from the disk" if self.read else None)
         self._held = held or None
@@ -296,7 +297,10 @@ def open_store(
     sizes: Sizes | None = None,
     say: Callable[[str], None],
 ) -> FeatureStore:
-    """The store a run needs: with a cache on the disk if the tower is frozen and the recipe has one."""
+    """The store a run needs: with a cache on the disk if the tower is frozen and the recipe has one.
+
+    `spec.feature_cache: auto` is `on` here: the choice is made by `feature_choice.py`.
+    """
     images = ImageFiles(files, llava.image_mode, tiling=llava.tiling, sizes=sizes)
     if llava.vision_trains:
         return FeatureStore(images, None)
@@ -305,7 +309,7 @@ def open_store(
     cache = None
     if spec.feature_cache != "off":
         key, budget = feature_key(llava, keep, group), int(spec.feature_cache_gb * 2**30)
-        cache = FeatureCache(key, budget=budget, say=say)
+        cache = FeatureCache(key, budget=budget, say=say, writes=spec.feature_cache != "read")
     held = 0 if spec.feature_cache == "off" else BUDGET
     return FeatureStore(images, llava.tower_features, cache=cache, keep=keep, group=group, budget=held)
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from workbench.model.llava import Llava
 from workbench.training import last_layer
+from workbench.training.packing import Tree
 
 MEASURED_SECONDS = 0.05
 """Matrices grow until one multiplication takes so long."""
@@ -44,6 +45,15 @@ class StepCost:
         pair = self.pair + self.last_pair * supervised / max(1, tokens)
         return self.token * tokens + self.supervised * supervised + self.image * images + pair * pairs
 
+    def of_trees(self, trees: Sequence[Tree]) -> float:
+        """Operations of a step, or of many, over these trees."""
+        return self.of(
+            tokens=sum(tree.tokens for tree in trees),
+            supervised=sum(tree.supervised for tree in trees),
+            images=sum(tree.tiles for tree in trees),
+            pairs=sum(pairs(tree.prefix, [entry.branch for entry in tree.members]) for tree in trees),
+        )
+
 
 def step_cost(llava: Llava, *, encodes: bool) -> StepCost:
     """What a model prepared for its stage costs. `encodes`: the tower runs in every step; a trained one always does."""
@@ -67,6 +77,11 @@ def step_cost(llava: Llava, *, encodes: bool) -> StepCost:
         pair=(text.num_hidden_layers - pruned) * pair,
         last_pair=pruned * pair,
     )
+
+
+def tower_cost(llava: Llava) -> float:
+    """Operations of a frozen tower per tile."""
+    return step_cost(llava, encodes=True).image - step_cost(llava, encodes=False).image
 
 
 def pairs(prefix: int, branches: Sequence[int]) -> int:

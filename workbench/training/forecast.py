@@ -13,6 +13,7 @@ from typing import Any
 from workbench.recipe import Recipe
 from workbench.training.describe import Counts
 from workbench.training.dry_run import Measured, dry_run
+from workbench.training.feature_choice import Choice
 from workbench.training.memory import Memory
 from workbench.training.packing import Pack
 from workbench.training.room import MARGIN
@@ -20,6 +21,7 @@ from workbench.training.strip import Strip
 
 SHOWN = 10
 """Conversations that are refused are listed, up to so many."""
+UNCOUNTED = "opening images, validation, saving"
 LAYERS = {0: "of no layer", 1: "of every layer", 2: "of every second layer"}
 
 
@@ -53,10 +55,12 @@ class Forecast:
     """Packs that one process has in the step that has most of them."""
     held: int
     """Bytes of image features (pixels where the tower trains) that stay in memory."""
-    kept: int
-    """Bytes of image features on the disk; 0 where none are kept."""
+    cache: Choice
+    """Whether image features are kept on the disk, and why."""
     seconds: float
-    """At least: every computation of the run at the speed of a plain matrix product on this machine."""
+    """At least: the steps and the frozen tower at the speed of a plain matrix product on this machine."""
+    tower_seconds: float
+    """How many of them are a frozen tower's; it is taken that no earlier run kept its features."""
     strip: Strip
     """One conversation as the model reads it."""
     advice: str
@@ -72,6 +76,15 @@ class Forecast:
     def trains(self) -> bool:
         """Whether `workbench train` would start."""
         return self.fits and not self.too_long and not self.untrained
+
+    @property
+    def by_dry_run(self) -> float | None:
+        """Seconds of all steps at the pace of the measured one, and of a frozen tower; None without a dry run."""
+        if self.measured is None:
+            return None
+        tokens = sum(tree.tokens for tree in self.worst) * min(self.pieces, 2)
+        steps = self.measured.seconds / tokens * self.counts.tokens * self.counts.epochs
+        return steps / self.processes + self.tower_seconds
 
     def dry_run(self) -> Forecast:
         """The same, with the worst pack run forward, backward and through the optimiser in a process of its own."""
@@ -90,8 +103,12 @@ class Forecast:
             "fits": self.fits,
             "advice": self.advice,
         }
-        told |= {"seconds_at_least": self.seconds, "checkpointed_every": self.checkpointed}
-        told |= {"features_on_disk": self.kept, "feature_cache": self.recipe.train.feature_cache}
+        told |= {"seconds_at_least": self.seconds, "seconds_of_tower": self.tower_seconds}
+        told |= {"seconds_by_dry_run": self.by_dry_run, "checkpointed_every": self.checkpointed}
+        told |= {
+            "features_on_disk": self.cache.on_disk,
+            "feature_cache": {"chosen": self.cache.kind, "why": self.cache.why},
+        }
         told |= {"pack_tokens": self.recipe.train.pack_tokens, "padding_tokens": 0}
         return told | ({"measured": asdict(self.measured)} if self.measured else {})
 
@@ -116,13 +133,18 @@ class Forecast:
         room = f"of {self.free / 1e6:,.0f} MB on {self.device}"
         lines.append(f"  {'in all':<16} {self.memory.peak / 1e6:>12,.1f} MB {room}")
         lines.append(f"  activations are computed again {LAYERS[self.checkpointed]} (train.checkpointing)")
-        if self.kept:
-            cache = f"train.feature_cache: {self.recipe.train.feature_cache}"
-            lines.append(f"  features of images take up to {self.kept / 1e6:,.1f} MB of the disk ({cache})")
-        lines.append(f"time: at least {human_time(self.seconds)}, at the speed of a plain matrix product here")
+        lines.append(str(self.cache))
+        lines.append(self._time())
         if self.measured:
             lines.append(told(self.measured, self.memory))
         return "\n".join(lines)
+
+    def _time(self) -> str:
+        tower = f", {human_time(self.tower_seconds)} of it the frozen tower's" if self.tower_seconds else ""
+        least = f"at least {human_time(self.seconds)} at the speed of a plain matrix product here{tower}"
+        if self.by_dry_run is None:
+            return f"time: {least}; not counted: the optimiser, {UNCOUNTED}"
+        return f"time: about {human_time(self.by_dry_run)} by the dry run ({least}); not counted: {UNCOUNTED}"
 
     def _verdict(self) -> str:
         verdict = "it fits" if self.fits else f"it does not fit: {self.advice}"

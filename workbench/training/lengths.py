@@ -25,7 +25,7 @@ from workbench.resources import state_folder, write_atomic
 from workbench.training.example import Example
 from workbench.training.examples import Examples
 from workbench.training.packing import Entry
-from workbench.training.source import refuse
+from workbench.training.source import Bad, reason_of, refuse
 
 CHUNK = 1_000
 SAVE_EVERY = 100_000
@@ -73,14 +73,14 @@ class Lengths:
 
     def refuse_unfit(self, max_tokens: int) -> None:
         """Raise `TrainingError` that names conversations which are too long or have nothing to train on."""
-        reasons = [
-            f"{id}: {tokens:,} tokens, more than train.max_tokens = {max_tokens}"
+        bad = [
+            (f"{id} with {tokens:,} tokens", f"more than train.max_tokens = {max_tokens}")
             if long
-            else f"{id}: no token to train on"
+            else (id, "no token to train on")
             for _, id, tokens, long in self.unfit(max_tokens).iter_rows()
         ]
-        if reasons:
-            refuse(reasons, len(self), "conversations", FIX)
+        if bad:
+            refuse(bad, len(self), "conversations", FIX)
 
 
 FIX = "correct or reject them in the dataset, or raise train.max_tokens"
@@ -102,7 +102,7 @@ def measure(examples: Examples, *, name: str, bar: Progress | None = None) -> Le
     found = stamped.join(index.rows, on=STAMPS, how="left", maintain_order="left")
     absent = found["tokens"].is_null().arg_true().to_numpy()
     bar.advance(len(examples) - len(absent))
-    problems: list[str] = []
+    problems: list[Bad] = []
     for start in range(0, len(absent), SAVE_EVERY):
         part = absent[start : start + SAVE_EVERY]
         index.add(stamped[part], _measured(examples, part, problems, bar))
@@ -114,14 +114,14 @@ def measure(examples: Examples, *, name: str, bar: Progress | None = None) -> Le
     return Lengths(found.select(*COLUMNS), frame["id"])
 
 
-def _measured(examples: Examples, numbers: np.ndarray, problems: list[str], bar: Progress) -> Iterator[Example | None]:
+def _measured(examples: Examples, numbers: np.ndarray, problems: list[Bad], bar: Progress) -> Iterator[Example | None]:
     for start in range(0, len(numbers), CHUNK):
         part = numbers[start : start + CHUNK]
         for number, conversation in zip(part.tolist(), examples.among(part), strict=True):
             try:
                 yield examples.keep(number, examples.example(conversation))
             except WorkbenchError as error:
-                problems.append(str(error))
+                problems.append((error.where, reason_of(error)))
                 yield None
         bar.advance(len(part))
 

@@ -10,7 +10,7 @@ and conversations without one, laid end to end: it is what goes through the mode
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -197,6 +197,10 @@ class Plan:
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = epoch, self._plan_epoch(epoch)
         return self._epoch[1][within]
+
+    def epoch(self) -> Iterator[Tree]:
+        """The trees of the first epoch, step by step."""
+        return chain.from_iterable(map(self.step, range(self.steps_per_epoch)))
 
     def _plan_epoch(self, epoch: int) -> list[list[Tree]]:
         rng = np.random.default_rng([self.seed, epoch])

@@ -10,13 +10,12 @@ Does not know: how any of them is found (`describe.py`, `memory.py`, `room.py`),
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
-import torch
 
 from workbench.data.dataset import Dataset
 from workbench.errors import ModelError, TrainingError
@@ -30,15 +29,17 @@ from workbench.run import Run
 from workbench.training.attention import check_window
 from workbench.training.describe import describe
 from workbench.training.examples import Examples
-from workbench.training.feature_cache import room_on_disk
+from workbench.training.feature_choice import choose
+from workbench.training.flops import measured_peak, tower_cost
 from workbench.training.forecast import LAYERS, Forecast
 from workbench.training.head import CHUNK
 from workbench.training.lengths import Lengths, measure
+from workbench.training.meetings import meetings
 from workbench.training.memory import Foresight, Memory, at_most, part_of
 from workbench.training.mixture import read_sources
 from workbench.training.optim import check_optimizer
 from workbench.training.packing import Entry, Pack, Plan, packs
-from workbench.training.room import LOOSE, MARGIN, choose_layers, free_memory, held_images, kept_images
+from workbench.training.room import LOOSE, MARGIN, choose_layers, free_memory, held_images
 from workbench.training.sharded_memory import in_shards
 from workbench.training.sizes import find_sizes
 from workbench.training.source import find_images
@@ -48,8 +49,6 @@ LARGEST, SMALLEST, ON_CPU = 16_384, 512, 4096
 """Tokens of the packs that are tried when the size of a pack is to be chosen; no CPU is faster with larger ones."""
 STEPS = 2000
 """The worst pack is looked for among those of so many steps of the first epoch."""
-SIZES, ENOUGH = (128, 256, 512, 1024, 2048, 4096), 0.05
-"""Widths of the products that measure a machine, and the seconds after which no larger one is tried."""
 CHOSEN = ("pack_tokens", "checkpointing", "feature_cache")
 """The fields that `train.fit` chooses."""
 
@@ -88,17 +87,24 @@ def plan(
     sizes = find_sizes(source, files, llava.tiling)
     lengths, val = (_measure(Examples(rows, llava, sizes), name) for rows in (source.train, source.val))
     too_long, untrained, good = _unfit(lengths, val, train.max_tokens)
-    images = source.train.keys.height
-    tiles = good.tiles(images)
+    foresight, entries = Foresight(made, train), good.entries()
+    order = Plan.of(entries, train)
+    shown = source.train.where(source.train.frame["id"].is_in(good.ids.implode()))
+    met = meetings(order, train, shown, source.val, llava.tiling)
+    tiles = good.tiles(len(met.keys))
+    choice = choose(llava, train, order, met, tiles)
+    foresight.train = choice.settled(train)
     there = {"tiles": tiles, "free": free_memory(llava.device, train), "processes": processes}
-    foreseen = Foreseen(Foresight(made, train), good.entries(), **there)
+    foreseen = Foreseen(foresight, entries, **there, order=order)
     if fit or train.fit:
-        recipe, foreseen = fitted(recipe, foreseen)
+        recipe = fitted(_with(recipe, feature_cache=choice.kind) if train.feature_cache == "auto" else recipe, foreseen)
     memory, every, worst = foreseen.fullest()
     order = foreseen.order(recipe.train.pack_tokens)
+    images = source.train.keys.height
     counts = describe(good, val, recipe.train, order, images=images, left_out=source.left_out)
-    share = sum(tree.tokens for tree in worst.pack)
-    operations = memory.flops / share * counts.tokens * counts.epochs
+    operations = memory.flops / sum(tree.tokens for tree in worst.pack) * counts.tokens * counts.epochs
+    speed = measured_peak(llava.device, llava.dtype)
+    tower = 0.0 if llava.vision_trains else tower_cost(llava) * choice.through_tower(processes) / speed
     return Forecast(
         recipe=recipe,
         counts=counts,
@@ -114,8 +120,9 @@ def plan(
         worst=worst.pack,
         pieces=worst.pieces,
         held=foreseen.held,
-        kept=kept_images(llava, tiles, recipe.train),
-        seconds=operations / matrix_speed(llava) / processes,
+        cache=choice,
+        seconds=operations / speed / processes + tower,
+        tower_seconds=tower,
         strip=Strip(llava, source.train[0], sizes),
         advice="" if memory.peak <= MARGIN * foreseen.free else advise(recipe, foreseen),
     )
@@ -139,9 +146,13 @@ def settle(recipe: Recipe, out: str | Path, dataset: Dataset | None = None) -> R
         return recipe
     if Path(out, "recipe.yaml").is_file():
         held = Run.open(out).recipe
-        same = {name: getattr(held.train, name) for name in CHOSEN}
-        return recipe.model_copy(update={"train": recipe.train.model_copy(update=same)})
+        return _with(recipe, **{name: getattr(held.train, name) for name in CHOSEN})
     return plan(recipe, dataset).recipe
+
+
+def _with(recipe: Recipe, **train: Any) -> Recipe:
+    """The recipe with these fields of `train` changed."""
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
 
 
 def settle_memory(recipe: Recipe, llava: Llava, lengths: Lengths, images: int, processes: int) -> tuple[int, bool, str]:
@@ -183,12 +194,19 @@ class Foreseen:
     """A recipe's memory as a function of its settings, over one dataset."""
 
     def __init__(
-        self, foresight: Foresight, entries: Sequence[Entry], *, tiles: int, free: int, processes: int
+        self,
+        foresight: Foresight,
+        entries: Sequence[Entry],
+        *,
+        tiles: int,
+        free: int,
+        processes: int,
+        order: Plan | None = None,
     ) -> None:
         self.foresight, self.entries, self.tiles, self.free = foresight, entries, tiles, free
         self.processes = processes
         self.train: TrainSpec = foresight.train
-        self._orders: dict[int, Plan] = {}
+        self._orders: dict[int, Plan] = {} if order is None else {self.train.pack_tokens: order}
 
     @property
     def held(self) -> int:
@@ -242,15 +260,8 @@ class Foreseen:
         return self._orders[pack_tokens]
 
 
-def fitted(recipe: Recipe, foreseen: Foreseen) -> tuple[Recipe, Foreseen]:
-    """The recipe with the largest packs that fit, without checkpointing if that is possible; unchanged if none fit.
-
-    Features that the disk cannot hold all of are not kept there: each would be dropped before its next turn.
-    """
-    kept = kept_images(foreseen.foresight.llava, foreseen.tiles, recipe.train)
-    if kept > room_on_disk(int(recipe.train.feature_cache_gb * 2**30)):
-        recipe = recipe.with_overrides("train.feature_cache=off")
-        foreseen.train = recipe.train
+def fitted(recipe: Recipe, foreseen: Foreseen) -> Recipe:
+    """The recipe with the largest packs that fit, without checkpointing if that is possible; unchanged if none fit."""
     largest = ON_CPU if foreseen.foresight.llava.device.type == "cpu" else LARGEST
     whole = max(sum(entry.tokens for entry in foreseen.entries), 1)
     for layers in ("off", "auto"):
@@ -260,10 +271,10 @@ def fitted(recipe: Recipe, foreseen: Foreseen) -> tuple[Recipe, Foreseen]:
             memory, every, _ = foreseen.fullest(tokens, layers)
             if memory.peak <= MARGIN * foreseen.free:
                 chosen = {0: "off", 1: "on", 2: "auto"}[every]
-                changed = recipe.with_overrides(f"train.pack_tokens={tokens}", f"train.checkpointing={chosen}")
+                changed = _with(recipe, pack_tokens=tokens, checkpointing=chosen)
                 foreseen.train = changed.train
-                return changed, foreseen
-    return recipe, foreseen
+                return changed
+    return recipe
 
 
 def advise(recipe: Recipe, foreseen: Foreseen) -> str:
@@ -299,25 +310,6 @@ def _lighter(recipe: Recipe) -> Iterator[list[str]]:
 
 def _halves(tokens: int) -> list[int]:
     return [size for size in (tokens >> n for n in range(16)) if size >= min(SMALLEST, tokens)]
-
-
-def matrix_speed(llava: Llava) -> float:
-    """Floating-point operations a second of a plain matrix product in the model's type on its device.
-
-    Matrices grow until a product takes long enough to be timed: some CPUs multiply bf16 a thousand times more slowly
-    than float32.
-    """
-    best = 0.0
-    for size in SIZES:
-        one = torch.ones(size, size, dtype=llava.dtype, device=llava.device)
-        for _ in range(3):
-            began = time.perf_counter()
-            (one @ one)[0, 0].item()  # waits for the device
-            seconds = time.perf_counter() - began
-            best = max(best, 2 * size**3 / seconds)
-        if seconds > ENOUGH:
-            break
-    return best
 
 
 def _measure(examples: Examples, name: str) -> Lengths:

@@ -81,7 +81,10 @@ def held_images(llava: Llava, count: int, train: TrainSpec) -> int:
 
 
 def kept_images(llava: Llava, count: int, train: TrainSpec) -> int:
-    """Bytes that the features of so many tiles take, in memory or on the disk; 0 where none are kept."""
+    """Bytes that the features of so many tiles take, in memory or on the disk; 0 where none are kept.
+
+    `train.feature_cache: auto` is `on` here.
+    """
     if llava.vision_trains or train.feature_cache == "off":
         return 0
     kept = torch.float16 if train.feature_cache == "fp16" else next(llava.tower.parameters()).dtype

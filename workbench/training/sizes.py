@@ -19,7 +19,7 @@ from workbench.data import tables
 from workbench.data.images import image_size
 from workbench.errors import ImageError
 from workbench.model.tiling import PADDED, Size, Tiling
-from workbench.training.source import Source, refuse_images
+from workbench.training.source import Rows, Source, refuse_images
 
 READERS = 8
 """Threads that read headers: most of it is waiting for the disk."""
@@ -39,16 +39,12 @@ def file_key(key: str) -> str:
     return key.removesuffix(BESIDE)
 
 
-def shown_keys(source: Source, files: Mapping[str, Path], tiling: Tiling) -> list[str]:
-    """The key of every image, in each way in which conversations show it."""
+def shown_keys(rows: Rows, tiling: Tiling) -> list[list[str]]:
+    """For each conversation the keys of its images, in the way in which it shows them."""
+    held = [keys or [] for keys in rows.frame["keys"].to_list()]
     if tiling.seen((1, 1), 2) != PADDED:
-        return list(files)
-    found: dict[str, None] = {}
-    for rows in (source.train, source.val):
-        for (keys,) in rows.frame.select("keys").iter_rows():
-            seen = tiling.seen((1, 1), len(keys or ()))
-            found |= dict.fromkeys(shown_key(key, seen) for key in keys or ())
-    return list(found)
+        return held
+    return [[shown_key(key, tiling.seen((1, 1), len(keys))) for key in keys] for keys in held]
 
 
 def find_sizes(source: Source, files: Mapping[str, Path], tiling: Tiling) -> Sizes | None:

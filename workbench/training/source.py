@@ -25,15 +25,18 @@ from workbench.data import tables
 from workbench.data.dataset import Dataset
 from workbench.data.folder import inside
 from workbench.data.formats import read_conversations
-from workbench.errors import DataError, ImageError, TrainingError
+from workbench.errors import DataError, ImageError, TrainingError, WorkbenchError
 from workbench.recipe import DataSpec
 
 NEEDED = ("id", "messages", "split", "task")
 """Columns that training looks at. Where a conversation came from is left where it is."""
 SIZE_COLUMNS: dict[str, Any] = {"key": pl.String, "width": pl.Int64, "height": pl.Int64}
 """An image's key, and its size in pixels."""
-SHOWN = 10
-"""At most so many bad samples are spelled out in an error; the rest are counted."""
+SHOWN, NAMED = 10, 3
+"""At most so many reasons are spelled out in an error, each with so many of its samples; the rest are counted."""
+
+Bad = tuple[str, str]
+"""A sample that cannot be trained on, and why: equal words for equal reasons."""
 
 
 class Rows(Sequence[Conversation]):
@@ -146,7 +149,7 @@ def hold_out(rows: Rows, fraction: float, rng: np.random.Generator) -> tuple[Row
 def find_images(source: Source) -> dict[str, Path]:
     """File of every image by key. Raises `TrainingError` naming conversation, file and reason of each missing one."""
     files: dict[str, Path] = {}
-    missing: list[str] = []
+    missing: list[Bad] = []
     for rows in (source.train, source.val):
         for id, key in rows.keys.iter_rows():
             if key in files:
@@ -155,9 +158,9 @@ def find_images(source: Source) -> dict[str, Path]:
             try:
                 files[key] = source.resolve(Image(path, root=root))
                 if not os.path.isfile(files[key]):
-                    missing.append(f"{id}: {files[key]}: no such file")
+                    missing.append((f"{id} ({files[key]})", "no such file"))
             except DataError as error:
-                missing.append(f"{id}: {error}")
+                missing.append((id, str(error)))
     if missing:
         refuse(missing, len(files), "images", "put the files back, or correct the roots in card.yaml")
     return files
@@ -171,7 +174,7 @@ def refuse_images(errors: Sequence[ImageError], source: Source, files: dict[str,
     for error in errors:
         needed = users(error.where)
         more = f" and {len(needed) - 1} more" if len(needed) > 1 else ""
-        lines.append(f"{needed[0] if needed else 'unused'}{more}: {error}")
+        lines.append((f"{needed[0] if needed else 'unused'}{more} ({error.where})", reason_of(error)))
     refuse(lines, len(files), "images", "replace the files, or quarantine the images in the dataset")
 
 
@@ -188,17 +191,34 @@ def users_of(source: Source, files: Mapping[str, Path]) -> Callable[[str], list[
     return look_up
 
 
-def refuse(reasons: Sequence[str], total: int, what: str, fix: str) -> None:
-    """Raise one `TrainingError` for all of them: each reason names its sample."""
-    lines = [f"\n  {reason}" for reason in reasons[:SHOWN]]
-    if len(reasons) > SHOWN:
-        lines.append(f"\n  ... and {len(reasons) - SHOWN} more")
+def reason_of(error: WorkbenchError) -> str:
+    """What an error says, without the sample it is about."""
+    return str(error).removeprefix(f"{error.where}: ")
+
+
+def refuse(bad: Sequence[Bad], total: int, what: str, fix: str) -> None:
+    """Raise one `TrainingError` for all of them: a line for each reason, the commonest first, with some samples."""
+    samples: dict[str, list[str]] = {}
+    for sample, reason in bad:
+        samples.setdefault(reason, []).append(sample)
+    sorts = sorted(samples.items(), key=lambda item: -len(item[1]))
+    lines = [f"\n  {_told(reason, held)}" for reason, held in sorts[:SHOWN]]
+    if more := sum(len(held) for _, held in sorts[SHOWN:]):
+        lines.append(f"\n  ... and {more:,} more, for {len(sorts) - SHOWN:,} other reasons")
     raise TrainingError(
         "training does not start",
-        found=f"{len(reasons)} of {total} {what} that cannot be trained on:{''.join(lines)}\n",
+        found=f"{len(bad):,} of {total:,} {what} that cannot be trained on:{''.join(lines)}\n",
         expected="every one to be usable: none is skipped in silence",
         fix=fix,
     )
+
+
+def _told(reason: str, samples: Sequence[str]) -> str:
+    """`c1: no token to train on`; or `no token to train on: 812: c1; c2; c3; ...`."""
+    if len(samples) == 1:
+        return f"{samples[0]}: {reason}"
+    more = "; ..." if len(samples) > NAMED else ""
+    return f"{reason}: {len(samples):,}: {'; '.join(samples[:NAMED])}{more}"
 
 
 def _with_images(frame: pl.DataFrame) -> pl.DataFrame:
@@ -225,14 +245,14 @@ def _recorded(dataset: Dataset) -> pl.DataFrame:
 
 
 def _read_file(spec: DataSpec) -> pl.DataFrame:
-    broken: list[str] = []
+    broken: list[Bad] = []
 
     def whole() -> Iterator[Conversation]:
         for item in read_conversations(spec.dataset):
             if isinstance(item, Conversation):
                 yield item
             else:
-                broken.append(f"{item.id}: {item.error}")
+                broken.append((item.id, str(item.error)))
 
     frame = tables.conversations_to_frame(whole())
     if broken:

@@ -13,7 +13,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,11 @@ from workbench.training.describe import describe
 from workbench.training.distributed import Processes
 from workbench.training.examples import Examples
 from workbench.training.faults import named_images, refuse_loss
+from workbench.training.feature_choice import choose
 from workbench.training.features import FeatureStore, open_store
 from workbench.training.feed import Feed, Piece
 from workbench.training.lengths import Lengths, measure
+from workbench.training.meetings import meetings
 from workbench.training.meter import Meter, told_beside
 from workbench.training.mixture import read_sources
 from workbench.training.optim import check_optimizer, lr_factor, make_optimizer, set_rates
@@ -50,7 +52,7 @@ from workbench.training.peers import Peers
 from workbench.training.placement import place
 from workbench.training.plan import settle, settle_memory
 from workbench.training.room import tighten
-from workbench.training.sizes import Sizes, find_sizes, shown_keys
+from workbench.training.sizes import Sizes, find_sizes
 from workbench.training.source import Source, find_images, refuse_images, users_of
 from workbench.training.state import Checkpoints
 from workbench.training.trackers import Trackers, check_installed
@@ -129,7 +131,12 @@ class Loop:
         with processes.main_first():
             lengths, val = (self._measure(each, name) for each in (examples, self.val_examples))
         groups = prepare(self.llava, spec, say=self._say)
-        every, tight, said = settle_memory(recipe, self.llava, lengths, source.train.keys.height, processes.world)
+        plan = Plan.of(lengths.entries(), spec)
+        met = meetings(plan, spec, source.train, source.val, self.llava.tiling)
+        cache = choose(self.llava, spec, plan, met, lengths.tiles(len(met.keys)))
+        self.spec = spec = cache.settled(spec)
+        chosen = recipe.model_copy(update={"train": spec})
+        every, tight, said = settle_memory(chosen, self.llava, lengths, len(met.keys), processes.world)
         checkpoint_layers(self.llava, every)
         if spec.compile:
             compile_layers(self.llava)
@@ -146,12 +153,12 @@ class Loop:
         made = make_optimizer(self.placement.groups, betas=spec.betas, name=spec.optimizer)
         self.optimizer = self.placement.adopt(made)
         self.scaler = torch.amp.GradScaler(self.llava.device.type, enabled=self.llava.dtype == torch.float16)
-        plan = Plan.of(lengths.entries(), spec)
         self.steps_per_epoch = plan.steps_per_epoch
         self.steps = plan.steps(spec)
         images = source.train.keys.height
         self._say(str(describe(lengths, val, spec, plan, images=images, left_out=source.left_out)))
-        store = self._open_images(source, files, sizes)
+        self._say(str(cache))
+        store = self._open_images(source, files, sizes, met.keys)
         self.users = users_of(source, files)
         rank, world = processes.rank, processes.world
         self.feed = Feed(plan, examples, store, self.llava, pack_tokens=spec.pack_tokens, rank=rank, world=world)
@@ -322,11 +329,13 @@ class Loop:
         lengths.refuse_unfit(self.spec.max_tokens)
         return lengths
 
-    def _open_images(self, source: Source, files: dict[str, Path], sizes: Sizes | None) -> FeatureStore:
-        """Every image that is needed, opened and through a frozen tower once if that fits in memory."""
-        keys = shown_keys(source, files, self.llava.tiling)
+    def _open_images(
+        self, source: Source, files: dict[str, Path], sizes: Sizes | None, keys: Sequence[str]
+    ) -> FeatureStore:
+        """Every image that the steps need, opened and through a frozen tower once if that fits in memory."""
         store = open_store(self.llava, files, self.spec, sizes=sizes, say=self._say)
-        with self._bar("images", len(keys), "image") as bar:
+        what = "images of the steps, opened" if self.llava.vision_trains else "images of the steps, through the tower"
+        with self._bar(what, len(keys), "image") as bar:
             refuse_images(store.fill(keys, bar), source, files)
         return store
 

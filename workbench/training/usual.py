@@ -10,7 +10,7 @@ from __future__ import annotations
 from workbench.model.llava import Llava
 from workbench.model.tiling import Tiling
 from workbench.recipe import TrainSpec
-from workbench.training.flops import step_cost
+from workbench.training.flops import tower_cost
 from workbench.training.packing import Entry, Pack, Tree
 
 PREFIX, BRANCH, SUPERVISED = 40, 150, 100
@@ -49,5 +49,5 @@ def operations(llava: Llava, train: TrainSpec, per_token: float) -> float:
     tiling = llava.tiling
     text = CAPTION if train.stage == "align" else PREFIX + BRANCH
     tokens = text + tiling.tokens(PICTURE)
-    tower = 0.0 if llava.vision_trains else step_cost(llava, encodes=True).image - step_cost(llava, encodes=False).image
+    tower = 0.0 if llava.vision_trains else tower_cost(llava)
     return per_token * tokens + tower * tiling.tiles(PICTURE)
