@@ -46,7 +46,7 @@ PREFIX_BYTES = 512 * 2**20
 class Engine:
     """Answers with `llava`. The model may train between calls: nothing is reused that its weights have outgrown.
 
-    open_image: gives the picture of an `Image`; for a dataset `lambda image: load_image(dataset.resolve(image))`, for
+    open_image: gives the picture of an `Image` and, for a model that reads videos, the `Film` of a `Video`; for a dataset `lambda image: load_image(dataset.resolve(image))`, for
     a baseline any other picture. What it raises reaches the caller. By an `attachments.TrackedOpener` a picture that
     has not changed is opened once.
     features: share one between engines on the same model, for example one per `open_image`.
@@ -197,6 +197,11 @@ class Engine:
         return torch.stack([request.row.logits for request in made if request.row.logits is not None])
 
     # --- adapters -----------------------------------------------------------------------------------------------
+
+    @property
+    def frames(self) -> int:
+        """Of a video that the model is shown at most; 0: it reads pictures only."""
+        return self.llava.tiling.frames
 
     @property
     def swaps(self) -> bool:
