@@ -157,9 +157,9 @@ def test_a_map_is_of_a_picture(llava: Llava, files: Path) -> None:
 
 
 def test_what_opens_pictures_only_says_so(llava: Llava, files: Path) -> None:
-    with Engine(llava, open_image=lambda image: painted(1)) as engine:
-        with pytest.raises(ImageError, match="a.mp4: found a video, where only pictures are opened"):
-            engine.reply(about(files, "x", "a.mp4"), SHORT)
+    told = "a.mp4: found a video, where only pictures are opened"
+    with Engine(llava, open_image=lambda image: painted(1)) as engine, pytest.raises(ImageError, match=told):
+        engine.reply(about(files, "x", "a.mp4"), SHORT)
 
 
 def test_a_chat_shows_a_film_to_who_reads_it_and_saves_it(llava: Llava, files: Path, tmp_path: Path) -> None:

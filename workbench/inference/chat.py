@@ -22,7 +22,7 @@ from pathlib import Path
 from rich.console import Console
 
 from workbench.chat_model import Answer, ChatModel, SamplingOptions
-from workbench.conversation import Conversation, Image, Media, Message, Part, Video, new_id, to_llava
+from workbench.conversation import Conversation, Media, Message, Part, Video, new_id, to_llava
 from workbench.data.images import read_file
 from workbench.errors import WorkbenchError
 from workbench.inference.attachments import attached_for, open_file

@@ -49,7 +49,8 @@ class Relevance:
     """The last answer of one conversation, looked into.
 
     `tokens` are the numbers, among the ids of `rendered`, of the tokens the answer is made of. Raises `ModelError` for
-    a conversation without an image or with a video, `RenderError` for one without an answer, `ImageError` for a picture that is gone.
+    a conversation without an image or with a video, `RenderError` for one without an answer, `ImageError` for a picture
+    that is gone.
     """
 
     def __init__(self, llava: Llava, conversation: Conversation, open_image: Callable[[Image], Picture]) -> None:
