@@ -18,8 +18,11 @@ from tests.inference.test_next_engine import SHORT
 from tests.serving.requests_made import uri
 from tests.videos import moving, painted
 from workbench.conversation import Conversation, Image, Message, Video
+from workbench.data.adopt import adopt
+from workbench.data.dataset import Dataset
 from workbench.data.video import Film
 from workbench.errors import ImageError, ModelError
+from workbench.evaluation.task import evaluate
 from workbench.inference.attachments import open_file
 from workbench.inference.chat import Chat
 from workbench.inference.engine import Engine
@@ -176,6 +179,20 @@ def test_a_chat_shows_a_film_to_who_reads_it_and_saves_it(llava: Llava, files: P
     assert record["video"] == "talk-pictures/0001.mp4"
     assert (tmp_path / record["video"]).read_bytes() == (files / "a.mp4").read_bytes()
     assert record["conversations"][0]["value"] == "<image>\nwhat moves?"
+
+
+def test_a_video_is_evaluated_and_taken_into_a_dataset(llava: Llava, files: Path, tmp_path: Path) -> None:
+    asked = about(files, "what moves?", "a.mp4").add("assistant", "a cube")
+    added = adopt(tmp_path / "data", asked, open_file)
+    dataset = Dataset.open(tmp_path / "data")
+    assert dataset.conversations() == [added] and dataset.images.is_empty()
+    [media] = added.media
+    assert (media.root, Path(media.path).suffix) == ("media", ".mp4")
+    assert dataset.resolve(media).read_bytes() == (files / "a.mp4").read_bytes()
+    with Engine(llava, name="film") as engine:
+        [row] = evaluate(engine, dataset, split=None, max_tokens=SHORT.max_tokens).rows.to_dicts()
+    decode = llava.tokenizer.decode(generated(llava, asked.prompt), skip_special_tokens=True)
+    assert row["answer"].strip() == decode.strip()
 
 
 # --- the server ---------------------------------------------------------------------------------------------------

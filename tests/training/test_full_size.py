@@ -1,4 +1,4 @@
-"""The recipes of LLaVA-1.5, 1.6 and NeXT-Video at full size, on shapes: numbers of every part as published, what fits where."""
+"""The recipes of LLaVA-1.5, 1.6 and NeXT-Video at full size, on shapes: published numbers of parts, what fits."""
 
 from __future__ import annotations
 

@@ -78,11 +78,9 @@ def _good(
         if isinstance(record, BadRecord):
             bad.append(f"{record.id}: {record.error}")
         else:
-            lost = next(
-                (one.path for one in record.media if isinstance(one, Video) and not _is_there(one, folder)), None
-            )
-            if lost is not None:
-                bad.append(f"{record.id}: {lost}: {NO_FILE}")
+            lost = [one.path for one in record.media if isinstance(one, Video) and not _is_there(one, folder)]
+            if lost:
+                bad.append(f"{record.id}: {lost[0]}: {NO_FILE}")
                 continue
             paths.update((image.path, None) for image in record.images)
             yield record

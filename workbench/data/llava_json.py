@@ -1,7 +1,7 @@
 """LLaVA's JSON and JSONL files: streamed in record by record, and written out equal.
 
-Knows: both shapes (558K: one image and two turns; 665K: several turns, some without image), videos as LLaVA-NeXT-Video's
-data has them (`video` instead of `image`), and records that break them.
+Knows: both shapes (558K: one image and two turns; 665K: several turns, some without image), videos as the data of
+LLaVA-NeXT-Video has them (`video` instead of `image`), and records that break them.
 Does not know: tokens (the renderer's), or how images are checked (`image_rows.py`).
 """
 

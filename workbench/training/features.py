@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from PIL.Image import Image as Picture
@@ -327,7 +327,7 @@ def open_store(
         key, budget = feature_key(llava, keep, group), int(spec.feature_cache_gb * 2**30)
         cache = FeatureCache(key, budget=budget, say=say)
     held = 0 if spec.feature_cache == "off" else BUDGET
-    options = {"gather": llava.gather, "cache": cache, "keep": keep, "group": group, "budget": held}
+    options: dict[str, Any] = {"gather": llava.gather, "cache": cache, "keep": keep, "group": group, "budget": held}
     return FeatureStore(images, llava.tower_features, **options)
 
 

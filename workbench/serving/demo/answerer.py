@@ -60,7 +60,7 @@ class Answerer:
     def inputs(self, messages: list[dict[str, Any]], settings: Settings) -> Any:
         """What the model reads: `input_ids` (1, T), with an id per image token, and `pixel_values` (N, 3, H, W).
 
-        For a LLaVA-NeXT, its Video or OneVision `pixel_values` are (N, tiles, 3, H, W), and `image_sizes` (N, 2) beside them.
+        For a LLaVA-NeXT, its Video or OneVision these are (N, tiles, 3, H, W), and `image_sizes` (N, 2) beside them.
         """
         for mark in self.about["reserved"]:
             if any(part["type"] == "text" and mark in part["text"] for one in messages for part in one["content"]):
