@@ -18,8 +18,8 @@ import polars as pl
 from workbench.conversation import Conversation, Image, Media, Video, check_conversation, new_id
 from workbench.data.dataset import Dataset
 from workbench.data.images import EXTENSIONS, check_image
-from workbench.data.video import Film, still
 from workbench.data.tables import IMAGE_COLUMNS
+from workbench.data.video import Film, still
 from workbench.resources import state_folder, write_atomic
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ MEDIA = "media"
 
 
 def adopt(path: str | Path, conversation: Conversation, open_image: Callable[[Any], Picture | Film]) -> Conversation:
-    """Add a conversation whose images and videos are files of this disk to the dataset in `path`, which is made if need be.
+    """Add a conversation about files of this disk to the dataset in `path`, which is made if need be.
 
     What lies below one of the dataset's roots is named there; any other is copied, a page or a frame written as PNG.
     Returns the conversation as it was added. Raises `DataError` or `ImageError` before anything is added.

@@ -19,7 +19,7 @@ Opener = Callable[[Any], Any]
 
 
 def opener(dataset: Dataset | str | Path | None) -> Opener:
-    """What opens the pictures and videos of a dataset's conversations; without one a reference's path is a path on this disk."""
+    """What opens media of a dataset's conversations; without one a reference's path is a path on this disk."""
     if dataset is None:
         return open_file
     resolve = Dataset.open(dataset).resolver()
