@@ -15,6 +15,7 @@ from workbench.recipe import TrainSpec
 from workbench.training.feature_cache import room_on_disk
 from workbench.training.features import BUDGET
 from workbench.training.flops import step_cost, tower_cost
+from workbench.training.lengths import Lengths
 from workbench.training.meetings import Meetings
 from workbench.training.packing import Plan, Tree
 from workbench.training.room import kept_images
@@ -35,8 +36,8 @@ class Choice:
     why: str
     size: int = 0
     """Bytes that the features of all images of the run take; 0 where there are none to keep."""
-    tiles: int = 0
-    """Of these images."""
+    squares: int = 0
+    """Of these images, that the tower sees."""
     times: float = 0.0
     """How often an image is met."""
 
@@ -54,28 +55,29 @@ class Choice:
         return 0 < self.size <= BUDGET
 
     def through_tower(self, processes: int) -> float:
-        """Tiles that go through a frozen tower in each of so many processes, if nothing is on the disk before."""
+        """Squares that go through a frozen tower in each of so many processes, if nothing is on the disk before."""
         if self.held:
-            return self.tiles
-        return self.tiles * (1.0 if self.on_disk else self.times) / processes
+            return self.squares
+        return self.squares * (1.0 if self.on_disk else self.times) / processes
 
     def settled(self, train: TrainSpec) -> TrainSpec:
         """The settings with this choice in place of `auto`."""
         return train.model_copy(update={"feature_cache": self.kind})
 
 
-def choose(llava: Llava, train: TrainSpec, order: Plan, met: Meetings, tiles: int) -> Choice:
+def choose(llava: Llava, train: TrainSpec, order: Plan, met: Meetings, lengths: Lengths) -> Choice:
     """What `train.feature_cache: auto` means for a run; what a recipe says itself is kept as it is.
 
-    `llava`: prepared for its stage, of weights or of shapes. `tiles`: of the images in `met`.
+    `llava`: prepared for its stage, of weights or of shapes. `lengths`: of the conversations in `order`.
     """
     if llava.vision_trains:
         return Choice("off", "the tower trains, and makes something else of an image after every step")
     if not met.keys:
         return Choice("off", "there are no images")
+    tiles, squares = (lengths.tiles(len(met.keys), squares=each) for each in (False, True))
     size, share = kept_images(llava, tiles, train), tower_share(llava, list(order.epoch()))
     kind, why = _decide(train, met.times, share, size)
-    return Choice(kind, why, size, tiles, met.times)
+    return Choice(kind, why, size, squares, met.times)
 
 
 def _decide(train: TrainSpec, times: float, share: float, size: int) -> tuple[str, str]:
@@ -97,7 +99,7 @@ def _decide(train: TrainSpec, times: float, share: float, size: int) -> tuple[st
 
 def tower_share(llava: Llava, trees: Sequence[Tree]) -> float:
     """Share (0-1) that a frozen tower has in the arithmetic of steps over these trees, if it runs for all of them."""
-    tower = tower_cost(llava) * sum(tree.tiles for tree in trees)
+    tower = tower_cost(llava) * sum(tree.squares for tree in trees)
     return tower / step_cost(llava, encodes=True).of_trees(trees)
 
 

@@ -34,16 +34,19 @@ class StepCost:
     supervised: float
     """Per token that is predicted: the head, and the rest of the last layer."""
     image: float
-    """Per tile of an image: the projector, and the tower where it runs in the step."""
+    """Per tile of an image: the projector."""
+    square: float
+    """Per square that the tower sees: the tower, where it runs in the step."""
     pair: float
     """Per token and token that it sees, without the last layer."""
     last_pair: float
     """Per token that is predicted and token that it sees, in the last layer."""
 
-    def of(self, *, tokens: int, supervised: int, images: int, pairs: int) -> float:
-        """Operations of a step with so many of each; `images`: tiles of images."""
+    def of(self, *, tokens: int, supervised: int, images: int, pairs: int, squares: int | None = None) -> float:
+        """Operations of a step with so many of each; `images`: tiles of images, and as many squares unless told."""
+        seen = self.image * images + self.square * (images if squares is None else squares)
         pair = self.pair + self.last_pair * supervised / max(1, tokens)
-        return self.token * tokens + self.supervised * supervised + self.image * images + pair * pairs
+        return self.token * tokens + self.supervised * supervised + seen + pair * pairs
 
     def of_trees(self, trees: Sequence[Tree]) -> float:
         """Operations of a step, or of many, over these trees."""
@@ -52,6 +55,7 @@ class StepCost:
             supervised=sum(tree.supervised for tree in trees),
             images=sum(tree.tiles for tree in trees),
             pairs=sum(pairs(tree.prefix, [entry.branch for entry in tree.members]) for tree in trees),
+            squares=sum(tree.squares for tree in trees),
         )
 
 
@@ -73,15 +77,16 @@ def step_cost(llava: Llava, *, encodes: bool) -> StepCost:
     return StepCost(
         token=_linear(language, flows=flows) - last,
         supervised=_linear(llava.model.lm_head, flows=flows) + last,
-        image=llava.tiling.each * projector + (_tower(llava) if encodes or vision else 0),
+        image=llava.tiling.each * projector,
+        square=_tower(llava) if encodes or vision else 0,
         pair=(text.num_hidden_layers - pruned) * pair,
         last_pair=pruned * pair,
     )
 
 
 def tower_cost(llava: Llava) -> float:
-    """Operations of a frozen tower per tile."""
-    return step_cost(llava, encodes=True).image - step_cost(llava, encodes=False).image
+    """Operations of a frozen tower per square that it sees."""
+    return step_cost(llava, encodes=True).square
 
 
 def pairs(prefix: int, branches: Sequence[int]) -> int:

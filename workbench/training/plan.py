@@ -91,9 +91,9 @@ def plan(
     order = Plan.of(entries, train)
     shown = source.train.where(source.train.frame["id"].is_in(good.ids.implode()))
     met = meetings(order, train, shown, source.val, llava.tiling)
-    tiles = good.tiles(len(met.keys))
-    choice = choose(llava, train, order, met, tiles)
+    choice = choose(llava, train, order, met, good)
     foresight.train = choice.settled(train)
+    tiles = good.tiles(len(met.keys), squares=llava.vision_trains)
     there = {"tiles": tiles, "free": free_memory(llava.device, train), "processes": processes}
     foreseen = Foreseen(foresight, entries, **there, order=order)
     if fit or train.fit:
@@ -164,7 +164,7 @@ def settle_memory(recipe: Recipe, llava: Llava, lengths: Lengths, images: int, p
     free = free_memory(llava.device, train) + (weights if train.memory_gb is None else 0)
     every, tight = int(train.checkpointing == "on"), train.allocator == "tight"
     longest = max(train.pack_tokens, int(lengths.frame["tokens"].max() or 0))  # type: ignore[arg-type]
-    tiles = lengths.tiles(images)
+    tiles = lengths.tiles(images, squares=llava.vision_trains)
     if LOOSE * (at_most(llava, longest) + held_images(llava, tiles, train)) <= MARGIN * free:
         return every, tight, ""
     if train.checkpointing != "auto" and (train.allocator != "auto" or llava.device.type != "cpu"):

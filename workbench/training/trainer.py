@@ -133,7 +133,7 @@ class Loop:
         groups = prepare(self.llava, spec, say=self._say)
         plan = Plan.of(lengths.entries(), spec)
         met = meetings(plan, spec, source.train, source.val, self.llava.tiling)
-        cache = choose(self.llava, spec, plan, met, lengths.tiles(len(met.keys)))
+        cache = choose(self.llava, spec, plan, met, lengths)
         self.spec = spec = cache.settled(spec)
         chosen = recipe.model_copy(update={"train": spec})
         every, tight, said = settle_memory(chosen, self.llava, lengths, len(met.keys), processes.world)
