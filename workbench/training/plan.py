@@ -172,7 +172,7 @@ def settle_memory(recipe: Recipe, llava: Llava, lengths: Lengths, images: int, p
     quantised = any(map(is_quantised, llava.model.modules()))
     settings = {"template": recipe.template, "image_mode": recipe.image_mode}
     made = outline(recipe.model, **settings) if quantised else outline_of(llava)
-    sizes = {"tiles": tiles, "free": free, "processes": processes}
+    sizes: dict[str, Any] = {"tiles": tiles, "free": free, "processes": processes}
     foreseen = Foreseen(Foresight(made, train), lengths.entries(), **sizes)
     memory, every, _ = foreseen.fullest()
     tight = tight or (train.allocator == "auto" and LOOSE * memory.peak > MARGIN * free)
