@@ -93,6 +93,9 @@ def test_a_nexts_newline_and_trained_tower_are_the_bases(parts: dict[str, Path],
     torch.testing.assert_close(ours_next(llava, picture((140, 66)))[: len(expected)], expected, rtol=1e-4, atol=1e-4)
     merged = ours_next(merge_into(llava), picture((140, 66)))
     torch.testing.assert_close(merged[: len(expected)], expected, rtol=1e-4, atol=1e-4)
+    held, own = torch.load(folder / TRAINABLES), first.newline + 1
+    torch.save(held | {"base_model.model.model.image_newline": own}, folder / TRAINABLES)
+    assert torch.equal(load_original(folder, vision_tower=second.tower, device="cpu").newline, own), "it was trained"
     second.describe(unfreeze_mm_vision_tower=False)
     with pytest.raises(CheckpointError, match="a wrong base: a vision tower of its own; expected one without"):
         load_original(folder, vision_tower=second.tower, device="cpu")
