@@ -94,7 +94,7 @@ def plan(
     tiles = good.tiles(len(met.keys))
     choice = choose(llava, train, order, met, tiles)
     foresight.train = choice.settled(train)
-    there = {"tiles": tiles, "free": free_memory(llava.device, train), "processes": processes}
+    there: dict[str, Any] = {"tiles": tiles, "free": free_memory(llava.device, train), "processes": processes}
     foreseen = Foreseen(foresight, entries, **there, order=order)
     if fit or train.fit:
         recipe = fitted(_with(recipe, feature_cache=choice.kind) if train.feature_cache == "auto" else recipe, foreseen)
@@ -172,7 +172,7 @@ def settle_memory(recipe: Recipe, llava: Llava, lengths: Lengths, images: int, p
     quantised = any(map(is_quantised, llava.model.modules()))
     settings = {"template": recipe.template, "image_mode": recipe.image_mode}
     made = outline(recipe.model, **settings) if quantised else outline_of(llava)
-    sizes = {"tiles": tiles, "free": free, "processes": processes}
+    sizes: dict[str, Any] = {"tiles": tiles, "free": free, "processes": processes}
     foreseen = Foreseen(Foresight(made, train), lengths.entries(), **sizes)
     memory, every, _ = foreseen.fullest()
     tight = tight or (train.allocator == "auto" and LOOSE * memory.peak > MARGIN * free)
