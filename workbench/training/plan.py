@@ -94,7 +94,7 @@ def plan(
     choice = choose(llava, train, order, met, good)
     foresight.train = choice.settled(train)
     tiles = good.tiles(len(met.keys), squares=llava.vision_trains)
-    there = {"tiles": tiles, "free": free_memory(llava.device, train), "processes": processes}
+    there: dict[str, Any] = {"tiles": tiles, "free": free_memory(llava.device, train), "processes": processes}
     foreseen = Foreseen(foresight, entries, **there, order=order)
     if fit or train.fit:
         recipe = fitted(_with(recipe, feature_cache=choice.kind) if train.feature_cache == "auto" else recipe, foreseen)
