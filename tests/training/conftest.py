@@ -160,7 +160,7 @@ def video_parts(tmp_path_factory: pytest.TempPathFactory) -> str:
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     torch.manual_seed(0)
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
     tower = CLIPVisionModel(CLIPVisionConfig(**small, image_size=24, patch_size=6))
     for parameter in tower.parameters():
         if parameter.ndim >= 2:

@@ -80,7 +80,7 @@ def _good(
         else:
             lost = [one.path for one in record.media if isinstance(one, Video) and not _is_there(one, folder)]
             if lost:
-                bad.append(f"{record.id}: {lost[0]}: {NO_FILE}")
+                bad.append(f"{record.source.get('foreign_id', record.id)}: {lost[0]}: {NO_FILE}")
                 continue
             paths.update((image.path, None) for image in record.images)
             yield record
