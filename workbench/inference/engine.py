@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import torch
-from PIL.Image import Image as PilImage
 
 from workbench.chat_model import GREEDY, Answer, Ending, Pieces, SamplingOptions
-from workbench.conversation import Conversation, Image
+from workbench.conversation import Conversation
 from workbench.errors import BusyError, ContextError, ModelError
 from workbench.inference.adapters import BASE, Adapters
 from workbench.inference.attachments import open_file
@@ -62,7 +62,7 @@ class Engine:
         self,
         llava: Llava,
         *,
-        open_image: Callable[[Image], PilImage] = open_file,
+        open_image: Callable[[Any], Any] = open_file,
         features: FeatureCache | None = None,
         name: str = "llava",
         rows: int = 64,

@@ -12,15 +12,15 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workbench.chat_model import ChatModel
-from workbench.conversation import Image
 from workbench.errors import ModelError, kind_of
 from workbench.inference.attachments import open_file
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
+    pass
+
 
 _REMOTE = re.compile(r"(?P<model>[^@]+)@(?P<url>https?://.+)")
 
@@ -30,7 +30,7 @@ def open_model(
     *,
     load: str | None = None,
     device: str = "auto",
-    open_image: Callable[[Image], Picture] = open_file,
+    open_image: Callable[[Any], Any] = open_file,
     adapter: str | Path | None = None,
 ) -> ChatModel:
     """What answers under `name`.
@@ -84,7 +84,7 @@ def open_beside(
     *,
     load: str | None = None,
     device: str = "auto",
-    open_image: Callable[[Image], Picture] = open_file,
+    open_image: Callable[[Any], Any] = open_file,
 ) -> ChatModel:
     """What to compare `model` with: `other`, which shares the weights of `model` where both lie on one base.
 
@@ -104,7 +104,7 @@ def open_beside(
 
 
 def _remote(
-    name: str, model: str, url: str, load: str | None, open_image: Callable[[Image], Picture], adapter: object
+    name: str, model: str, url: str, load: str | None, open_image: Callable[[Any], Any], adapter: object
 ) -> ChatModel:
     from workbench.remote import RemoteModel
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from workbench.conversation import Image, Media, Video
+from workbench.conversation import Media, Video
 from workbench.data.video import Film
 from workbench.errors import ImageError
 from workbench.inference.attachments import TrackedOpener
@@ -44,7 +44,7 @@ class Pixels:
         self._names: OrderedDict[Hashable, tuple[str, Size]] = OrderedDict()
         self._guard = threading.Lock()
 
-    def of(self, image: Media, open_image: Callable[[Image], Picture], llava: Llava, among: int = 1) -> Known:
+    def of(self, image: Media, open_image: Callable[[Any], Any], llava: Llava, among: int = 1) -> Known:
         """What a model sees of a picture, one of so many of its conversation. Raises what opening it raises."""
         state = open_image.state(image) if isinstance(open_image, TrackedOpener) else None
         key = open_image, llava.mode_among(among), image, state
@@ -64,7 +64,7 @@ class Pixels:
         return Known(name, shown.size, lambda: shown)
 
 
-def shown_of(image: Media, open_image: Callable[[Image], Picture], llava: Llava, among: int) -> Shown:
+def shown_of(image: Media, open_image: Callable[[Any], Any], llava: Llava, among: int) -> Shown:
     """What a model sees of a picture or a video, one of so many of its conversation. Raises as `open_media` does."""
     return llava.show(open_media(image, open_image), among)
 
@@ -84,7 +84,7 @@ def _name(shown: Shown, llava: Llava) -> str:
     return pixel_hash(shown.tiles, shown.size if llava.tiling.varies else "")
 
 
-def _again(image: Media, open_image: Callable[[Image], Picture], llava: Llava, among: int, name: str) -> Shown:
+def _again(image: Media, open_image: Callable[[Any], Any], llava: Llava, among: int, name: str) -> Shown:
     """What has this name. It may have been another picture that lies there by now."""
     shown = shown_of(image, open_image, llava, among)
     if _name(shown, llava) != name:
