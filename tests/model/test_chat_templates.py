@@ -55,6 +55,8 @@ WRITTEN: dict[str, tuple[str, str, Alike]] = {
     "qwen's own, of text": ("chatml", QWEN.replace("SYSTEM", HELPFUL), Alike(("qwen",), ("qwen",))),
     "qwen 2.5's own, of another system text": ("chatml", QWEN.replace("SYSTEM", "You are Qwen. " + HELPFUL), Alike()),
     "llama 3's own, of text": ("llama_3", LLAMA_3, Alike((), ("llama_3",))),
+    "words of its own behind an answer": (
+        "sentencepiece", MISTRAL.replace("END", "</s> Now the user: "), Alike()),
     "somebody else's": ("gpt", HEAD + "### {{ message['role'] }}: " + IMAGES + TEXTS + TAIL, Alike()),
     "one that refuses": ("gpt", "{{ raise_exception('no') }}", Alike()),
     "one that is no template": ("gpt", "{% for", Alike()),
