@@ -191,7 +191,7 @@ LEAST: dict[str, tuple[int | None, int | None, str]] = {
     "llava-v1.6-vicuna-7b-lora": (40, 40, "at least 22.4 GB (language model 13.5, "),
     "llava-v1.6-vicuna-13b-lora": (80, 80, "at least 39.1 GB (language model 26.0, "),
     "llava-v1.6-mistral-7b-lora": (40, 40, "at least 23.9 GB (language model 14.5, "),
-    "llava-next-video-7b-lora": (40, 40, "at least 22.4 GB (language model 13.5, "),
+    "llava-next-video-7b-lora": (40, 40, "at least 23.4 GB (language model 13.5, "),
     "llava-v1.6-34b-qlora": (80, 80, "at least 43.5 GB (language model 19.1, "),
 }
 """Recipe -> the smallest card of 16, 24, 40 and 80 GB on which it trains alone, and on each of 8; the reason."""

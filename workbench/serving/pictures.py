@@ -15,7 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workbench.conversation import Image, Media, Video
 from workbench.data.images import load_image
@@ -59,7 +59,7 @@ class Pictures:
             if self._users[image.path] <= 0:
                 del self._users[image.path], self._held[image.path]
 
-    def open(self, image: Media) -> Picture | Film:
+    def open(self, image: Media) -> Any:
         """The picture, upright, RGB, or the film. Raises `ImageError` under its name here."""
         data = self._held.get(image.path)
         if data is None:

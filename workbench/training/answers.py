@@ -13,11 +13,9 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-from PIL.Image import Image as PilImage
-
 from workbench.chat_model import SamplingOptions
 from workbench.conversation import Conversation, Media
-from workbench.data.video import Film, load_media, still
+from workbench.data.video import load_media, still
 from workbench.inference.engine import Engine
 from workbench.inference.prefix_cache import FeatureCache
 from workbench.json_lines import JsonLines
@@ -83,7 +81,7 @@ class Answers:
             "answer": answer,
         }
 
-    def _open(self, media: Media) -> PilImage | Film:
+    def _open(self, media: Media) -> Any:
         return load_media(media, self._resolve(media))
 
     def _keep_pictures(self) -> None:
