@@ -236,7 +236,7 @@ REFUSED = {
     "a video": (
         "v1",
         [(Video("a.mp4"), "see"), "x"],
-        "found a video; expected images: the model reads no videos; put frames",
+        "message 0: found a video; expected images: the model reads no videos; put frames",
     ),
 }
 
