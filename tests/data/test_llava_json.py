@@ -20,6 +20,7 @@ from workbench.conversation import Conversation, Image, Message, new_id
 from workbench.data import json_records
 from workbench.data.dataset import Dataset
 from workbench.data.formats import BadRecord, export_llava, import_llava, read_conversations
+from workbench.data.recognise import recognise
 from workbench.errors import DataError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -320,7 +321,10 @@ def test_videos_come_in_and_go_out_and_one_that_is_missing_is_named(
         (tmp_path / "media").mkdir(exist_ok=True)
         moving(tmp_path / "media" / f"{name}.mp4", 3)
     PILImage.new("RGB", (6, 4)).save(tmp_path / "media" / "c.png")
-    dataset = import_llava(write(tmp_path / "talks.json", records), tmp_path / "media", tmp_path / "out")
+    file = write(tmp_path / "talks.json", records)
+    told = [{"system": "Be brief.", **one} for one in records]
+    assert recognise(file) == recognise(write(tmp_path / "told.json", told)) == "llava"
+    dataset = import_llava(file, tmp_path / "media", tmp_path / "out")
     assert "gone: gone.mp4: no such file" in capsys.readouterr().out
     made = dataset.conversations()
     assert [type(part).__name__ for one in made for part in one.media] == ["Video", "Video", "Image", "Video"]

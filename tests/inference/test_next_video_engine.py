@@ -33,6 +33,7 @@ from workbench.model.joint import tiling_of
 from workbench.model.llava import Llava
 from workbench.model.renderer import Renderer
 from workbench.model.tiles import AnyResMode
+from workbench.serving.limits import Limits
 from workbench.serving.run import Server
 
 FRAMES = 6
@@ -229,3 +230,11 @@ def test_the_server_refuses_a_film_that_is_none(client: OpenAI, files: Path) -> 
     for data, expected in ((b"no film", "is not a video"), (whole[:200], "is a video that cannot be read")):
         with pytest.raises(BadRequestError, match=rf"messages\[0\].content\[0\].video_url.url {expected}"):
             client.chat.completions.create(model="film", messages=told("x", data))
+
+
+def test_the_server_refuses_a_film_whose_frames_are_too_large_together(llava: Llava, files: Path) -> None:
+    limits = Limits(pixels=10_000)  # six frames of 64 x 48 have more
+    with Engine(llava, name="film") as engine, Server(engine, port=0, limits=limits) as server:
+        client = OpenAI(base_url=server.url, api_key="none", max_retries=0)
+        with pytest.raises(BadRequestError, match="has frames of 3,072 pixels; at most 10,000 are taken of all"):
+            client.chat.completions.create(model="film", messages=told("x", (files / "a.mp4").read_bytes()))

@@ -32,6 +32,7 @@ from workbench.model.export import export_hf, processor
 from workbench.model.llava import load
 from workbench.model.proof import probe
 from workbench.training.feature_cache import FeatureCache
+from workbench.training.feature_key import feature_key
 from workbench.training.plan import plan
 from workbench.training.trainer import train
 
@@ -135,6 +136,28 @@ def test_a_video_that_changed_since_it_was_counted_is_named(ready: Made) -> None
     moving(files["videos/a.mp4"], 4)
     with feed.store, pytest.raises(Exception, match=r"a.mp4: found 4 frames to show; expected 6, as counted"):
         feed.store.get(["videos/a.mp4"])
+
+
+def test_a_video_that_changed_before_a_run_is_counted_anew(ready: Made) -> None:
+    counted = []
+    for _ in range(2):
+        _, examples, lengths, feed, files = ready()
+        feed.store.close()
+        tokens = dict(zip([one.id for one in examples], lengths.frame["image_tokens"], strict=True))
+        counted.append((tokens["a.mp4.0"], tokens["b.mp4.0"]))
+        moving(files["videos/a.mp4"], 4)  # it had 14
+    assert counted == [(6 * 4, 6 * 4), (4 * 4, 6 * 4)]
+
+
+def test_what_is_kept_is_kept_apart_where_frames_are_pooled_or_shown_otherwise(ready: Made) -> None:
+    llava, _, _, feed, _ = ready()
+    feed.store.close()
+    known = feature_key(llava, torch.float32, 1)
+    llava.model.config.spatial_pool_mode = "max"
+    other = feature_key(llava, torch.float32, 1)
+    llava.model.config.spatial_pool_mode = "average"
+    llava.image_mode.film.mean = (0.5, 0.5, 0.5)
+    assert len({json.dumps(one, sort_keys=True) for one in (known, other, feature_key(llava, torch.float32, 1))}) == 3
 
 
 def test_what_is_kept_of_a_video_is_pooled(ready: Made, films: Dataset) -> None:

@@ -106,7 +106,7 @@ def _record_kind(record: Any) -> str | None:
         return "sharegpt"
     if not isinstance(keys.get("conversations"), list):
         return None
-    if "image" in keys:
+    if {"image", "video"} & set(keys):
         return "llava"
     return "sharegpt" if {"images", "system"} & set(keys) else "either"
 
