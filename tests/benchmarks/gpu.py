@@ -53,9 +53,10 @@ def run_part(part: tuple[str, ...], args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="gpu-") as temporary:
         os.environ["WORKBENCH_HOME"] = f"{temporary}/state"  # nothing measured or kept earlier helps
         batch, steps = (6, 2) if args.tiny else (48, 5)
-        job = prepare(Path(temporary), SIZES[model], load, batch=batch, steps=steps, cuda=not args.tiny)
+        device = "cpu" if args.tiny else "cuda"
+        job = prepare(Path(temporary), SIZES[model], load, batch=batch, steps=steps, device=device)
         job |= {"folder": temporary, "side": side, "name": side.replace(" ", "-"), "per_device": 2 if args.tiny else 16}
-        job |= {"device": "cpu" if args.tiny else "cuda", "steps": steps, **SIDES[side]}
+        job |= {"device": device, "steps": steps, **SIDES[side]}
         path = Path(temporary) / "job.json"
         path.write_text(json.dumps(job))
         python = str(python_of("trl", args.envs)) if side.startswith("TRL") else sys.executable
