@@ -95,7 +95,7 @@ def one_round(side: Side, number: int, spent: Spent) -> None:
 
 
 def medians(spent: Spent) -> dict[str, tuple[tuple[float, float], tuple[float, float]]]:
-    """Kind -> (processor, wall) seconds, medians of all rounds but the first, and their shares of a first question's."""
+    """Kind -> (processor, wall) seconds, medians of all rounds but the first, and shares of a first question's."""
     told = {}
     for kind, seconds in spent.items():
         used, wall = (statistics.median(each[place] for each in seconds[1:]) for place in (0, 1))
