@@ -25,7 +25,6 @@ from peers.gpu_rows import as_llava, recipe_of, write_folder, write_weights
 from peers.material import make_rows, per_image
 from peers.random_llava import SIZES, Size
 from peers.reuse import KINDS, Ours, Spent, medians, one_round
-
 from workbench.chat_model import SamplingOptions
 from workbench.recipe import Recipe
 from workbench.resources import import_path
