@@ -145,8 +145,6 @@ def _begin(job: dict[str, Any], stage: str) -> tuple[Recipe, Size, torch.device]
     folder, size = Path(job["folder"]), SIZES[job["size"]]
     made = recipe_of(folder, size, job["load"], stage, batch=job["batch"], steps=STEPS, device=job["device"])
     recipe = Recipe.from_dict(made)
-    if "memory_gb" in job:
-        recipe = recipe.with_overrides(f"train.memory_gb={job['memory_gb']}")
     make_rows(folder, per_image(job["batch"] * STEPS // 3, 3))
     write_folder(folder / "processor", size, recipe)
     if job["device"] == "cpu":  # a small model is proven by loading it again when a run saves
