@@ -18,6 +18,8 @@ import pytest
 import torch
 
 from workbench.model import proof
+from workbench.model.precision import dequantised_weight, is_quantised
+from workbench.run import Run
 
 FOLDER = Path(__file__).parent / "benchmarks"
 Job = Callable[..., dict[str, Any]]
@@ -86,6 +88,22 @@ def test_the_models_have_the_published_numbers(
     assert model.config.text_config.num_hidden_layers == len(model.model.language_model.layers)
 
 
+@pytest.mark.parametrize("name", ["tiny", "tiny-next"])
+def test_only_the_layers_of_the_language_model_are_held_in_four_bits(name: str, load: Callable[[str], Any]) -> None:
+    random_llava = load("peers.random_llava")
+    plain, packed = (
+        random_llava.make(random_llava.SIZES[name], held, torch.device("cpu")) for held in ("bf16", "4bit")
+    )
+    linears = {key: one for key, one in plain.named_modules() if isinstance(one, torch.nn.Linear)}
+    quantised = {key: one for key, one in packed.named_modules() if is_quantised(one)}
+    assert quantised.keys() == {key for key in linears if key.startswith("model.language_model.layers.")}
+    assert len(quantised) == 2 * 7
+    for key, one in quantised.items():
+        expected = linears[key].weight.detach()
+        assert (dequantised_weight(one).float() - expected).abs().max() < 0.2 * expected.abs().max(), key
+    assert torch.equal(plain.lm_head.weight, packed.lm_head.weight)
+
+
 @pytest.mark.usefixtures("unwritten")
 def test_an_answer_is_measured_beside_what_was_foreseen(house: Any, job: Job) -> None:
     told = house.chat(job(size="tiny-next", load="4bit"))
@@ -101,7 +119,8 @@ def test_an_answer_is_measured_beside_what_was_foreseen(house: Any, job: Job) ->
 @pytest.mark.parametrize(("size", "held", "kind"), [("tiny-next", "bf16", "align"), ("tiny", "4bit", "finetune")])
 @pytest.mark.usefixtures("unwritten")
 def test_a_stage_is_measured_beside_the_plan(size: str, held: str, kind: str, house: Any, job: Job) -> None:
-    told = house.stage(job(size=size, load=held, kind=kind))
+    given = job(size=size, load=held, kind=kind)
+    told = house.stage(given)
     assert told.keys() == {
         "plan_s", "foreseen_gb", "measured_gb", "error_of_plan", "losses", "step_s", "tokens_per_s", "checkpointed",
         "fullest",
@@ -109,6 +128,9 @@ def test_a_stage_is_measured_beside_the_plan(size: str, held: str, kind: str, ho
     assert len(told["losses"]) == len(told["step_s"]) == 2
     assert told["losses"][1] < told["losses"][0]
     assert told["foreseen_gb"] > 0.01 and told["measured_gb"] > 0.01
+    trained = Run.open(Path(given["folder"], "run")).recipe
+    assert (told["checkpointed"], trained.train.checkpointing) == (0, "off"), "as the plan has it"
+    assert trained.train.stage == kind
 
 
 @pytest.mark.parametrize(("kind", "words"), [("chat", "an answer takes 0.0 GB of 0.0 GB"), ("align", "in all 1")])
@@ -132,6 +154,7 @@ def test_shards_take_two_devices(house: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert house.shards({"device": "cuda"}) == {"skipped": "one device here: shards take at least two"}
 
 
+@pytest.mark.timeout(900)  # five processes, each of which imports torch and transformers: 40 s of one free core
 def test_parts_run_once_and_end_in_a_table(
     load: Callable[[str], Any], home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,8 +11,9 @@ attention.
 
 It runs unattended, in parts that each end within `--minutes` in a process of their own; what is in `--out` already is
 not measured again, so the same command goes on where it was cut off. `--parts` takes those whose names begin so, such
-as `"house / llava-1.5-7b"`. Without a device it says so and ends with 0. `--tiny` runs the whole logic on the CPU with
-models of two narrow layers, shards in two processes: its numbers mean nothing.
+as `"house / llava-1.5-7b"`. The temporary folder takes up to 20 GB for a while. Without a device it says so and ends
+with 0. `--tiny` runs the whole logic on the CPU with models of two narrow layers, shards in two processes: its numbers
+mean nothing.
 """
 
 from __future__ import annotations

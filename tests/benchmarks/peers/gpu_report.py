@@ -15,7 +15,7 @@ LOADS = ("bf16", "4bit")
 def report(results: dict[str, Told]) -> str:
     """Device and date, the comparison line by line, then a table for each model and the shards."""
     keys = [tuple(name.split(" / ")) for name in results]
-    lines = [_device(results.get("peak", {}))]
+    lines = [_device(results["peak"])] if "device" in results.get("peak", {}) else []
     for key in keys:
         told = results[" / ".join(key)]
         if key[0] == "attention" and "error" not in told:
@@ -80,7 +80,7 @@ ROWS: tuple[tuple[str, str, Callable[[Told], str]], ...] = (
 
 
 def _device(peak: Told) -> str:
-    told = f"{peak.get('device')}: {peak.get('measured', 0) / 1e12:.3g} TFLOP/s in a plain matrix multiplication"
+    told = f"{peak['device']}: {peak['measured'] / 1e12:.3g} TFLOP/s in a plain matrix multiplication"
     if "date" in peak:
         told += f"; {peak['count']} such, {peak['memory_gb']:.1f} GB each; torch {peak['torch']}; {peak['date']}"
     return told
