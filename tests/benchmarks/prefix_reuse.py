@@ -14,70 +14,22 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
-import io
 import json
 import platform
-import statistics
 import sys
 import tempfile
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from PIL import Image as PILImage
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from peers.material import Shape, make_model
+from peers.reuse import KINDS, Ours, Side, Spent, Turns, medians, one_round, picture
 from peers.served import Served, free_port, served
 
 from workbench.chat_model import SamplingOptions
-from workbench.conversation import Conversation, Image
-
-ONE, SOME = SamplingOptions(max_tokens=1), SamplingOptions(max_tokens=16)
-KINDS = ("first question", "second question", "second turn", "the same, a second later")
-Spent = dict[str, list[tuple[float, float]]]
-"""Kind of request -> (processor, wall) seconds of each round."""
-
-
-def picture(number: int) -> bytes:
-    noise = np.random.default_rng(number).integers(0, 255, (336, 336, 3), dtype=np.uint8)
-    written = io.BytesIO()
-    PILImage.fromarray(noise).save(written, "PNG")
-    return written.getvalue()
-
-
-def question(number: int) -> str:
-    return f"w{100 + number} w7 w8 w9 w10 w11 w12 ?"
-
-
-class Ours:
-    """The engine in this process."""
-
-    def __init__(self, folder: Path, threads: int, rounds: int) -> None:
-        import torch
-
-        from workbench.inference.engine import Engine
-        from workbench.model import llava
-
-        torch.set_num_threads(threads)
-        loaded = llava.load(folder, template="v1", image_mode="pad", device="cpu")
-        self.engine, self.folder = Engine(loaded), folder.parent
-        for number in range(rounds + 1):
-            (self.folder / f"{number}.png").write_bytes(picture(number))
-
-    def cpu(self) -> float:
-        return time.process_time()
-
-    def ask(self, number: int, text: str, before: list[tuple[str, str]], options: SamplingOptions) -> str:
-        asked = Conversation(f"c{number}", ())
-        for turn, (said, answer) in enumerate([*before, (text, "")]):
-            asked = asked.add("user", *([Image(str(self.folder / f"{number}.png"))] if not turn else []), said)
-            asked = asked.add("assistant", answer) if answer else asked
-        return self.engine.reply(asked, options).text
 
 
 class Theirs:
@@ -89,7 +41,7 @@ class Theirs:
     def cpu(self) -> float:
         return self.side.cpu()
 
-    def ask(self, number: int, text: str, before: list[tuple[str, str]], options: SamplingOptions) -> str:
+    def ask(self, number: int, text: str, before: Turns, options: SamplingOptions) -> str:
         uri = "data:image/png;base64," + base64.b64encode(picture(number)).decode()
         messages: list[dict[str, Any]] = []
         for said, answer in [*before, (text, "")]:
@@ -116,20 +68,14 @@ def serving(folder: Path, threads: int) -> Iterator[Theirs]:
         yield Theirs(side)
 
 
-def measure(side: Ours | Theirs, function: Callable[[], Any]) -> tuple[float, float]:
-    used, wall = side.cpu(), time.perf_counter()
-    function()
-    return side.cpu() - used, time.perf_counter() - wall
+def ours(folder: Path, threads: int, rounds: int) -> Ours:
+    import torch
 
+    from workbench.model import llava
 
-def one_round(side: Ours | Theirs, number: int, spent: Spent) -> None:
-    first, other = question(number), question(number + 50)
-    spent[KINDS[0]].append(measure(side, lambda: side.ask(number, first, [], ONE)))
-    spent[KINDS[1]].append(measure(side, lambda: side.ask(number, other, [], ONE)))
-    answer = side.ask(number, first, [], SOME)
-    spent[KINDS[2]].append(measure(side, lambda: side.ask(number, other, [(first, answer)], ONE)))
-    time.sleep(1)
-    spent[KINDS[3]].append(measure(side, lambda: side.ask(number, question(number + 70), [(first, answer)], ONE)))
+    torch.set_num_threads(threads)
+    loaded = llava.load(folder, template="v1", image_mode="pad", device="cpu")
+    return Ours(loaded, folder.parent, rounds + 1)
 
 
 def main() -> None:
@@ -141,7 +87,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
         folder = Path(place, "model")
         size = make_model(folder, Shape())
-        sides: dict[str, Ours | Theirs] = {"workbench": Ours(folder, args.threads, args.rounds)}
+        sides: dict[str, Side] = {"workbench": ours(folder, args.threads, args.rounds)}
         if not args.no_peer:
             sides["transformers serve"] = stack.enter_context(serving(folder, args.threads))
         spent: dict[str, Spent] = {name: {kind: [] for kind in KINDS} for name in sides}
@@ -153,10 +99,8 @@ def main() -> None:
           f"{args.threads} thread(s), {kind}\n\n|  |  | processor s | of the first | wall s | of the first |\n"
           "|---|---|---|---|---|---|")  # fmt: skip
     for name, kinds in spent.items():
-        cold = [statistics.median(each[place] for each in kinds[KINDS[0]][1:]) for place in (0, 1)]
-        for kind, seconds in kinds.items():
-            used, wall = (statistics.median(each[place] for each in seconds[1:]) for place in (0, 1))
-            print(f"| {name} | {kind} | {used:.3f} | {used / cold[0]:.3f} | {wall:.3f} | {wall / cold[1]:.3f} |")
+        for kind, ((used, wall), (of_used, of_wall)) in medians(kinds).items():
+            print(f"| {name} | {kind} | {used:.3f} | {of_used:.3f} | {wall:.3f} | {of_wall:.3f} |")
 
 
 if __name__ == "__main__":

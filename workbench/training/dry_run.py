@@ -82,7 +82,7 @@ def measure(recipe: Recipe, pack: Pack, pieces: int, every: int, held: int) -> d
     if train.threads is not None:
         torch.set_num_threads(train.threads)
     device = _warm_up(recipe, outline(recipe.model, **settings))
-    before = _start(device)
+    before = held_now(device)
     llava = build(recipe.model, **settings, seed=train.seed)
     groups = prepare(llava, train, say=lambda text: None)
     params = [parameter for group in groups for parameter in group.params]
@@ -109,7 +109,7 @@ def measure(recipe: Recipe, pack: Pack, pieces: int, every: int, held: int) -> d
         optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - began
     del kept
-    return {"peak": _peak(device) - before, "seconds": seconds, "device": str(device)}
+    return {"peak": most_held(device) - before, "seconds": seconds, "device": str(device)}
 
 
 def _warm_up(recipe: Recipe, outline: Any) -> Any:
@@ -140,8 +140,8 @@ def _warm_up(recipe: Recipe, outline: Any) -> Any:
     return device
 
 
-def _start(device: Any) -> int:
-    """Bytes this process holds now; its peak counts from here."""
+def held_now(device: Any) -> int:
+    """Bytes this process holds now; `most_held` counts from here."""
     import torch
 
     gc.collect()
@@ -160,8 +160,8 @@ def _start(device: Any) -> int:
     return _status("VmRSS")
 
 
-def _peak(device: Any) -> int:
-    """Most bytes this process held since `_start`."""
+def most_held(device: Any) -> int:
+    """Most bytes this process held since `held_now`."""
     import torch
 
     if device.type == "cuda":

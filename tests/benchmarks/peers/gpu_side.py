@@ -25,17 +25,13 @@ def workbench(job: dict[str, Any]) -> dict[str, Any]:
     """Our trainer on a model in memory; packs are halved until they fit."""
     sys.path.insert(0, str(Path(__file__).parents[3]))
     from peers.gpu_rows import as_llava
-    from workbench.model.llava import build
     from workbench.recipe import Recipe
     from workbench.run import Run
     from workbench.training.flops import pairs, step_cost
     from workbench.training.trainer import train
 
-    recipe, device = Recipe.from_dict(job["recipe"]), torch.device(job["device"])
-    if device.type == "cuda":
-        llava = as_llava(SIZES[job["size"]], job["load"], device)
-    else:
-        llava = build(recipe.model, template=recipe.template, image_mode=recipe.image_mode)
+    recipe = Recipe.from_dict(job["recipe"])
+    llava = as_llava(recipe, SIZES[job["size"]])
     while True:
         out = Path(job["folder"]) / f"{job['name']}-{recipe.train.pack_tokens}"
         try:
