@@ -88,6 +88,8 @@ def test_save_writes_llava_json_that_reads_back(cat: Path, tmp_path: Path) -> No
         ("/set temperature=warm", "'warm'; expected a number"),
         ("/set temperature=-1", "expected 0 (greedy) or more"),
         ("/set colour=red", "expected KEY VALUE with one of temperature, top_p"),
+        ("/set temperature: 0.7", "found 'temperature: 0.7'; expected KEY VALUE with one of temperature, top_p"),
+        ("/set =", "found '='; expected KEY VALUE"),
     ],
 )
 def test_a_mistake_is_one_line_and_the_chat_goes_on(line: str, message: str, tmp_path: Path) -> None:
@@ -132,6 +134,25 @@ def test_set_changes_one_option() -> None:
     session.line("?")
     assert "max_tokens=2" in session.noted[0] and "".join(session.said) == "one two\n"
     assert "cut: max_tokens" in session.noted[1]
+
+
+def test_options_are_set_by_their_names_on_the_command_line_too() -> None:
+    options = changed(changed(SamplingOptions(), "max-tokens 5"), "--top-p=0.5")
+    assert options == SamplingOptions(top_p=0.5, max_tokens=5)
+
+
+def test_a_fault_that_nobody_foresaw_is_one_line_and_the_conversation_is_kept() -> None:
+    def answer(conversation: Conversation) -> str:
+        if "bug" in conversation.messages[-1].text:
+            raise KeyError("lost")
+        return "fine"
+
+    session = Heard(ScriptedModel(answer))
+    for line in ("one", "bug", "two"):
+        assert session.line(line)
+    assert session.failed and len(session.noted) == 1
+    assert session.noted[0].startswith("error: KeyError: 'lost'; a fault of the program, not yours")
+    assert [message.text for message in session.conversation.messages] == ["one", "fine", "two", "fine"]
 
 
 def test_quit_ends_and_nothing_else_does() -> None:

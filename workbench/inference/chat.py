@@ -79,28 +79,37 @@ class Chat:
         return self.sides[0].conversation
 
     def line(self, text: str) -> bool:
-        """Do what one line says; False when it says to leave. A `WorkbenchError` becomes one line."""
+        """Do what one line says; False when it says to leave. Whatever goes wrong is one line, and the chat goes on."""
         try:
-            command, _, rest = text.strip().partition(" ")
-            if command in ("/quit", "/exit"):
-                return False
-            if not command.startswith("/"):
-                if text.strip():
-                    self.ask(text.strip())
-                return True
-            commands = {"/image": self.image, "/set": self.set, "/save": self.save}
-            plain = {"/clear": self.clear, "/regen": self.regenerate, "/help": lambda: self._note(HELP)}
-            if command in commands:
-                commands[command](rest.strip())
-            elif command in plain:
-                plain[command]()
-            else:
-                known = ", ".join([*commands, *plain, "/quit"])
-                raise WorkbenchError(command, found="no such command", expected=known)
+            return self._do(text.strip())
         except WorkbenchError as error:
-            self.failed = True
-            self._note(f"error: {' '.join(str(error).split())}")
+            self._fail(str(error))
+        except Exception as error:  # of a model that is not ours, or a fault of ours: the conversation is worth more
+            self._fail(f"{type(error).__name__}: {error}; a fault of the program, not yours: the conversation is kept")
         return True
+
+    def _do(self, text: str) -> bool:
+        command, _, rest = text.partition(" ")
+        if command in ("/quit", "/exit"):
+            return False
+        if not command.startswith("/"):
+            if text:
+                self.ask(text)
+            return True
+        commands = {"/image": self.image, "/set": self.set, "/save": self.save}
+        plain = {"/clear": self.clear, "/regen": self.regenerate, "/help": lambda: self._note(HELP)}
+        if command in commands:
+            commands[command](rest.strip())
+        elif command in plain:
+            plain[command]()
+        else:
+            known = ", ".join([*commands, *plain, "/quit"])
+            raise WorkbenchError(command, found="no such command", expected=known)
+        return True
+
+    def _fail(self, why: str) -> None:
+        self.failed = True
+        self._note(f"error: {' '.join(why.split())}")
 
     def ask(self, question: str) -> None:
         """Ask, say the answer while it is written, and keep both; a question that fails is not kept, its image is."""
@@ -213,12 +222,13 @@ _CUT = {"length": "(cut: max_tokens, or the context is full)", "cancelled": "(ca
 
 
 def changed(options: SamplingOptions, text: str) -> SamplingOptions:
-    """`options` with one `key=value` or `key value`.
+    """`options` with one `key=value` or `key value`; a key may have dashes, as on the command line.
 
     Raises `WorkbenchError` for an unknown key or a value of the wrong type.
     """
-    key, sign, value = re.fullmatch(r"\s*(\w*)\s*(=|\s|$)\s*(.*?)\s*", text, re.DOTALL).groups()  # type: ignore[union-attr]
-    if key not in KINDS or not sign:
+    read = re.fullmatch(r"-*([\w-]+)(?:\s*=\s*|\s+)(.*)", text.strip(), re.DOTALL)
+    key, value = (read[1].replace("-", "_"), read[2]) if read else ("", "")
+    if key not in KINDS:
         raise WorkbenchError("/set", found=repr(text), expected=f"KEY VALUE with one of {', '.join(KINDS)}")
     try:
         return replace(options, **{key: KINDS[key](value)})  # type: ignore[arg-type]
