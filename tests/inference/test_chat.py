@@ -74,6 +74,26 @@ def test_save_writes_llava_json_that_reads_back(cat: Path, tmp_path: Path) -> No
     assert [message.text for message in read.messages] == [message.text for message in session.conversation.messages]
 
 
+def test_save_writes_over_what_this_chat_saved_and_over_nothing_else(cat: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("train: {}\n")
+    (tmp_path / "old-pictures").mkdir()
+    (tmp_path / "old-pictures" / "0001.png").write_bytes(b"somebody's")
+    session = Heard(ScriptedModel(echo))
+    for line in (f"/image {cat}", "one", f"/save {tmp_path}/chat.json", "two", f"/save {tmp_path}/chat.json"):
+        session.line(line)
+    assert not session.failed
+    assert len(json.loads((tmp_path / "chat.json").read_text(encoding="utf-8"))[0]["conversations"]) == 4
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for name, found in (
+        ("recipe.yaml", "recipe.yaml: found a file that this chat did not write; choose another name"),
+        ("old.json", "old-pictures: found a folder that this chat did not write; choose another name"),
+        ("", f"{tmp_path}: found a folder; expected the name of a file, for example {tmp_path}/chat.json"),
+    ):
+        session.line(f"/save {tmp_path}/{name}")
+        assert found in session.noted[-1]
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -7,14 +7,12 @@ that piped questions give answers and nothing else.
 
 from __future__ import annotations
 
-import io
-import json
 import re
 import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,12 +20,11 @@ from pathlib import Path
 from rich.console import Console
 
 from workbench.chat_model import Answer, ChatModel, SamplingOptions
-from workbench.conversation import Conversation, Media, Message, Part, Video, new_id, to_llava
-from workbench.data.images import read_file
+from workbench.conversation import Conversation, Media, Part, Video, new_id
 from workbench.errors import WorkbenchError
-from workbench.inference.attachments import attached_for, open_file
+from workbench.inference.attachments import attached_for
 from workbench.inference.opening import as_letters, open_beside, open_model
-from workbench.resources import write_atomic
+from workbench.inference.saving import save_chat
 
 HELP = """\
 Type a question. Commands:
@@ -71,6 +68,7 @@ class Chat:
         """Whether something could not be done."""
         self.waiting: list[Media] = []
         """Images and videos that go with the next question."""
+        self._files: set[Path] = set()
         self._say = say
         self._note = note
 
@@ -143,9 +141,8 @@ class Chat:
     def save(self, path: str) -> None:
         if not path or not self.conversation.messages:
             raise WorkbenchError("/save", found="nothing to save" if path else "no file", expected="/save FILE")
-        place = Path(path).expanduser()
-        told = with_files([side.conversation for side in self.sides if side.conversation.messages], place)
-        write_atomic(place, json.dumps([to_llava(one) for one in told], indent=2, ensure_ascii=False) + "\n")
+        told = [side.conversation for side in self.sides if side.conversation.messages]
+        place = save_chat(told, path, self._files)
         reads = f"workbench import {shlex.quote(str(place))} --out DATASET"
         self._note(f"saved {place}, its pictures beside it; `{reads}` makes a dataset of it")
 
@@ -177,34 +174,6 @@ def _called(shown: Sequence[Media]) -> str:
     if first.width:
         return f"{first.width}x{first.height}"
     return f"{len(shown)} {'pages' if '#page=' in first.path else 'frames'}"
-
-
-def with_files(conversations: Sequence[Conversation], place: Path) -> list[Conversation]:
-    """The conversations with all their pictures and videos copied beside `place`, and named from its folder on.
-
-    A page or a frame becomes a PNG file. Raises `ImageError` for one that is no longer there.
-    """
-    folder = place.with_name(f"{place.stem}-pictures")
-    known: dict[Media, Media] = {}
-    for image in dict.fromkeys(image for one in conversations for image in one.media):
-        data, suffix = _bytes_of(image)
-        file = folder / f"{len(known) + 1:04}{suffix}"
-        write_atomic(file, data)
-        known[image] = type(image)(f"{folder.name}/{file.name}")
-    return [replace(one, messages=tuple(_renamed(message, known) for message in one.messages)) for one in conversations]
-
-
-def _renamed(message: Message, known: Mapping[Media, Media]) -> Message:
-    return replace(message, content=tuple(part if isinstance(part, str) else known[part] for part in message.content))
-
-
-def _bytes_of(image: Media) -> tuple[bytes, str]:
-    """A picture or video as a file: its bytes, and how its name ends."""
-    if Path(image.path).is_file():
-        return read_file(Path(image.path)), Path(image.path).suffix
-    written = io.BytesIO()
-    open_file(image).save(written, "PNG")
-    return written.getvalue(), ".png"
 
 
 KINDS: dict[str, Callable[[str], object]] = {
