@@ -121,8 +121,12 @@ def test_a_person_asks_regenerates_edits_and_flags(shown: Any, picture: Path, tm
         page.get_by_label("Feedback").last.click()
         page.locator(".extra-feedback-option", has_text="Made up").last.click()
         page.get_by_text("Kept: flag: Made up").wait_for()
+        page.locator(".extra-feedback-option", has_text="Made up").last.click()
+        page.get_by_text("Kept: withdrawn").wait_for()
+        page.get_by_label("Like", exact=True).last.click()
+        page.get_by_text("Kept: up").wait_for()
     votes = records(kept)
-    assert [one["vote"] for one in votes][:2] == ["up", "flag: Made up"]
+    assert [one["vote"] for one in votes] == ["up", "flag: Made up", "withdrawn", "up"], "one line for one click"
     assert votes[0]["conversations"] == [
         {"from": "human", "value": "<image>\nwhat colour?"}, {"from": "gpt", "value": "You said what colour? 0 1 2"},
     ]  # fmt: skip
