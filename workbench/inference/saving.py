@@ -16,7 +16,7 @@ from workbench.conversation import Conversation, Media, Message, to_llava
 from workbench.data.images import read_file
 from workbench.errors import DataError
 from workbench.inference.attachments import open_file
-from workbench.resources import disk_errors, write_atomic
+from workbench.resources import disk_errors, expanded, write_atomic
 
 
 def save_chat(conversations: Sequence[Conversation], path: str | Path, ours: set[Path]) -> Path:
@@ -25,7 +25,7 @@ def save_chat(conversations: Sequence[Conversation], path: str | Path, ours: set
     ours: what this chat has written, which it may write again; what is written now is added. Raises `DataError` where
     something else of that name is there, `ImageError` for a picture that is gone, and `DiskError`.
     """
-    place = Path(path).expanduser()
+    place = expanded(path)
     with disk_errors(place):
         if place.is_dir():
             example = place / "chat.json"

@@ -40,6 +40,7 @@ from workbench.model.sources import read_json, resolve
 from workbench.model.templates import Template, load_template
 from workbench.model.tensors import fill, named
 from workbench.model.tokenizers import load_tokenizer
+from workbench.resources import expanded
 
 PROJECTOR = "model.multi_modal_projector."
 SHAPES = (
@@ -152,7 +153,7 @@ def _base_folder(found: Original, given: str | Path | None) -> Path:
 
 def resolve_any(source: str | Path) -> Path:
     """`resolve`, also for a folder whose weights are pickles."""
-    folder = Path(source).expanduser()
+    folder = expanded(source, ModelError)
     return folder.resolve() if folder.is_dir() else resolve(source, part="language")
 
 
