@@ -52,6 +52,14 @@ def test_else_the_state_folder_is_the_platforms_cache(monkeypatch: pytest.Monkey
     assert tmp_path.resolve() in resources.state_folder().parents
 
 
+def test_a_home_that_nobody_has_is_an_error_that_says_so_and_anybody_elses_is_not() -> None:
+    assert resources.expanded("~/a") == Path.home() / "a" and resources.expanded("a~b") == Path("a~b")
+    with pytest.raises(DataError, match=r"^~no-such-person/x: found no home folder of no-such-person on this machine"):
+        resources.expanded("~no-such-person/x")
+    with pytest.raises(RunError, match="found a NUL character"):
+        resources.expanded("a\0b", RunError)
+
+
 def test_clean_state_removes_what_is_named_and_nothing_else(home: Path) -> None:
     write_atomic(home / "database" / "journal", b"x" * 1000)
     write_atomic(home / "datasets" / "a.png", b"y" * 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from PIL import Image as PILImage
 from workbench.chat_model import Answer, Ending, Pieces, SamplingOptions, ScriptedModel
 from workbench.conversation import Conversation, from_llava
 from workbench.errors import ImageError, WorkbenchError
+from workbench.inference.attachments import open_file
 from workbench.inference.chat import Chat, cancelled_by_interrupt, changed, chat
 
 
@@ -101,6 +103,12 @@ def test_save_writes_over_what_this_chat_saved_and_over_nothing_else(cat: Path, 
         ("/image nowhere.png", "nowhere.png"),
         ("/image {folder}/broken.png", "broken.png"),
         ("/image {folder}", "{folder}"),
+        ("/image ~nobody-of-that-name/x.png", "no home folder of nobody-of-that-name on this machine"),
+        ("/image a\0b.png", "found a NUL character"),
+        (
+            "/image https://example.org/cat.png",
+            "https://example.org/cat.png: found a web address; expected a file of",
+        ),
         ("/frobnicate", "no such command; expected /image"),
         ("/regen", "no question yet"),
         ("/save", "no file"),
@@ -196,6 +204,23 @@ def test_an_interrupt_ends_the_answer_and_not_the_chat() -> None:
                 os.kill(os.getpid(), signal.SIGINT)
     assert answer.text.startswith("some more more") and answer.finish_reason == "cancelled"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_picture_in_memory_is_shown_as_its_file_would_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[PILImage.Image] = []
+
+    def answer(conversation: Conversation) -> str:
+        seen.extend(open_file(image) for image in conversation.images)
+        return "seen"
+
+    turned = PILImage.new("RGBA", (6, 4), (255, 0, 0, 0))
+    turned.getexif()[0x0112] = 6
+    monkeypatch.setattr("sys.stdin", io.StringIO("what is it?\n"))
+    assert chat(ScriptedModel(answer), image=[turned, PILImage.new("L", (3, 2), 7)])
+    assert [one.size for one in seen] == [(4, 6), (3, 2)]
+    assert seen[0].getpixel((0, 0)) == (255, 255, 255) and seen[1].getpixel((0, 0)) == (7, 7, 7)
+    with pytest.raises(ImageError, match=r"image: found 7, of type int; expected a path .* or a PIL image"):
+        chat(ScriptedModel(answer), image=7)
 
 
 def test_a_first_image_that_is_missing_is_an_error_of_the_call(tmp_path: Path) -> None:

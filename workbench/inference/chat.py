@@ -22,7 +22,7 @@ from rich.console import Console
 from workbench.chat_model import Answer, ChatModel, SamplingOptions
 from workbench.conversation import Conversation, Media, Part, Video, new_id
 from workbench.errors import WorkbenchError
-from workbench.inference.attachments import attached_for
+from workbench.inference.attachments import Attached, attached_for, listed
 from workbench.inference.opening import as_letters, open_beside, open_model
 from workbench.inference.saving import save_chat
 
@@ -120,13 +120,14 @@ class Chat:
             raise WorkbenchError("/regen", found="no question yet", expected="an answer to write again")
         self._answer([side.conversation.prompt for side in self.sides if side.conversation.messages])
 
-    def image(self, path: str) -> None:
-        if not path:
+    def image(self, given: Attached) -> None:
+        if given == "":
             raise WorkbenchError("/image", found="no path", expected="/image PATH")
-        path = path.strip("'\"")
-        found = attached_for(path, *(side.model for side in self.sides))
+        given = given.strip("'\"") if isinstance(given, str) else given
+        found = attached_for(given, *(side.model for side in self.sides))
         self.waiting += found
-        self._note(f"{Path(path).name}, {_called(found)}: ask about it")
+        name = Path(given).name if isinstance(given, (str, Path)) else "picture"
+        self._note(f"{name}, {_called(found)}: ask about it")
 
     def clear(self) -> None:
         for side in self.sides:
@@ -208,7 +209,7 @@ def changed(options: SamplingOptions, text: str) -> SamplingOptions:
 def chat(
     run: str | Path | ChatModel,
     *,
-    image: str | Path | Sequence[str | Path] | None = None,
+    image: Attached | Sequence[Attached] | None = None,
     compare: str | Path | bool | ChatModel = False,
     options: SamplingOptions = LONG,
     load: str | None = None,
@@ -216,10 +217,10 @@ def chat(
 ) -> bool:
     """Chat on standard input and output until it ends; False if something that was piped failed.
 
-    run: whatever `workbench.open_model` opens, or a model. image: shown with the first question; several, PDF files and
-    videos too. compare: another model that is asked the same, True for the base that a run trained on. `load` is the
-    number format of the weights that are loaded, `device` where: as in `workbench.load`. Raises what loading a model or
-    the first images raises; later mistakes are one line on standard error.
+    run: whatever `workbench.open_model` opens, or a model. image: shown with the first question; several, PDF files,
+    videos and PIL images too. compare: another model that is asked the same, True for the base that a run trained on.
+    `load` is the number format of the weights that are loaded, `device` where: as in `workbench.load`. Raises what
+    loading a model or the first images raises; later mistakes are one line on standard error.
     """
     out, notes = Console(highlight=False), Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     say = lambda piece: out.out(piece, end="", highlight=False)  # noqa: E731
@@ -230,8 +231,8 @@ def chat(
     elif compare is not False:
         beside = compare
     session = Chat(model, beside=beside, options=options, say=say, note=lambda line: notes.print(line, style="dim"))
-    for one in [image] if isinstance(image, (str, Path)) else image or []:
-        session.image(str(one))
+    for one in listed(image):
+        session.image(one)
     typed = sys.stdin.isatty()
     if typed:
         names = " beside ".join(side.model.name for side in session.sides)
