@@ -178,6 +178,7 @@ def atomic_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Ite
         try:
             yield temporary
             for inside in temporary.rglob("*"):
+                _share(inside, temporary)
                 _fsync(inside)
             _fsync(temporary)
             if path.exists():
@@ -209,6 +210,14 @@ def _temporary(path: Path) -> Path:
 
 def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
+
+
+def _share(path: Path, folder: Path) -> None:
+    """Let whoever may read files that this process makes read this one too: safetensors writes for the owner alone."""
+    if path.is_file() and not path.is_symlink():
+        mode, usual = path.stat().st_mode, folder.stat().st_mode & 0o666  # what the umask left of a folder's 777
+        if mode | usual != mode:
+            path.chmod(mode | usual)
 
 
 def _fsync(path: Path) -> None:
