@@ -11,9 +11,11 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from workbench import resources
 from workbench.errors import DataError, DiskError, RunError, WorkbenchError
@@ -50,6 +52,28 @@ def test_else_the_state_folder_is_the_platforms_cache(monkeypatch: pytest.Monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "cache"))
     assert tmp_path.resolve() in resources.state_folder().parents
+
+
+def test_a_home_that_nobody_has_is_an_error_that_says_so_and_anybody_elses_is_not() -> None:
+    assert resources.expanded("~/a") == Path.home() / "a" and resources.expanded("a~b") == Path("a~b")
+    with pytest.raises(DataError, match=r"^~no-such-person/x: found no home folder of no-such-person on this machine"):
+        resources.expanded("~no-such-person/x")
+    with pytest.raises(RunError, match="found a NUL character"):
+        resources.expanded("a\0b", RunError)
+
+
+@unix
+def test_files_of_a_folder_are_for_whom_the_umask_says_also_those_that_safetensors_writes(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with atomic_folder(tmp_path / "out") as folder:
+            save_file({"a": np.zeros(2)}, folder / "model.safetensors")
+            (folder / "inside").mkdir()
+            (folder / "inside" / "serve.sh").touch(mode=0o700)
+    finally:
+        os.umask(before)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / "out").rglob("*")}
+    assert modes == {"model.safetensors": "0o640", "inside": "0o750", "serve.sh": "0o740"}
 
 
 def test_clean_state_removes_what_is_named_and_nothing_else(home: Path) -> None:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from workbench import resources
 from workbench.errors import RecipeError, kind_of
 from workbench.recipe_yaml import apply_overrides, explain, read_json, read_yaml, to_yaml
+from workbench.resources import expanded
 
 Trains = Literal["frozen", "lora", "full"]
 Positive = Annotated[float, Field(gt=0)]
@@ -390,7 +391,7 @@ def find_recipe(path_or_name: str | Path, kind: str | None = None) -> Path:
     if not isinstance(path_or_name, (str, Path)):
         expected = "a recipe, its file, or the name of a shipped one"
         raise RecipeError("recipe", found=kind_of(path_or_name), expected=expected)
-    path = Path(path_or_name).expanduser()
+    path = expanded(path_or_name, RecipeError)
     if path.is_file():
         return path
     shipped = resources.recipes_folder() / f"{str(path_or_name).removesuffix('.yaml')}.yaml"

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from workbench.errors import RecipeError
+from workbench.resources import expanded
 
 
 class _Loader(yaml.SafeLoader):
@@ -63,7 +64,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """The mapping in a JSON file. Raises `RecipeError` naming file and line."""
-    path = Path(path).expanduser()
+    path = expanded(path, RecipeError)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:

@@ -46,6 +46,17 @@ def as_path(value: str | Path, what: str) -> Path:
     return Path(value)
 
 
+def expanded(path: str | Path, error: type[WorkbenchError] = DataError) -> Path:
+    """A path as a person writes it, `~` and `~somebody` as their home folders. Raises `error` where it can be none."""
+    if "\0" in str(path):
+        raise error(repr(str(path)), found="a NUL character", expected="a path, which cannot have one")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        found = f"no home folder of {Path(path).parts[0][1:]} on this machine"
+        raise error(str(path), found=found, fix="write the whole path, or ./~ for a name that begins so") from None
+
+
 def import_path() -> str:
     """What `PYTHONPATH` has to say so that a process of its own imports this package from wherever it was here."""
     paths = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
@@ -77,7 +88,7 @@ def tiny_folder() -> Path:
 def state_folder() -> Path:
     """The one home of cache, database and made data: `$WORKBENCH_HOME`, else the platform's cache folder. Created."""
     chosen = os.environ.get("WORKBENCH_HOME")
-    path = Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("workbench", appauthor=False))
+    path = expanded(chosen) if chosen else Path(platformdirs.user_cache_dir("workbench", appauthor=False))
     return make_folder(path).resolve()
 
 
@@ -167,6 +178,7 @@ def atomic_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Ite
         try:
             yield temporary
             for inside in temporary.rglob("*"):
+                _share(inside, temporary)
                 _fsync(inside)
             _fsync(temporary)
             if path.exists():
@@ -198,6 +210,14 @@ def _temporary(path: Path) -> Path:
 
 def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
+
+
+def _share(path: Path, folder: Path) -> None:
+    """Let whoever may read files that this process makes read this one too: safetensors writes for the owner alone."""
+    if path.is_file() and not path.is_symlink():
+        mode, usual = path.stat().st_mode, folder.stat().st_mode & 0o666  # what the umask left of a folder's 777
+        if mode | usual != mode:
+            path.chmod(mode | usual)
 
 
 def _fsync(path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -57,6 +58,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_folder_and_a_bad_name_are_refused(tmp_path: Path) -> None:
     refused(tmp_path, "a folder", "expected an image file")
     refused(Path("nul\0byte.png"), "cannot be read")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    refused(tmp_path / "pipe.png", "found a pipe or a device", "expected an image file")
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from PIL import Image as PILImage
 from workbench.chat_model import Answer, Ending, Pieces, SamplingOptions, ScriptedModel
 from workbench.conversation import Conversation, from_llava
 from workbench.errors import ImageError, WorkbenchError
+from workbench.inference.attachments import open_file
 from workbench.inference.chat import Chat, cancelled_by_interrupt, changed, chat
 
 
@@ -74,6 +76,26 @@ def test_save_writes_llava_json_that_reads_back(cat: Path, tmp_path: Path) -> No
     assert [message.text for message in read.messages] == [message.text for message in session.conversation.messages]
 
 
+def test_save_writes_over_what_this_chat_saved_and_over_nothing_else(cat: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("train: {}\n")
+    (tmp_path / "old-pictures").mkdir()
+    (tmp_path / "old-pictures" / "0001.png").write_bytes(b"somebody's")
+    session = Heard(ScriptedModel(echo))
+    for line in (f"/image {cat}", "one", f"/save {tmp_path}/chat.json", "two", f"/save {tmp_path}/chat.json"):
+        session.line(line)
+    assert not session.failed
+    assert len(json.loads((tmp_path / "chat.json").read_text(encoding="utf-8"))[0]["conversations"]) == 4
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for name, found in (
+        ("recipe.yaml", "recipe.yaml: found a file that this chat did not write; choose another name"),
+        ("old.json", "old-pictures: found a folder that this chat did not write; choose another name"),
+        ("", f"{tmp_path}: found a folder; expected the name of a file, for example {tmp_path}/chat.json"),
+    ):
+        session.line(f"/save {tmp_path}/{name}")
+        assert found in session.noted[-1]
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -81,6 +103,12 @@ def test_save_writes_llava_json_that_reads_back(cat: Path, tmp_path: Path) -> No
         ("/image nowhere.png", "nowhere.png"),
         ("/image {folder}/broken.png", "broken.png"),
         ("/image {folder}", "{folder}"),
+        ("/image ~nobody-of-that-name/x.png", "no home folder of nobody-of-that-name on this machine"),
+        ("/image a\0b.png", "found a NUL character"),
+        (
+            "/image https://example.org/cat.png",
+            "https://example.org/cat.png: found a web address; expected a file of",
+        ),
         ("/frobnicate", "no such command; expected /image"),
         ("/regen", "no question yet"),
         ("/save", "no file"),
@@ -88,6 +116,8 @@ def test_save_writes_llava_json_that_reads_back(cat: Path, tmp_path: Path) -> No
         ("/set temperature=warm", "'warm'; expected a number"),
         ("/set temperature=-1", "expected 0 (greedy) or more"),
         ("/set colour=red", "expected KEY VALUE with one of temperature, top_p"),
+        ("/set temperature: 0.7", "found 'temperature: 0.7'; expected KEY VALUE with one of temperature, top_p"),
+        ("/set =", "found '='; expected KEY VALUE"),
     ],
 )
 def test_a_mistake_is_one_line_and_the_chat_goes_on(line: str, message: str, tmp_path: Path) -> None:
@@ -134,6 +164,25 @@ def test_set_changes_one_option() -> None:
     assert "cut: max_tokens" in session.noted[1]
 
 
+def test_options_are_set_by_their_names_on_the_command_line_too() -> None:
+    options = changed(changed(SamplingOptions(), "max-tokens 5"), "--top-p=0.5")
+    assert options == SamplingOptions(top_p=0.5, max_tokens=5)
+
+
+def test_a_fault_that_nobody_foresaw_is_one_line_and_the_conversation_is_kept() -> None:
+    def answer(conversation: Conversation) -> str:
+        if "bug" in conversation.messages[-1].text:
+            raise KeyError("lost")
+        return "fine"
+
+    session = Heard(ScriptedModel(answer))
+    for line in ("one", "bug", "two"):
+        assert session.line(line)
+    assert session.failed and len(session.noted) == 1
+    assert session.noted[0].startswith("error: KeyError: 'lost'; a fault of the program, not yours")
+    assert [message.text for message in session.conversation.messages] == ["one", "fine", "two", "fine"]
+
+
 def test_quit_ends_and_nothing_else_does() -> None:
     session = Heard(ScriptedModel(echo))
     assert session.line("/help") and "/regen" in session.noted[0]
@@ -155,6 +204,23 @@ def test_an_interrupt_ends_the_answer_and_not_the_chat() -> None:
                 os.kill(os.getpid(), signal.SIGINT)
     assert answer.text.startswith("some more more") and answer.finish_reason == "cancelled"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_picture_in_memory_is_shown_as_its_file_would_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[PILImage.Image] = []
+
+    def answer(conversation: Conversation) -> str:
+        seen.extend(open_file(image) for image in conversation.images)
+        return "seen"
+
+    turned = PILImage.new("RGBA", (6, 4), (255, 0, 0, 0))
+    turned.getexif()[0x0112] = 6
+    monkeypatch.setattr("sys.stdin", io.StringIO("what is it?\n"))
+    assert chat(ScriptedModel(answer), image=[turned, PILImage.new("L", (3, 2), 7)])
+    assert [one.size for one in seen] == [(4, 6), (3, 2)]
+    assert seen[0].getpixel((0, 0)) == (255, 255, 255) and seen[1].getpixel((0, 0)) == (7, 7, 7)
+    with pytest.raises(ImageError, match=r"image: found 7, of type int; expected a path .* or a PIL image"):
+        chat(ScriptedModel(answer), image=7)
 
 
 def test_a_first_image_that_is_missing_is_an_error_of_the_call(tmp_path: Path) -> None:

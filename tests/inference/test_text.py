@@ -75,9 +75,17 @@ def test_spaces_between_words_survive_tokenizers_that_strip_the_first(ids: list[
 
 @given(st.text(alphabet="ab\n ", max_size=30), st.lists(st.text(alphabet="ab\n ", min_size=1, max_size=4), max_size=3))
 def test_text_ends_before_the_stop_text_that_is_complete_first(text: str, stop: list[str]) -> None:
-    ends = [(text.find(one) + len(one), text.find(one)) for one in stop if one in text]
-    expected = text[: min(ends)[1]] if ends else text
+    seen = text.lstrip()
+    ends = [(seen.find(one) + len(one), seen.find(one)) for one in stop if one in seen]
+    expected = seen[: min(ends)[1]] if ends else seen
     assert "".join(streamed(BYTES.encode(text).ids, stop=tuple(stop))) == expected.strip()
+
+
+@pytest.mark.parametrize("stop", [" ", "\n", " is"])
+def test_white_space_before_an_answer_is_no_stop_text_because_nobody_sees_it(stop: str) -> None:
+    assert streamed(BYTES.encode(" \n There is one.").ids, stop=(stop,))[:3] == ["", "", ""]
+    text = "".join(streamed(BYTES.encode(" \n There is one.").ids, stop=(stop,)))
+    assert text == ("There is one." if stop == "\n" else "There")
 
 
 def test_the_beginning_of_a_stop_text_is_held_back_until_it_is_clear() -> None:

@@ -83,7 +83,7 @@ def test_options_reach_the_model_and_seeds_differ_by_choice(serving: Serving) ->
             return super().reply(conversation, options)
 
     client = serving(Noting(lambda conversation: "yes. no. perhaps."))
-    given = {"temperature": 0.7, "top_p": 0.9, "seed": 5, "stop": "no", "max_tokens": 9, "max_completion_tokens": 7}
+    given = {"temperature": 0.7, "top_p": 0.9, "seed": 5, "stop": "no", "max_tokens": 7, "max_completion_tokens": 7}
     more = {"n": 3, "logprobs": True, "top_logprobs": 2, "top_k": -1, "user": "u", "some_new_field": {"a": 1}}
     schema = {"type": "object", "properties": {"a": {"type": "string"}}}
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
@@ -159,6 +159,7 @@ MISTAKES: list[tuple[dict[str, Any], str, str]] = [
     ({"n": 0}, "invalid_value", "n"),
     ({"n": 100}, "invalid_value", "n"),
     ({"max_tokens": 0}, "invalid_value", "max_tokens"),
+    ({"max_tokens": 1, "max_completion_tokens": 4}, "invalid_value", "max_tokens"),
     ({"stop": [""]}, "invalid_value", "stop"),
     ({"stop": ["a"] * 17}, "invalid_value", "stop"),
     ({"seed": "x"}, "invalid_value", "seed"),

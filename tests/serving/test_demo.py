@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from PIL import Image as PILImage
 
 from workbench import cli
 from workbench.chat_model import Answer, Ending, Pieces, SamplingOptions, ScriptedModel, Usage
 from workbench.conversation import Conversation, Image
+from workbench.data.dataset import Dataset
 from workbench.data.formats import import_llava
 from workbench.data.images import load_image
 from workbench.errors import WorkbenchError
@@ -121,8 +123,12 @@ def test_a_person_asks_regenerates_edits_and_flags(shown: Any, picture: Path, tm
         page.get_by_label("Feedback").last.click()
         page.locator(".extra-feedback-option", has_text="Made up").last.click()
         page.get_by_text("Kept: flag: Made up").wait_for()
+        page.locator(".extra-feedback-option", has_text="Made up").last.click()
+        page.get_by_text("Kept: withdrawn").wait_for()
+        page.get_by_label("Like", exact=True).last.click()
+        page.get_by_text("Kept: up").wait_for()
     votes = records(kept)
-    assert [one["vote"] for one in votes][:2] == ["up", "flag: Made up"]
+    assert [one["vote"] for one in votes] == ["up", "flag: Made up", "withdrawn", "up"], "one line for one click"
     assert votes[0]["conversations"] == [
         {"from": "human", "value": "<image>\nwhat colour?"}, {"from": "gpt", "value": "You said what colour? 0 1 2"},
     ]  # fmt: skip
@@ -303,6 +309,37 @@ def test_a_vote_after_a_torn_line_begins_a_line_of_its_own(tmp_path: Path) -> No
     feedback.add(said, model="m", vote="down", settings={})
     lines = feedback.path.read_text().splitlines()
     assert [json.loads(lines[index])["vote"] for index in (0, 2)] == ["up", "down"]
+
+
+def test_the_last_vote_on_an_answer_says_whether_it_is_imported_as_good(
+    picture: Path, tmp_path: Path, capsys: Any
+) -> None:
+    feedback = Feedback(tmp_path / "kept")
+
+    def vote(answer: str, vote: str, model: str = "m") -> None:
+        asked = {"role": "user", "content": [{"type": "image", "path": str(picture)}, {"type": "text", "text": "a?"}]}
+        feedback.add([asked, text_message("assistant", answer)], model=model, vote=vote, settings={})
+
+    for answer, said in (
+        ("good", "up"), ("bad", "down"), ("odd", "flag: Made up"), ("turned", "up"), ("turned", "down"),
+        ("saved", "flag: Wrong"), ("saved", "up"), ("gone", "up"), ("gone", "withdrawn"),
+    ):  # fmt: skip
+        vote(answer, said)
+    vote("bad", "up", model="other")
+    assert cli.main(["import", str(feedback.path), "--out", str(tmp_path / "data")]) == 0
+    told = capsys.readouterr().out
+    assert "votes, up: 3\n" in told and "votes, down: 2\n" in told and "votes, flag: Made up: 1\n" in told
+    assert "votes, withdrawn: 1\n" in told and "votes, earlier votes on the same answers: 3\n" in told
+    dataset = Dataset.open(tmp_path / "data")
+    assert [one.reference for one in dataset.conversations()] == ["good", "saved", "bad"]
+    assert {one.metadata["verdict"] for one in dataset.conversations()} == {"accept"}
+    rows = dataset.conversation_rows.filter(pl.col("status") == "removed")
+    assert rows["reason"].to_list() == [
+        "rejected by a vote: down", "rejected by a vote: flag: Made up", "rejected by a vote: down",
+        "rejected by a vote: withdrawn",
+    ]  # fmt: skip
+    verdicts = [json.loads(metadata).get("verdict") for metadata in rows["metadata"]]
+    assert verdicts == ["reject", "reject", "reject", None]
 
 
 def test_what_a_conversation_is_too_long_for_is_told_in_plain_words(run: Path) -> None:

@@ -93,7 +93,9 @@ def test_any_other_address_needs_a_key(host: str, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--api-key", "short"], "--api-key"),
+        (["--api-key", "sekret"], "--api-key: found a key of 6 characters; expected 8 characters or more"),
+        (["--api-key", "schlüssel"], "--api-key: found 'ü' as character 5 of a key"),
+        (["--api-key", "a secret "], "--api-key: found a key that begins or ends with a space"),
         (["--port", "99999"], "--port"),
         (["--allow-remote-images", "https://example.org"], "--allow-remote-images"),
         (["--load", "3bit"], "invalid choice"),

@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from workbench.errors import DataError
+from workbench.resources import expanded
 
 ENTRY = "llava-workbench"
 """The name of the link."""
@@ -26,7 +27,7 @@ def link_plugin(folder: str | Path) -> Path:
 
     Raises `DataError` where something else has its name (it stays as it is), or no link can be made.
     """
-    link = Path(folder).expanduser() / ENTRY
+    link = expanded(folder) / ENTRY
     fix = f"move it away, and the panel Conversations is found again: mv {link} {link}-old"
     if link.is_symlink():
         if not link.exists():

@@ -20,7 +20,7 @@ from workbench.data.dataset import Dataset
 from workbench.data.images import EXTENSIONS, check_image
 from workbench.data.tables import IMAGE_COLUMNS
 from workbench.data.video import Film, still
-from workbench.resources import state_folder, write_atomic
+from workbench.resources import expanded, state_folder, write_atomic
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -36,7 +36,7 @@ def adopt(path: str | Path, conversation: Conversation, open_image: Callable[[An
     Returns the conversation as it was added. Raises `DataError` or `ImageError` before anything is added.
     """
     check_conversation(conversation)
-    place = Path(path).expanduser()
+    place = expanded(path)
     files = {media: _bytes(media, open_image) for media in dict.fromkeys(conversation.media)}
     dataset = _opened(place)
     known = {media: _known(dataset, media) or _stored(dataset, media, data) for media, data in files.items()}

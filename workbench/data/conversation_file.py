@@ -20,7 +20,7 @@ from workbench.data.folder import Folder, resolve_inside
 from workbench.data.image_rows import NO_FILE, ROOT, image_rows, refuse_existing, refuse_missing, root_for
 from workbench.data.imported import by_reason, numbers, summary, write_report
 from workbench.data.json_records import BadRecord
-from workbench.data.tables import as_images, conversation_frames
+from workbench.data.tables import as_images, conversation_frames, with_rejected
 from workbench.errors import DataError
 from workbench.resources import write_atomic
 
@@ -37,10 +37,13 @@ def import_conversations(
     name: str | None = None,
     workers: int | None = None,
     card: Mapping[str, Any] | None = None,
+    rejected: Mapping[str, str] | None = None,
+    noted: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Make the dataset `out` of conversations and the images below `images_root`, and print what came of it.
 
-    Images are checked, and bad records and quarantined images listed in `out/import.json`. Raises `DataError` where
+    Images are checked, and bad records and quarantined images listed in `out/import.json`, beside what else is `noted`.
+    rejected: ids of conversations that are kept but not used, with the reason. Raises `DataError` where
     the folder is missing or has none of the images, no record is a conversation, or `out` is a dataset already.
     """
     source, folder, out = Path(source), Path(images_root), Path(out)
@@ -56,11 +59,13 @@ def import_conversations(
         found = f"no conversation among {len(bad)} records; the first: {bad[0]}" if bad else "no record"
         raise DataError(str(source), found=found, expected=f"{kind} records")
     with dataset.begin():
-        count = dataset.fill("conversations", conversation_frames(chain([first], good)))
+        frames = conversation_frames(chain([first], good))
+        frames = (with_rejected(frame, rejected) for frame in frames) if rejected else frames
+        count = dataset.fill("conversations", frames)
         images = image_rows(folder, list(paths), out, workers=workers)
         refuse_missing(str(source), folder, images)
         dataset.fill("images", [as_images(images)])
-        report = {"conversations": count, "quarantined images": by_reason(images), "bad records": bad}
+        report = {"conversations": count, **(noted or {}), "quarantined images": by_reason(images), "bad records": bad}
         write_report(out, report)
         name = name or source.stem
         sections = {"made": f"imported from {kind}: {source.name}", **(card or {}), "import": numbers(report)}

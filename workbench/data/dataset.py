@@ -233,9 +233,7 @@ class Dataset:
         """
         new = tables.conversations_to_frame(conversations)
         if rejected:
-            reason = pl.col("id").replace_strict(dict(rejected), default=None, return_dtype=pl.String)
-            status = pl.when(reason.is_null()).then(pl.lit("ok")).otherwise(pl.lit("removed"))
-            new = new.with_columns(status=status, reason=reason)
+            new = tables.with_rejected(new, rejected)
         with self._folder.lock():
             old = self.conversation_rows
             known = new.filter(pl.col("id").is_in(old["id"].implode()))

@@ -29,7 +29,7 @@ import yaml
 from workbench.conversation import new_id
 from workbench.data import parquet, tables
 from workbench.errors import DataError
-from workbench.resources import atomic_folder, disk_errors, file_lock, write_atomic
+from workbench.resources import atomic_folder, disk_errors, expanded, file_lock, write_atomic
 
 CARD, EDITS, SNAPSHOTS, LOCK = "card.yaml", "edits.jsonl", "snapshots", ".lock"
 REPORT = "import.json"
@@ -113,9 +113,7 @@ class Folder:
             except (yaml.YAMLError, UnicodeDecodeError) as problem:
                 raise DataError(str(file), found=f"broken YAML ({problem})", fix="correct it by hand") from problem
             self._card = stamp, _checked_card(file, read)
-            self._roots = {
-                str(name): (self.path / Path(place).expanduser()).resolve() for name, place in read["roots"].items()
-            }
+            self._roots = {str(name): (self.path / expanded(place)).resolve() for name, place in read["roots"].items()}
         return dict(self._card[1])
 
     def _way_to_one(self) -> str:
@@ -315,8 +313,7 @@ class Folder:
         if target.exists():
             return
         moved = {
-            name: place if Path(place).expanduser().is_absolute() else f"../../{place}"
-            for name, place in card["roots"].items()
+            name: place if expanded(place).is_absolute() else f"../../{place}" for name, place in card["roots"].items()
         }
         with atomic_folder(target) as folder:
             for table in tables.COLUMNS:

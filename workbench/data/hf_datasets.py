@@ -32,7 +32,7 @@ from workbench.data.json_records import BadRecord
 from workbench.data.outgoing import new_folder
 from workbench.data.sharegpt import from_turns
 from workbench.errors import ConversationError, DataError
-from workbench.resources import disk_errors
+from workbench.resources import disk_errors, expanded
 
 MEDIA = "media"
 _FILES = {"train": "train", "val": "validation", "test": "test", None: "train"}
@@ -45,7 +45,7 @@ def import_hf(source: str | Path, out: str | Path, **options: Any) -> Dataset:
     Embedded pictures are written to `out/media`: under `image_paths` where the rows have it, else by their content.
     Rows that are no conversation are listed in `out/import.json`. Raises `DataError` as `hf_rows` and `download` do.
     """
-    out, path = Path(out), Path(source).expanduser()
+    out, path = Path(out), expanded(source)
     card: dict[str, Any] = {}
     refuse_existing(out)
     if not path.exists() and NAME.fullmatch(str(source)):

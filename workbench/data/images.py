@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import io
 import re
+import stat
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,9 +134,10 @@ def check_image(path: str | Path, *, limits: Limits = LIMITS) -> ImageFacts:
 def read_file(path: Path, limits: Limits = LIMITS) -> bytes:
     """An image file's bytes. Raises `ImageError` for one that is missing, unreadable or too large."""
     try:
-        size = path.stat().st_size
-        if path.is_dir():
-            raise ImageError(str(path), found="a folder", expected="an image file")
+        size, mode = path.stat().st_size, path.stat().st_mode
+        if not stat.S_ISREG(mode):  # a pipe that nobody writes to would be waited for without end
+            found = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+            raise ImageError(str(path), found=found, expected="an image file")
         if size > limits.bytes:
             raise ImageError(str(path), found=f"an enormous file: {size:,} bytes", expected=f"at most {limits.bytes:,}")
         return path.read_bytes()
@@ -239,6 +241,16 @@ def _grey8(grey: np.ndarray) -> np.ndarray:
     elif low >= 0 and high <= 1:
         low, high = 0.0, 1.0
     return np.round((values - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
+
+
+def to_png(picture: PILImage.Image) -> bytes:
+    """A picture in memory as a PNG file, seen as `load_image` sees one: upright, RGB. Raises `ImageError`."""
+    written = io.BytesIO()
+    try:
+        _upright(_to_rgb(picture), _orientation(picture)).save(written, "PNG")
+    except (OSError, ValueError, SyntaxError) as problem:  # its file is closed, cut off, or it has no pixel
+        raise ImageError("a PIL image", found=f"one that cannot be read ({problem})") from problem
+    return written.getvalue()
 
 
 def thumbnail_uri(picture: PILImage.Image, side: int, *, quality: int = 80) -> str:

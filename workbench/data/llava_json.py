@@ -7,7 +7,7 @@ Does not know: tokens (the renderer's), or how images are checked (`image_rows.p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from workbench.data.conversation_file import (
 )
 from workbench.data.dataset import Dataset
 from workbench.data.json_records import BadRecord, json_records
+from workbench.data.votes import is_vote, voted
 from workbench.errors import ConversationError, DataError
 from workbench.resources import as_path
 
@@ -50,10 +51,16 @@ def import_llava(
 
     Every image is opened once; one that is missing or broken is a quarantined row, which keeps its conversations out of
     `Dataset.conversations()`. Records that break the shape are listed in `out/import.json`, with the missing files.
+    Of a demo's `feedback.jsonl` the last vote on an answer counts: one that is not up keeps it out, with the reason.
     """
     options: dict[str, Any] = {"name": name, "workers": workers, "card": card}
     file, images_root = as_path(file, "LLaVA file"), as_path(images_root, "folder of images")
-    return import_conversations(read_conversations(file), file, images_root, out, "LLaVA", **options)
+    records: Iterable[Conversation | BadRecord] = read_conversations(file)
+    if is_vote(next(json_records(file), ("", None))[1]):
+        said = voted(records)
+        records = said.records
+        options |= {"rejected": said.rejected, "noted": {"votes": said.counts}}
+    return import_conversations(records, file, images_root, out, "LLaVA", **options)
 
 
 def export_llava(dataset: Dataset | str | Path, out: str | Path, *, split: str | None = None) -> int:

@@ -18,6 +18,7 @@ from workbench.data.folder import CARD
 from workbench.data.hf_rows import NAME, is_saved
 from workbench.data.json_records import BadRecord, json_records
 from workbench.errors import DataError
+from workbench.resources import expanded
 
 _HEAD = 2**16
 _RECORDS = 50
@@ -34,7 +35,7 @@ _NOUNS = {
 
 def recognise(source: str | Path) -> str:
     """One of `formats.IN`. Raises `DataError` with what was seen where it is none of them, or could be two."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     if not path.exists():
         if NAME.fullmatch(str(source)):
             return "hf-dataset"

@@ -274,6 +274,13 @@ def _row(conversation: Conversation) -> dict[str, Any]:
     return {**record, **packed, "status": "ok", "reason": None}
 
 
+def with_rejected(frame: pl.DataFrame, rejected: Mapping[str, str]) -> pl.DataFrame:
+    """The rows with status removed and the reason where `rejected` names their id; all others are ok."""
+    reason = pl.col("id").replace_strict(dict(rejected), default=None, return_dtype=pl.String)
+    status = pl.when(reason.is_null()).then(pl.lit("ok")).otherwise(pl.lit("removed"))
+    return frame.with_columns(status=status, reason=reason)
+
+
 def frame_to_conversations(frame: pl.DataFrame) -> Iterator[Conversation]:
     """The conversations of a frame, in its order."""
     for row in frame.iter_rows(named=True):

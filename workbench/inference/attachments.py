@@ -9,6 +9,7 @@ Does not know: models, how many pictures one takes (a prompt that is too long sa
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import time
@@ -16,12 +17,13 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 from workbench.conversation import Image, Media, Video
-from workbench.data.images import LIMITS, beginning, load_image, read_file
+from workbench.data.images import LIMITS, beginning, load_image, read_file, to_png
 from workbench.data.video import EXPECTED, Film, frame_at, moments
-from workbench.errors import ImageError
+from workbench.errors import ImageError, kind_of
+from workbench.resources import expanded, state_folder, write_atomic
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -34,7 +36,13 @@ DPI = 150
 """Dots per inch of a page: of A4 1240 x 1754 pixels."""
 SETTLED = 0.1
 """Seconds after which a file that is written once more has another time: clocks of file systems are coarse."""
+_ADDRESS = re.compile(r"https?:/", re.IGNORECASE)
+"""With one slash too, as `Path` writes it."""
 _PART = re.compile(r"(?P<file>.+)#(?P<kind>page|t)=(?P<value>\d+(?:\.\d+)?)", re.DOTALL)
+
+
+Attached = Union[str, Path, "Picture"]
+"""What can be attached: a path, or a PIL image."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +58,21 @@ class TrackedOpener:
         return self.open(media)
 
 
-def attached_for(path: str | Path, *models: Any) -> Sequence[Media]:
+def attached_for(path: Attached, *models: Any) -> Sequence[Media]:
     """As `attached`; where all these models read videos, a video is itself. Raises as `attached` does."""
-    place = Path(path).expanduser().resolve()
+    place = _place(path)
     if all(getattr(model, "frames", 0) for model in models) and _kind(place) == "video":
         return [Video(str(place), root="")]
     return attached(place)
 
 
-def attached(path: str | Path, *, frames: int = FRAMES, pages: int = PAGES) -> list[Image]:
+def attached(path: Attached, *, frames: int = FRAMES, pages: int = PAGES) -> list[Image]:
     """References to the pictures in a file: itself, `frames` of a video, or the first `pages` of a PDF file.
 
-    Raises `ImageError` for a file that is none of these, broken, or too large.
+    A PIL image becomes a file in the state folder. Raises `ImageError` for a web address, and for a file that is none
+    of these, broken, or too large.
     """
-    place = Path(path).expanduser().resolve()
+    place = _place(path)
     kind = _kind(place)
     if kind == "image":
         picture = load_image(place)
@@ -72,6 +81,33 @@ def attached(path: str | Path, *, frames: int = FRAMES, pages: int = PAGES) -> l
         with _document(place) as document:
             return [Image(f"{place}#page={number + 1}") for number in range(min(len(document), pages))]
     return [Image(f"{place}#t={moment:.3f}") for moment in moments(place, frames)]
+
+
+def listed(given: Attached | Sequence[Attached] | None) -> list[Attached]:
+    """What a caller gives as nothing, one or several to attach."""
+    return [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]  # type: ignore[list-item]
+
+
+def uploaded(data: bytes, name: str) -> Path:
+    """A file of bytes that came without one, kept by content in the state folder's `uploads`."""
+    place = state_folder() / "uploads" / hashlib.sha256(data).hexdigest()[:20] / name
+    if not place.is_file():
+        write_atomic(place, data)
+    return place
+
+
+def _place(path: Attached) -> Path:
+    if not isinstance(path, (str, Path)):
+        from PIL import Image as PILImage
+
+        if not isinstance(path, PILImage.Image):
+            expected = "a path of an image, a video or a PDF file, or a PIL image"
+            raise ImageError("image", found=kind_of(path), expected=expected)
+        return uploaded(to_png(path), "picture.png").resolve()
+    if _ADDRESS.match(str(path)):
+        fix = "download the picture and give its path"
+        raise ImageError(str(path), found="a web address", expected="a file of this machine", fix=fix)
+    return expanded(path, ImageError).resolve()
 
 
 def _open(image: Media) -> Picture | Film:

@@ -7,14 +7,12 @@ that piped questions give answers and nothing else.
 
 from __future__ import annotations
 
-import io
-import json
 import re
 import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,12 +20,11 @@ from pathlib import Path
 from rich.console import Console
 
 from workbench.chat_model import Answer, ChatModel, SamplingOptions
-from workbench.conversation import Conversation, Media, Message, Part, Video, new_id, to_llava
-from workbench.data.images import read_file
+from workbench.conversation import Conversation, Media, Part, Video, new_id
 from workbench.errors import WorkbenchError
-from workbench.inference.attachments import attached_for, open_file
+from workbench.inference.attachments import Attached, attached_for, listed
 from workbench.inference.opening import as_letters, open_beside, open_model
-from workbench.resources import write_atomic
+from workbench.inference.saving import save_chat
 
 HELP = """\
 Type a question. Commands:
@@ -71,6 +68,7 @@ class Chat:
         """Whether something could not be done."""
         self.waiting: list[Media] = []
         """Images and videos that go with the next question."""
+        self._files: set[Path] = set()
         self._say = say
         self._note = note
 
@@ -79,28 +77,37 @@ class Chat:
         return self.sides[0].conversation
 
     def line(self, text: str) -> bool:
-        """Do what one line says; False when it says to leave. A `WorkbenchError` becomes one line."""
+        """Do what one line says; False when it says to leave. Whatever goes wrong is one line, and the chat goes on."""
         try:
-            command, _, rest = text.strip().partition(" ")
-            if command in ("/quit", "/exit"):
-                return False
-            if not command.startswith("/"):
-                if text.strip():
-                    self.ask(text.strip())
-                return True
-            commands = {"/image": self.image, "/set": self.set, "/save": self.save}
-            plain = {"/clear": self.clear, "/regen": self.regenerate, "/help": lambda: self._note(HELP)}
-            if command in commands:
-                commands[command](rest.strip())
-            elif command in plain:
-                plain[command]()
-            else:
-                known = ", ".join([*commands, *plain, "/quit"])
-                raise WorkbenchError(command, found="no such command", expected=known)
+            return self._do(text.strip())
         except WorkbenchError as error:
-            self.failed = True
-            self._note(f"error: {' '.join(str(error).split())}")
+            self._fail(str(error))
+        except Exception as error:  # of a model that is not ours, or a fault of ours: the conversation is worth more
+            self._fail(f"{type(error).__name__}: {error}; a fault of the program, not yours: the conversation is kept")
         return True
+
+    def _do(self, text: str) -> bool:
+        command, _, rest = text.partition(" ")
+        if command in ("/quit", "/exit"):
+            return False
+        if not command.startswith("/"):
+            if text:
+                self.ask(text)
+            return True
+        commands = {"/image": self.image, "/set": self.set, "/save": self.save}
+        plain = {"/clear": self.clear, "/regen": self.regenerate, "/help": lambda: self._note(HELP)}
+        if command in commands:
+            commands[command](rest.strip())
+        elif command in plain:
+            plain[command]()
+        else:
+            known = ", ".join([*commands, *plain, "/quit"])
+            raise WorkbenchError(command, found="no such command", expected=known)
+        return True
+
+    def _fail(self, why: str) -> None:
+        self.failed = True
+        self._note(f"error: {' '.join(why.split())}")
 
     def ask(self, question: str) -> None:
         """Ask, say the answer while it is written, and keep both; a question that fails is not kept, its image is."""
@@ -113,13 +120,14 @@ class Chat:
             raise WorkbenchError("/regen", found="no question yet", expected="an answer to write again")
         self._answer([side.conversation.prompt for side in self.sides if side.conversation.messages])
 
-    def image(self, path: str) -> None:
-        if not path:
+    def image(self, given: Attached) -> None:
+        if given == "":
             raise WorkbenchError("/image", found="no path", expected="/image PATH")
-        path = path.strip("'\"")
-        found = attached_for(path, *(side.model for side in self.sides))
+        given = given.strip("'\"") if isinstance(given, str) else given
+        found = attached_for(given, *(side.model for side in self.sides))
         self.waiting += found
-        self._note(f"{Path(path).name}, {_called(found)}: ask about it")
+        name = Path(given).name if isinstance(given, (str, Path)) else "picture"
+        self._note(f"{name}, {_called(found)}: ask about it")
 
     def clear(self) -> None:
         for side in self.sides:
@@ -134,9 +142,8 @@ class Chat:
     def save(self, path: str) -> None:
         if not path or not self.conversation.messages:
             raise WorkbenchError("/save", found="nothing to save" if path else "no file", expected="/save FILE")
-        place = Path(path).expanduser()
-        told = with_files([side.conversation for side in self.sides if side.conversation.messages], place)
-        write_atomic(place, json.dumps([to_llava(one) for one in told], indent=2, ensure_ascii=False) + "\n")
+        told = [side.conversation for side in self.sides if side.conversation.messages]
+        place = save_chat(told, path, self._files)
         reads = f"workbench import {shlex.quote(str(place))} --out DATASET"
         self._note(f"saved {place}, its pictures beside it; `{reads}` makes a dataset of it")
 
@@ -170,34 +177,6 @@ def _called(shown: Sequence[Media]) -> str:
     return f"{len(shown)} {'pages' if '#page=' in first.path else 'frames'}"
 
 
-def with_files(conversations: Sequence[Conversation], place: Path) -> list[Conversation]:
-    """The conversations with all their pictures and videos copied beside `place`, and named from its folder on.
-
-    A page or a frame becomes a PNG file. Raises `ImageError` for one that is no longer there.
-    """
-    folder = place.with_name(f"{place.stem}-pictures")
-    known: dict[Media, Media] = {}
-    for image in dict.fromkeys(image for one in conversations for image in one.media):
-        data, suffix = _bytes_of(image)
-        file = folder / f"{len(known) + 1:04}{suffix}"
-        write_atomic(file, data)
-        known[image] = type(image)(f"{folder.name}/{file.name}")
-    return [replace(one, messages=tuple(_renamed(message, known) for message in one.messages)) for one in conversations]
-
-
-def _renamed(message: Message, known: Mapping[Media, Media]) -> Message:
-    return replace(message, content=tuple(part if isinstance(part, str) else known[part] for part in message.content))
-
-
-def _bytes_of(image: Media) -> tuple[bytes, str]:
-    """A picture or video as a file: its bytes, and how its name ends."""
-    if Path(image.path).is_file():
-        return read_file(Path(image.path)), Path(image.path).suffix
-    written = io.BytesIO()
-    open_file(image).save(written, "PNG")
-    return written.getvalue(), ".png"
-
-
 KINDS: dict[str, Callable[[str], object]] = {
     "temperature": float,
     "top_p": float,
@@ -213,12 +192,13 @@ _CUT = {"length": "(cut: max_tokens, or the context is full)", "cancelled": "(ca
 
 
 def changed(options: SamplingOptions, text: str) -> SamplingOptions:
-    """`options` with one `key=value` or `key value`.
+    """`options` with one `key=value` or `key value`; a key may have dashes, as on the command line.
 
     Raises `WorkbenchError` for an unknown key or a value of the wrong type.
     """
-    key, sign, value = re.fullmatch(r"\s*(\w*)\s*(=|\s|$)\s*(.*?)\s*", text, re.DOTALL).groups()  # type: ignore[union-attr]
-    if key not in KINDS or not sign:
+    read = re.fullmatch(r"-*([\w-]+)(?:\s*=\s*|\s+)(.*)", text.strip(), re.DOTALL)
+    key, value = (read[1].replace("-", "_"), read[2]) if read else ("", "")
+    if key not in KINDS:
         raise WorkbenchError("/set", found=repr(text), expected=f"KEY VALUE with one of {', '.join(KINDS)}")
     try:
         return replace(options, **{key: KINDS[key](value)})  # type: ignore[arg-type]
@@ -229,7 +209,7 @@ def changed(options: SamplingOptions, text: str) -> SamplingOptions:
 def chat(
     run: str | Path | ChatModel,
     *,
-    image: str | Path | Sequence[str | Path] | None = None,
+    image: Attached | Sequence[Attached] | None = None,
     compare: str | Path | bool | ChatModel = False,
     options: SamplingOptions = LONG,
     load: str | None = None,
@@ -237,10 +217,10 @@ def chat(
 ) -> bool:
     """Chat on standard input and output until it ends; False if something that was piped failed.
 
-    run: whatever `workbench.open_model` opens, or a model. image: shown with the first question; several, PDF files and
-    videos too. compare: another model that is asked the same, True for the base that a run trained on. `load` is the
-    number format of the weights that are loaded, `device` where: as in `workbench.load`. Raises what loading a model or
-    the first images raises; later mistakes are one line on standard error.
+    run: whatever `workbench.open_model` opens, or a model. image: shown with the first question; several, PDF files,
+    videos and PIL images too. compare: another model that is asked the same, True for the base that a run trained on.
+    `load` is the number format of the weights that are loaded, `device` where: as in `workbench.load`. Raises what
+    loading a model or the first images raises; later mistakes are one line on standard error.
     """
     out, notes = Console(highlight=False), Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     say = lambda piece: out.out(piece, end="", highlight=False)  # noqa: E731
@@ -251,8 +231,8 @@ def chat(
     elif compare is not False:
         beside = compare
     session = Chat(model, beside=beside, options=options, say=say, note=lambda line: notes.print(line, style="dim"))
-    for one in [image] if isinstance(image, (str, Path)) else image or []:
-        session.image(str(one))
+    for one in listed(image):
+        session.image(one)
     typed = sys.stdin.isatty()
     if typed:
         names = " beside ".join(side.model.name for side in session.sides)

@@ -38,6 +38,7 @@ from workbench.inference.text import TextStream
 from workbench.inference.vision import Vision
 from workbench.model.llava import Llava
 from workbench.model.renderer import Rendered
+from workbench.resources import expanded
 
 PREFIX_BYTES = 512 * 2**20
 """Of keys and values that are kept between requests, where nothing else is said."""
@@ -220,7 +221,7 @@ class Engine:
         """The adapter and projector of another run or checkpoint on this model, as an engine that shares all with this
         one, as `base` does. Raises `ModelError` for one that lies on another base, `CheckpointError` for a broken one.
         """
-        key = str(Path(source).expanduser().resolve())
+        key = str(expanded(source, ModelError).resolve())
         if key not in self._adapters:
             if not self._generator.idle:
                 raise ModelError(str(source), found="answers being written", expected="none while an adapter is added")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.chat_model import ChatModel
 from workbench.errors import ModelError, kind_of
 from workbench.inference.attachments import open_file
+from workbench.resources import expanded
 
 if TYPE_CHECKING:
     pass
@@ -55,7 +56,7 @@ def open_model(
     from workbench.model.original import layout_of
     from workbench.model.sources import resolve
 
-    folder = Path(name).expanduser() if layout_of(name) else resolve(name)
+    folder = expanded(name, ModelError) if layout_of(name) else resolve(name)
     ours = (folder / "run.json").is_file() or (folder / checkpoint.MANIFEST).is_file()
     shown = Path(name).name or str(name)
     if not (ours or hf_folder.is_llava(folder) or layout_of(folder)):

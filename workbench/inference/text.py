@@ -14,7 +14,7 @@ BROKEN = "\ufffd"
 
 
 class TextStream:
-    """Turns tokens into pieces of text. All pieces joined are `text`, stripped, and cut before the first stop text."""
+    """Turns tokens into pieces of text. All pieces joined are `text`: stripped, and cut before its first stop text."""
 
     def __init__(self, decode: Callable[[list[int]], str], stop: Sequence[str] = ()) -> None:
         self.text = ""
@@ -46,14 +46,14 @@ class TextStream:
         if self.stopped:
             return ""
         self._held += new
+        if not self.text:  # white space nobody sees ends nothing: a first token is often " There", and stop may be " "
+            self._held = self._held.lstrip()
         found = [index for index in map(self._held.find, self._stop) if index >= 0]
         self.stopped = bool(found)
         ended = self.stopped or last
         certain = min(found) if found else len(self._held) - (0 if last else self._beginning_of_stop())
         piece = self._held[:certain].rstrip()
         self._held = "" if ended else self._held[len(piece) :]
-        if not self.text:
-            piece = piece.lstrip()
         self.text += piece
         return piece
 

@@ -27,6 +27,7 @@ from workbench.model.parts import load_exactly, loading_quietly, quietly
 from workbench.model.precision import keep_weights_readable, pick_device, pick_dtypes, quantisation
 from workbench.model.segments import control_in_text
 from workbench.model.sources import resolve
+from workbench.resources import expanded
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -61,7 +62,7 @@ class VisionLanguageModel:
         self._lock = threading.Lock()
         self.model, self.processor = _loaded(resolve(source), load, device)
         if adapter is not None:
-            _attach(self.model, Path(adapter).expanduser())
+            _attach(self.model, expanded(adapter, ModelError))
         tokenizer, ends = self.processor.tokenizer, self.model.generation_config.eos_token_id
         self._ends = {ends} if isinstance(ends, int) else set(ends or [tokenizer.eos_token_id])
         self._grammars = Grammars(tokenizer, self.model.config.get_text_config().vocab_size, self._ends)

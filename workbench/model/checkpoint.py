@@ -31,7 +31,7 @@ from workbench.model.proof import Probed, affordable, check_files, compare_named
 from workbench.model.sources import full_name, local, read_json, resolve, safetensors_files
 from workbench.model.templates import Template, load_template
 from workbench.model.tensors import fill, named, read_tensors, write_tensors
-from workbench.resources import atomic_folder
+from workbench.resources import atomic_folder, expanded
 
 if TYPE_CHECKING:
     from workbench.recipe import Recipe
@@ -171,7 +171,7 @@ def load_any(
 
 def checkpoint_folder(source: str | Path) -> Path:
     """The folder that holds the model: a run's best checkpoint, a checkpoint, or a LLaVA of transformers or its own."""
-    folder = Path(source).expanduser() if layout_of(source) else resolve(source)
+    folder = expanded(source, ModelError) if layout_of(source) else resolve(source)
     if (folder / "run.json").is_file():
         from workbench.run import Run
 
@@ -209,7 +209,7 @@ def read_projector(source: str | Path) -> tuple[str, dict[str, torch.Tensor]]:
 
 def check_trainable(source: str | Path) -> None:
     """Raise `ModelError` for what is answered with here, but not trained: other architectures, LLaVA's own layout."""
-    folder = Path(source).expanduser() if Path(source).expanduser().exists() else local(source, "")
+    folder = expanded(source, ModelError) if expanded(source, ModelError).exists() else local(source, "")
     if folder is None:
         return
     if layout_of(folder):

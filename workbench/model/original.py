@@ -21,6 +21,7 @@ from workbench.model.original_tiles import check_tiles
 from workbench.model.pickles import read_pickle
 from workbench.model.sources import read_json
 from workbench.model.tensors import read_tensors
+from workbench.resources import expanded
 
 ORIGINAL = "original"
 """Folder in an exported Hugging Face folder with the small files of the original that it was made of."""
@@ -82,7 +83,7 @@ def layout_of(source: str | Path) -> str | None:
     """`full`, `lora` or `projector` if this is a folder (or a projector's file) of LLaVA's own; None for all else."""
     if not isinstance(source, (str, Path)):
         return None
-    folder = Path(source).expanduser()
+    folder = expanded(source, ModelError)
     if folder.is_file():
         return "projector" if folder.suffix in (".bin", ".pt", ".pth") else None
     if not folder.is_dir():
@@ -113,7 +114,7 @@ def has_weights(folder: Path) -> bool:
 def read_original(source: str | Path) -> Original:
     """Everything a folder holds. Raises `CheckpointError` for a tensor that no LLaVA has, for a pickle that would run
     code and for files that are missing; `ModelError` for a kind of LLaVA that is not read."""
-    folder, kind = Path(source).expanduser(), layout_of(source)
+    folder, kind = expanded(source, ModelError), layout_of(source)
     if kind is None:
         raise ModelError(str(source), found="no checkpoint of LLaVA's own", expected="config.json and its weights")
     if folder.is_file():

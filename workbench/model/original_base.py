@@ -34,6 +34,7 @@ from workbench.model.precision import LANGUAGE
 from workbench.model.proof import sha256
 from workbench.model.sources import read_json, resolve
 from workbench.model.tensors import same_bits
+from workbench.resources import expanded
 
 SHAPES = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -110,7 +111,7 @@ def _folder(found: Original, given: str | Path | None) -> Path:
 
 def resolve_any(source: str | Path) -> Path:
     """`resolve`, also for a folder whose weights are pickles."""
-    folder = Path(source).expanduser()
+    folder = expanded(source, ModelError)
     return folder.resolve() if folder.is_dir() else resolve(source, part="language")
 
 

@@ -16,7 +16,6 @@ from peft import LoraConfig
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModel, PreTrainedModel
 
 from workbench.errors import CheckpointError, ModelError
-from workbench.hub import describe, fetch
 from workbench.model.hf_folder import mode_of
 from workbench.model.joint import ANYRES
 from workbench.model.llava import NEWLINE, Llava, assemble
@@ -35,7 +34,7 @@ from workbench.model.original_siglip import SEEN, is_siglip, seen_config, seen_p
 from workbench.model.original_tiles import pinpoints_in, tiles_of
 from workbench.model.parts import check_report, image_settings, load_tower, quietly, tower_config
 from workbench.model.precision import DTYPES, LANGUAGE, let_go_of_file, quantisation
-from workbench.model.sources import local, read_json, resolve
+from workbench.model.sources import local, read_json, resolve, small_files
 from workbench.model.templates import Template, load_template
 from workbench.model.tensors import fill, named
 from workbench.model.tokenizers import load_tokenizer
@@ -120,20 +119,14 @@ def _tower_folder(found: Original, given: str | Path | None) -> Path:
         return inside
     told = str(given or named_there)
     try:
-        return _small_files(told) if tower_inside(found.config) else resolve(told, part="vision")
+        if tower_inside(found.config):
+            return local(told, "vision") or small_files(told, SMALL)
+        return resolve(told, part="vision")
     except ModelError as error:
         if given is not None:
             raise
         fix = "say where a folder with it lies: --vision-tower DIR"
         raise ModelError(f"the vision tower {named_there!r}", found=error.found or str(error), fix=fix) from error
-
-
-def _small_files(source: str) -> Path:
-    """A folder with a tower's settings."""
-    if (folder := local(source, "vision")) is not None:
-        return folder
-    describe(source, ModelError)  # says it where there is no such repository, or no way to it
-    return fetch(source, ModelError, allow_patterns=SMALL)
 
 
 def _image_mode(found: Original, given: str | None, settings: Mapping[str, Any]) -> str:

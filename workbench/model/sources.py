@@ -16,7 +16,7 @@ from typing import Any
 
 from workbench.errors import DiskError, ModelError, kind_of
 from workbench.hub import describe, fetch, kept, size_and_licence
-from workbench.resources import disk_errors, tiny_folder
+from workbench.resources import disk_errors, expanded, tiny_folder
 
 WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model", "*.yaml"]
 """What is downloaded: weights as safetensors and settings; never a pickle."""
@@ -52,7 +52,7 @@ def local(source: str | Path, part: str) -> Path | None:
         return tiny_folder() / part
     if not isinstance(source, (str, Path)):
         raise ModelError("model", found=kind_of(source), expected="a folder, or a Hub name such as owner/name")
-    folder = Path(source).expanduser()
+    folder = expanded(source, ModelError)
     if folder.is_dir():
         return folder.resolve()
     if not NAME.fullmatch(str(source)):
@@ -78,7 +78,7 @@ def small_files(name: str, patterns: Sequence[str]) -> Path:
 
 def full_name(source: str | Path) -> str:
     """The source as it can be found again from another working directory."""
-    path = Path(source).expanduser()
+    path = expanded(source, ModelError)
     return str(path.resolve()) if path.exists() and str(source) != "tiny" else str(source)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from workbench.errors import ModelError
 from workbench.model.sources import NAME, small_files
-from workbench.resources import as_path, tiny_folder
+from workbench.resources import as_path, expanded, tiny_folder
 
 CONFIG = "tokenizer_config.json"
 ALWAYS_LEADS = "always_leads_with_space"
@@ -27,7 +27,7 @@ def load_tokenizer(source: str | Path) -> Any:
     added, and a space mark before every run of text (`legacy`), unless a `tokenizer_config.json` beside it says
     otherwise. Raises `ModelError` when there is no tokenizer or it cannot be read.
     """
-    path = as_path(source, "tokenizer").expanduser()
+    path = expanded(as_path(source, "tokenizer"), ModelError)
     if path.is_file():
         return _from_file(path)
     if not path.is_dir():

@@ -17,7 +17,7 @@ from huggingface_hub import save_torch_state_dict
 from workbench.errors import CheckpointError
 from workbench.model.original import COMPUTED, layout_of, read_weights, weight_files
 from workbench.model.tensors import read_tensors, same_bits
-from workbench.resources import atomic_folder
+from workbench.resources import atomic_folder, expanded
 
 KEPT = (".json", ".model", ".txt", ".jinja", ".yaml")
 
@@ -26,7 +26,7 @@ def is_pickled(source: str | Path) -> bool:
     """Whether this is a folder in transformers' layout whose weights are pickles, such as Vicuna's or a CLIP's."""
     if not isinstance(source, (str, Path)):
         return False  # told by whoever opens it
-    folder = Path(source).expanduser()
+    folder = expanded(source, CheckpointError)
     if not (folder / "config.json").is_file() or layout_of(folder) or next(folder.glob("*.safetensors"), None):
         return False
     return any((folder / name).is_file() for name in ("pytorch_model.bin", "pytorch_model.bin.index.json"))
@@ -37,7 +37,7 @@ def unpickle(source: str | Path, out: Path) -> Path:
 
     Raises `CheckpointError` for a pickle that would run code, files that are missing or cut off, and `out` in the way.
     """
-    folder = Path(source).expanduser()
+    folder = expanded(source, CheckpointError)
     tensors = _apart({name: each for name, each in read_weights(folder).items() if not COMPUTED.fullmatch(name)})
     try:
         with atomic_folder(out) as temporary:

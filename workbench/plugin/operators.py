@@ -7,7 +7,6 @@ Does not know: how anything is done. Steps run in a thread of the App's server p
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Any
 
 import fiftyone.operators as foo
@@ -26,6 +25,7 @@ from workbench.instruct.generator import generate
 from workbench.instruct.tasks import TASKS
 from workbench.plugin import panel
 from workbench.plugin.teachers import chosen_teacher
+from workbench.resources import expanded
 
 
 class Step(foo.Operator, ABC):
@@ -79,8 +79,8 @@ class Import(Step):
         form.str("out", required=True, label="Dataset folder to make")
 
     def run(self, ctx: Any) -> str:
-        images = {"images": Path(ctx.params["images"]).expanduser()} if ctx.params.get("images") else {}
-        source, out = (Path(ctx.params[name]).expanduser() for name in ("source", "out"))
+        images = {"images": expanded(ctx.params["images"])} if ctx.params.get("images") else {}
+        source, out = (expanded(ctx.params[name]) for name in ("source", "out"))
         dataset = import_dataset(source, out, format=ctx.params.get("format"), **images)
         _show(ctx, dataset)
         counts = dataset.card["counts"]
@@ -131,7 +131,7 @@ class Export(Step):
         form.enum("split", ["train", "val", "test"], label="Only this split")
 
     def run(self, ctx: Any) -> str:
-        out = Path(ctx.params["out"]).expanduser()
+        out = expanded(ctx.params["out"])
         form = ctx.params["format"]
         count = export_dataset(dataset_of(ctx.dataset), out, format=form, split=ctx.params.get("split"))
         return f"{count:,} written to {out}"

@@ -28,6 +28,8 @@ from workbench.serving.remote_images import RemoteImages
 from workbench.serving.schemas import HOTTEST
 
 KEY_VARIABLE = "WORKBENCH_API_KEY"
+SHORTEST_KEY = 8
+"""Characters of an API key."""
 _BACKLOG = 512
 _CUT = 5.0
 """Seconds in which answers that were cut have to end, before their connections are."""
@@ -194,14 +196,23 @@ def _prepare(model: Any, pictures: Pictures) -> None:
 
 def _check_keys(host: str, keys: Sequence[str]) -> None:
     for key in keys:
-        if len(key) < 8 or not key.isascii() or key != key.strip() or not key.isprintable():
-            raise WorkbenchError(
-                "--api-key", found="a key that is too short or odd", expected="8 or more plain letters"
-            )
+        if wrong := _wrong_with(key):
+            expected = f"{SHORTEST_KEY} characters or more that a header can carry"
+            raise WorkbenchError("--api-key", found=wrong, expected=expected)
     if keys or _is_loopback(host):
         return
     fix = "give --api-key KEY (or set WORKBENCH_API_KEY), or listen on 127.0.0.1"
     raise WorkbenchError(f"--host {host}", found="an address that others reach, and no API key", fix=fix)
+
+
+def _wrong_with(key: str) -> str:
+    """What keeps a key from being one; it is not repeated itself, since it may be secret."""
+    if len(key) < SHORTEST_KEY:
+        return f"a key of {len(key)} characters"
+    odd = next((place for place, letter in enumerate(key) if not (letter.isascii() and letter.isprintable())), None)
+    if odd is not None:
+        return f"{key[odd]!r} as character {odd + 1} of a key"
+    return "a key that begins or ends with a space" if key != key.strip() else ""
 
 
 def _check_temperature(value: float) -> None:

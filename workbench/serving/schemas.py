@@ -126,7 +126,7 @@ class ChatRequest(BaseModel):
     stream_options: StreamOptions | None = None
     max_completion_tokens: int | None = Field(None, ge=1, le=2**31)
     max_tokens: int | None = Field(None, ge=1, le=2**31)
-    """The older name of `max_completion_tokens`, which is taken where both are given."""
+    """The older name of `max_completion_tokens`; where both are given they have to be equal."""
     temperature: float | None = Field(None, ge=0, le=HOTTEST)
     """Left out it is 0, not 1: the likeliest answer, as `workbench chat` gives it."""
     top_p: float | None = Field(None, gt=0, le=1)
@@ -151,6 +151,11 @@ class ChatRequest(BaseModel):
     def _consistent(self) -> ChatRequest:
         faults = (
             (self.stream_options is not None and not self.stream, "stream_options", "is for streams only"),
+            (
+                self._limits_differ,
+                "max_tokens",
+                f"is {self.max_tokens} and max_completion_tokens {self.max_completion_tokens}: give one of them",
+            ),
             (self.top_logprobs is not None and not self.logprobs, "top_logprobs", "needs logprobs: true"),
             (any(each != "text" for each in self.modalities or ()), "modalities", "can only be ['text']"),
             (len(self.stops) > 16 or not all(self.stops), "stop", "takes up to 16 texts, none of them empty"),
@@ -159,6 +164,10 @@ class ChatRequest(BaseModel):
             if wrong:
                 raise PydanticCustomError("fields", "{told}", {"param": name, "told": told})
         return self
+
+    @property
+    def _limits_differ(self) -> bool:
+        return len({self.max_tokens, self.max_completion_tokens} - {None}) > 1
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ the few words, that are new.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,10 +23,9 @@ from workbench.data.images import LIMITS, thumbnail_uri
 from workbench.data.video import still
 from workbench.errors import DataError, WorkbenchError
 from workbench.inference import chat as terminal
-from workbench.inference.attachments import open_file
+from workbench.inference.attachments import Attached, listed, open_file, uploaded
 from workbench.inference.opening import as_letters, as_model, open_beside, open_model
 from workbench.progress import in_notebook
-from workbench.resources import state_folder, write_atomic
 from workbench.widgets.base import View, front
 from workbench.widgets.session import Exchange, Session
 from workbench.widgets.static import page
@@ -80,7 +78,7 @@ class ChatView(View):
         """What was said with one of the models, as a conversation that a dataset takes; images are files."""
         return self.session.conversation(model)
 
-    def ask(self, text: str, *images: str | Path) -> None:
+    def ask(self, text: str, *images: Attached) -> None:
         """Ask as if it were typed in, and wait for the answers. Raises `WorkbenchError` or `ImageError`."""
         for image in images:
             self.session.attach(image)
@@ -152,10 +150,7 @@ class ChatView(View):
             raise DataError(name, found="too large a file", expected=f"at most {LIMITS.bytes >> 20} MiB")
         if not given.get("last"):
             return
-        data = bytes(self._uploads.pop(key))
-        place = state_folder() / "uploads" / hashlib.sha256(data).hexdigest()[:20] / name
-        if not place.is_file():
-            write_atomic(place, data)
+        place = uploaded(bytes(self._uploads.pop(key)), name)
         self.problem = ""
         self.session.attach(place)
         self._tell()
@@ -196,7 +191,7 @@ class ChatView(View):
 def chat(
     model: str | Path | ChatModel,
     *,
-    image: str | Path | Sequence[str | Path] | None = None,
+    image: Attached | Sequence[Attached] | None = None,
     compare: str | Path | bool | ChatModel = False,
     dataset: str | Path | None = None,
     options: SamplingOptions = terminal.LONG,
@@ -205,9 +200,9 @@ def chat(
 ) -> ChatView | None:
     """Chat with a model: in a notebook a widget, which is returned; elsewhere on standard input and output.
 
-    model: a model, or whatever `workbench.open_model` opens. image: shown with the first question; several, PDF files
-    and videos too. compare: another model that is asked the same and stands beside it, True for the base that a run
-    trained on. dataset: the folder that "Save" of the widget puts good exchanges in. load, device: as in
+    model: a model, or whatever `workbench.open_model` opens. image: shown with the first question; several, PDF files,
+    videos and PIL images too. compare: another model that is asked the same and stands beside it, True for the base
+    that a run trained on. dataset: the folder that "Save" of the widget puts good exchanges in. load, device: as in
     `workbench.load`. Raises what loading a model or the first images raises.
     """
     if not isinstance(model, (str, Path)):
@@ -222,7 +217,7 @@ def chat(
     elif compare is not False:
         models.append(as_model(compare))
     view = ChatView([as_letters(one) for one in models], options=options, dataset=dataset)
-    for one in [image] if isinstance(image, (str, Path)) else image or []:
+    for one in listed(image):
         view.session.attach(one)
     view._tell()
     return view

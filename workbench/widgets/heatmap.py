@@ -25,7 +25,7 @@ from workbench.inference.opening import open_model
 from workbench.inference.relevance import METHODS, Relevance
 from workbench.model.llava import Llava
 from workbench.model.pieces import pieces
-from workbench.resources import write_atomic
+from workbench.resources import expanded, write_atomic
 from workbench.widgets.base import View, front
 from workbench.widgets.pictures import opener
 from workbench.widgets.static import page
@@ -101,7 +101,7 @@ class HeatmapView(View):
             whole.paste(part, (number * SIDE, 0))
         written = io.BytesIO()
         whole.save(written, "PNG")
-        write_atomic(Path(path).expanduser(), written.getvalue())
+        write_atomic(expanded(path), written.getvalue())
         return Path(path)
 
     def html(self) -> str:

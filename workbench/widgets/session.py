@@ -11,13 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from workbench.chat_model import Answer, ChatModel, SamplingOptions
 from workbench.conversation import Conversation, Media, new_id
 from workbench.errors import WorkbenchError
-from workbench.inference.attachments import attached_for
+from workbench.inference.attachments import Attached, attached_for
 from workbench.inference.chat import LONG, changed
 
 EACH = 0.04
@@ -85,11 +84,12 @@ class Session:
         """Whether an answer is being written."""
         return any(reply.state == "writing" for exchange in self.exchanges[-1:] for reply in exchange.replies)
 
-    def attach(self, path: str | Path) -> None:
+    def attach(self, given: Attached) -> None:
         """An image, pages of a PDF file, a video or frames of it, for the next question. Raises `ImageError`."""
-        if not str(path).strip():
+        given = given.strip().strip("'\"") if isinstance(given, str) else given
+        if given == "":
             raise WorkbenchError("attach", found="no path", expected="a path of an image, a video or a PDF file")
-        self.waiting += attached_for(str(path).strip().strip("'\""), *self.models)
+        self.waiting += attached_for(given, *self.models)
 
     def ask(self, text: str) -> None:
         """Ask all models; what they answer is told as it comes. Raises `WorkbenchError` while an answer is written."""

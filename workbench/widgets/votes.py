@@ -22,7 +22,7 @@ from workbench.conversation import Conversation, Image, Message, new_id, placed
 from workbench.data.dataset import Dataset
 from workbench.data.images import thumbnail_uri
 from workbench.errors import DataError, WorkbenchError, kind_of
-from workbench.inference.attachments import open_file
+from workbench.inference.attachments import Attached, attached, open_file
 from workbench.inference.opening import open_model
 from workbench.json_lines import JsonLines
 from workbench.widgets.base import View, front
@@ -130,7 +130,7 @@ def compare_answers(
     models: Mapping[str, ChatModel | str | Path] | Sequence[ChatModel | str | Path],
     questions: Dataset | Sequence[Question] | str,
     *,
-    image: str | Path | None = None,
+    image: Attached | None = None,
     dataset: Dataset | str | Path | None = None,
     votes: str | Path | None = "votes.jsonl",
     blind: bool = False,
@@ -179,12 +179,11 @@ def _named(models: Sequence[ChatModel | str | Path]) -> dict[str, Any]:
     return named
 
 
-def _asked(questions: Sequence[Question], image: str | Path | None) -> list[Conversation]:
-    from workbench.inference.attachments import attached
-
+def _asked(questions: Sequence[Question], image: Attached | None) -> list[Conversation]:
     images = attached(image) if image is not None else []
+    named = str(image) if image is None or isinstance(image, (str, Path)) else images[0].path
     return [
-        Conversation(new_id("question", one, str(image)), (Message("user", (*images, one)),))
+        Conversation(new_id("question", one, named), (Message("user", (*images, one)),))
         if isinstance(one, str)
         else one
         for one in questions

@@ -53,6 +53,9 @@ class _Page:
         self.models = list(models)
         self.feedback = feedback
         self._stops: dict[str | None, threading.Event] = {}
+        self._votes: dict[str | None, tuple[int, str, list[dict[str, Any]]]] = {}
+        """A visitor's last vote: Gradio 6 tells a flag twice for one click."""
+        self._voting = threading.Lock()
 
     # --- how it looks -------------------------------------------------------------------------------------------
 
@@ -74,6 +77,7 @@ class _Page:
                 elem_id="kept",
             )
             self._wire(box, chats, controls, note)
+            page.unload(self._left)
         return page
 
     def _chat(self, model: Model, cards: list[Any]) -> gr.Chatbot:
@@ -141,6 +145,9 @@ class _Page:
         if request.session_hash in self._stops:
             self._stops[request.session_hash].set()
 
+    def _left(self, request: gr.Request) -> None:
+        self._votes.pop(request.session_hash, None)
+
     def _answer(self, request: gr.Request, *values: Any) -> Iterator[list[Any]]:
         """Every model answers its own conversation, a piece of each in turn, until all have ended or a person stops."""
         count = len(self.models)
@@ -169,22 +176,20 @@ class _Page:
         return " · ".join(f"{model.name}: {note}" for model, note in zip(self.models, notes, strict=True) if note)
 
     def _voter(self, number: int) -> Callable[..., str]:
-        def vote(like: gr.LikeData, history: History, *values: Any) -> str:
+        def vote(like: gr.LikeData, request: gr.Request, history: History, *values: Any) -> str:
             index = place(like)
             if (history[index].get("metadata") or {}).get("id") == FAILED:
                 return "There is no answer here to vote on."
-            said = f"flag: {like.liked}" if isinstance(like.liked, str) else "up" if like.liked else "down"
-            about: dict[str, Any] = {
-                "model": self.models[number].name,
-                "vote": said,
-                "settings": asdict(_settings(values)),
-            }
-            try:
-                self.feedback.add(messages_of(history[: index + 1]), **about)
-            except OSError as error:
-                return (
-                    f"Your vote could not be kept: {error.strerror or error}. Whoever runs this demo has to make room."
-                )
+            said, about = verdict(like), messages_of(history[: index + 1])
+            settings = asdict(_settings(values))
+            with self._voting:
+                if self._votes.get(request.session_hash) != (number, said, about):
+                    try:
+                        self.feedback.add(about, model=self.models[number].name, vote=said, settings=settings)
+                    except OSError as error:
+                        cause = error.strerror or error
+                        return f"Your vote could not be kept: {cause}. Whoever runs this demo has to make room."
+                    self._votes[request.session_hash] = number, said, about
             return f"Kept: {said}. Thank you."
 
         return vote
@@ -193,6 +198,13 @@ class _Page:
 def place(event: gr.RetryData | gr.EditData | gr.LikeData) -> int:
     """Which message of the conversation an event is about."""
     return int(event.index[0] if isinstance(event.index, (list, tuple)) else event.index)
+
+
+def verdict(like: gr.LikeData) -> str:
+    """up, down, flag: one of `FLAGS`; or withdrawn, where a thumb or flag that was set is clicked once more."""
+    if isinstance(like.liked, str):
+        return f"flag: {like.liked}" if like.liked else "withdrawn"
+    return "up" if like.liked else "down"
 
 
 def _settings(values: Sequence[Any]) -> Settings:
