@@ -49,8 +49,8 @@ _HOMES = {
     "render": "model.render_file:render_file",
     "build": "model.llava",
     "load": "model.llava",
-    "export": "model.export:export_hf",
-    "export_original": "model.export",
+    "export": "serving.export_model",
+    "export_original": "serving.export_model",
     "Engine": "inference.engine",
     "demo": "serving.demo_run",
     "export_demo": "serving.export_demo",
@@ -160,8 +160,6 @@ if TYPE_CHECKING:
     from workbench.instruct.limits import Budget
     from workbench.instruct.tasks import add_task
     from workbench.losses import worst
-    from workbench.model.export import export_hf as export
-    from workbench.model.export import export_original
     from workbench.model.llava import build, load
     from workbench.model.render_file import render_file as render
     from workbench.model.renderer import Renderer
@@ -173,6 +171,7 @@ if TYPE_CHECKING:
     from workbench.serving.conformance import conformance
     from workbench.serving.demo_run import demo
     from workbench.serving.export_demo import export_demo
+    from workbench.serving.export_model import export, export_original
     from workbench.serving.export_vllm import export_vllm
     from workbench.serving.run import Server, serve
     from workbench.training.cards import cards

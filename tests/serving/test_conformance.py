@@ -35,18 +35,23 @@ class StandIn(BaseHTTPRequestHandler):
     owed: list[float] = []
 
     def do_GET(self) -> None:
-        listed = [] if self.fault == "models" else [{"id": NAME, "object": "model"}]
+        if self.fault == "a web site":
+            return self.send(200, "<html>\nHello.\n</html>")
+        listed = [] if self.fault in ("models", "no answers") else [{"id": NAME, "object": "model"}]
         self.send(200, {"object": "list", "data": listed})
 
     def do_POST(self) -> None:
         try:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            sent = self.rfile.read(int(self.headers["content-length"]))
+            if self.fault in ("a web site", "no answers"):
+                return self.send(501, "<html>\nUnsupported method\n</html>")
+            body = json.loads(sent)
             self.answer(body)
         except (Refused, ValueError) as error:
             status = 404 if "model" in str(error) else 400
             told: Any = {"error": {"message": str(error), "type": "invalid_request_error"}}
             if self.fault == "plain errors":
-                told = "Bad Request"
+                told = "<!DOCTYPE HTML>\n<html>\n" + "  <p>Bad Request</p>\n" * 20
             self.send(500 if self.fault == "status" and status == 404 else status, told)
 
     def answer(self, body: dict[str, Any]) -> None:
@@ -181,6 +186,32 @@ def test_a_failure_is_exit_status_1_and_a_table(capsys: pytest.CaptureFixture[st
         assert cli.main(["conformance", url]) == 1
     told = capsys.readouterr().out
     assert "fail     a stream ends with done" in told and "20 pass, 1 fail, 0 skipped" in told
+
+
+def test_every_row_is_one_line_whatever_a_server_says(capsys: pytest.CaptureFixture[str]) -> None:
+    with standing_in("plain errors") as url:
+        assert cli.main(["conformance", url]) == 1
+    heading, *rows, counts = capsys.readouterr().out.splitlines()
+    assert heading == f"{NAME} at {url}" and len(rows) == len(CHECKS) and "pass" in counts
+    assert any("<!DOCTYPE HTML> <html>" in row for row in rows) and max(map(len, rows)) < 170
+
+
+def test_what_is_no_such_server_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with standing_in("a web site") as url:
+        assert cli.main(["conformance", url]) == 1
+    told = capsys.readouterr()
+    assert "found no JSON for models (200) and chat/completions (501); it does not look like an OpenAI" in told.err
+    assert told.out == "" and len(told.err.splitlines()) == 1
+
+
+def test_a_server_that_answers_nothing_has_failed_to_stop_and_names_no_model(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with standing_in("no answers") as url:
+        assert cli.main(["conformance", url]) == 1
+    told = capsys.readouterr().out
+    assert told.startswith(f"{url}, which names no model\n")
+    assert "  fail     a stop text stops                  expected 200; found 501\n" in told
 
 
 def test_no_server_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -175,6 +175,19 @@ def test_the_space_and_the_card_say_what_there_is(run: Path, tmp_path: Path) -> 
     assert "from workbench" not in everything
 
 
+@pytest.mark.parametrize("form", ["hf", "llava"])
+def test_a_model_that_leaves_says_what_it_was_made_of_and_whose_licences_hold(
+    form: str, run: Path, tmp_path: Path
+) -> None:
+    assert cli.main(["export", str(run), str(tmp_path / "out"), "--as", form]) == 0
+    card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    assert card.startswith("# run\n") and "| vision tower | `tiny`, Apache-2.0 |" in card
+    assert "- The language model `tiny` ships with `workbench`, under Apache-2.0." in card
+    assert "their licences hold" in card and "LoRA of rank 32" in card
+    assert "app.py" not in card and "README.md" not in card and str(tmp_path.parent) not in card
+    assert {oct(path.stat().st_mode & 0o444) for path in (tmp_path / "out").rglob("*")} == {"0o444"}
+
+
 def test_a_demo_that_says_something_else_is_not_written(
     run: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
@@ -202,6 +215,8 @@ def test_the_hand_over_to_vllm_has_the_model_the_command_and_says_that_it_was_no
     assert os.access(folder / "serve.sh", os.X_OK) and "vllm serve ./model" in script
     assert subprocess.run(["sh", "-n", folder / "serve.sh"]).returncode == 0
     assert "Not run here" in (folder / "README.md").read_text()
+    assert "The language model was `tiny`: its licence (Apache-2.0)" in (folder / "README.md").read_text()
+    assert "| language model | `tiny`, Apache-2.0 |" in (folder / "MODEL_CARD.md").read_text()
     said = open_model(folder / "model", device="cpu")
     assert said.name == "model" and (folder / "model" / "chat_template.jinja").is_file()
 

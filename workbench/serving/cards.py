@@ -18,9 +18,12 @@ import jinja2
 from workbench import __version__
 from workbench.errors import WorkbenchError
 from workbench.model.checkpoint import MANIFEST, checkpoint_folder
+from workbench.resources import write_atomic
 from workbench.serving.examples import run_of
 
 FOLDER = Path(__file__).parent / "cards"
+LICENCES = {"tiny": "Apache-2.0"}
+"""Of the parts that ship with workbench; of all others only their own pages say."""
 PARTS = {"vision": "vision tower", "language": "language model", "llava": "base"}
 
 
@@ -38,14 +41,22 @@ def write_cards(source: str | Path, about: dict[str, Any], folder: Path) -> None
     facts = about | origins(source)
     facts |= {"gradio": importlib.metadata.version("gradio"), "license_name": "see-the-model-card"}
     (folder / "README.md").write_text(fill("space.md.jinja", facts), encoding="utf-8")
-    (folder / "MODEL_CARD.md").write_text(fill("model_card.md.jinja", facts), encoding="utf-8")
+    write_model_card(source, folder, facts | {"page": True})
+
+
+def write_model_card(source: str | Path, folder: Path, about: Mapping[str, Any]) -> None:
+    """MODEL_CARD.md. about: `weights` and `dtype`; of a demo `page` and what else it knows of its model."""
+    usual = {"title": Path(source).name, "quantisation": None, "image_modes": (), "examples": (), "page": False}
+    text = fill("model_card.md.jinja", usual | origins(source) | dict(about))
+    write_atomic(folder / "MODEL_CARD.md", text)
 
 
 def origins(source: str | Path) -> dict[str, Any]:
-    """What is known of where a model comes from: `bases`, `template`, `training`, `scored`, `version`, `date`."""
+    """What is known of where a model comes from: `bases` (part, source, licence or None), `template`, `training`,
+    `scored`, `version`, `date`."""
     manifest = checkpoint_folder(source) / MANIFEST
     spec = json.loads(manifest.read_text(encoding="utf-8"))["spec"] if manifest.is_file() else {"llava": str(source)}
-    bases = [(named, _public(spec[part])) for part, named in PARTS.items() if part in spec]
+    bases = [(named, _public(spec[part]), LICENCES.get(spec[part])) for part, named in PARTS.items() if spec.get(part)]
     today = datetime.now(UTC).date().isoformat()
     known = {"bases": bases, "template": spec.get("template", "as in the folder"), "version": __version__}
     return known | {"date": today, "training": _training(source), "scored": _scored(source)}

@@ -20,6 +20,8 @@ from workbench.errors import WorkbenchError, kind_of
 
 TIMEOUT = 120.0
 """Seconds that a server may take over one answer."""
+REASON = 120
+"""Characters of a reason: one row of the table each."""
 LONG = 200_000
 """Words that no context holds."""
 
@@ -38,6 +40,7 @@ class Report(AsPrinted):
 
     url: str
     model: str
+    """Empty where none was given and the server lists none."""
     outcomes: tuple[Outcome, ...] = field(default=())
 
     @property
@@ -56,7 +59,8 @@ class Report(AsPrinted):
         lines = [f"  {one.result:<8} {one.check:<34} {one.reason}".rstrip() for one in self.outcomes]
         counts = {kind: sum(one.result == kind for one in self.outcomes) for kind in ("pass", "fail", "skipped")}
         told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-        return "\n".join([f"{self.model} at {self.url}", *lines, told])
+        heading = f"{self.model} at {self.url}" if self.model else f"{self.url}, which names no model"
+        return "\n".join([heading, *lines, told])
 
 
 class Broken(Exception):
@@ -81,28 +85,44 @@ def conformance(url: str, *, model: str | None = None, api_key: str | None = Non
     try:
         with httpx.Client(base_url=url.rstrip("/") + "/", headers=headers, timeout=TIMEOUT, trust_env=False) as client:
             listed = client.get("models")
-            _check_way_in(url, listed.status_code, client)
-            server = Server(client, model or _first_model(listed))
-            return Report(url, server.model, tuple(_outcome(name, check, server) for name, check in CHECKS.items()))
+            _check_way_in(url, listed, client)
+            name = model or _first_model(listed)
+            server = Server(client, name or "model")
+            return Report(url, name, tuple(_outcome(name, check, server) for name, check in CHECKS.items()))
     except (httpx.ConnectError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
         fix = "start it, and give its address with /v1"
         raise WorkbenchError(url, found=f"no server ({error})", fix=fix) from None
 
 
-def _check_way_in(url: str, status: int, client: Any) -> None:
+def _check_way_in(url: str, listed: Any, client: Any) -> None:
     """Raise for a key that is missing or wrong, and for an address that is no such server's: no check could pass."""
+    status, fix = listed.status_code, "give the address of an OpenAI-compatible server, with /v1"
     if status in (401, 403):
         found, fix = f"{status} without a key that it takes", "give --api-key KEY"
         raise WorkbenchError(url, found=found, fix=fix)
-    if status == 404 and client.post("chat/completions", json={}).status_code == 404:
-        raise WorkbenchError(url, found="404 for models and chat/completions", fix="give its address with /v1")
+    if status != 404 and _is_json(listed):
+        return
+    answer = client.post("chat/completions", json={})
+    if status == answer.status_code == 404:
+        raise WorkbenchError(url, found="404 for models and chat/completions", fix=fix)
+    if not _is_json(listed) and not _is_json(answer):
+        found = f"no JSON for models ({status}) and chat/completions ({answer.status_code})"
+        raise WorkbenchError(url, found=found, fix=f"it does not look like an OpenAI-compatible server: {fix}")
+
+
+def _is_json(response: Any) -> bool:
+    try:
+        response.json()
+    except ValueError:
+        return False
+    return True
 
 
 def _first_model(listed: Any) -> str:
     try:
         return str(listed.json()["data"][0]["id"])
     except (ValueError, KeyError, IndexError, TypeError):
-        return "model"  # the first check says what is wrong with the list
+        return ""  # the first check says what is wrong with the list
 
 
 def _outcome(name: str, check: Callable[[Server], None], server: Server) -> Outcome:
@@ -111,14 +131,19 @@ def _outcome(name: str, check: Callable[[Server], None], server: Server) -> Outc
     try:
         check(server)
     except Skipped as why:
-        return Outcome(name, "skipped", str(why))
+        return Outcome(name, "skipped", _one_line(why))
     except Broken as why:
-        return Outcome(name, "fail", str(why))
+        return Outcome(name, "fail", _one_line(why))
     except httpx.HTTPError as error:
         return Outcome(name, "fail", f"the connection ended: {type(error).__name__}")
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        return Outcome(name, "fail", f"an answer of another shape ({type(error).__name__}: {error})")
+        return Outcome(name, "fail", _one_line(f"an answer of another shape ({type(error).__name__}: {error})"))
     return Outcome(name, "pass")
+
+
+def _one_line(told: object) -> str:
+    line = " ".join(str(told).replace("\\n", " ").split())
+    return line if len(line) <= REASON else f"{line[: REASON - 4]} ..."
 
 
 class Server:
@@ -252,6 +277,8 @@ def a_stop_text_stops(server: Server) -> None:
     tries.append([picture((250, 0, 0)), {"type": "text", "text": "Describe the picture in detail."}])
     for asked in tries:
         response = server.post(asked, temperature=0, max_tokens=16)
+        if asked == tries[0]:
+            expect(response.status_code == 200, "200", str(response.status_code))
         words = text_of(response.json()).split() if response.status_code == 200 else []
         if len(words) > 1:
             break

@@ -18,7 +18,7 @@ from workbench.model.joint import reads_videos, tiling_of
 from workbench.model.parts import read_config
 from workbench.model.sources import read_json
 from workbench.resources import atomic_folder
-from workbench.serving.cards import fill, origins
+from workbench.serving.cards import fill, origins, write_model_card
 
 VLLM = "0.33.0"
 """The version the command was written for, from its documentation and its package's metadata."""
@@ -27,7 +27,7 @@ READ = "2026-11"
 
 
 def export_vllm(source: str | Path, out: str | Path, *, base: str = "nf4", device: str = "auto") -> Path:
-    """Write `model/`, `serve.sh`, `requirements.txt` and `README.md` into a new folder; returns it.
+    """Write `model/`, `serve.sh`, `requirements.txt`, `README.md` and `MODEL_CARD.md` into a new folder; returns it.
 
     The adapter is merged, because vLLM refuses one that brings a trained projector; the merged folder is loaded again
     and compared before it gets its name. Raises `ModelError` where `out` holds files and for a LLaVA-NeXT-Video, and
@@ -48,6 +48,7 @@ def export_vllm(source: str | Path, out: str | Path, *, base: str = "nf4", devic
         }  # fmt: skip
         for text, file in (("vllm_serve.sh.jinja", "serve.sh"), ("vllm_readme.md.jinja", "README.md")):
             (folder / file).write_text(fill(text, facts), encoding="utf-8")
+        write_model_card(source, folder, {"weights": "merged", "dtype": facts["dtype"]})
         (folder / "serve.sh").chmod(0o755)
         (folder / "requirements.txt").write_text(f"vllm=={VLLM}\n", encoding="utf-8")
     return out
