@@ -68,13 +68,19 @@ def test_vanilla_transformers_sees_and_answers_the_same(exported, fields):
 
     with torch.no_grad():
         features = llava.image_inputs(llava.project(llava.tower_features(pixels)))
+    assert set(vanilla.generation_config.eos_token_id) == set(llava.renderer.end_ids)
+    assert_says_the_same(vanilla, inputs, llava, ids, features, 12)
+
+
+def assert_says_the_same(vanilla, inputs, llava, ids: list[int], features, count: int) -> None:
+    """transformers' own class has the logits of ours, and the same likeliest `count` tokens."""
+    with torch.no_grad():
         ours = llava.model(input_ids=torch.tensor([ids]), mm_encoder_outputs=features).logits
         theirs = vanilla(**inputs).logits
     torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3 * float(ours.abs().max()))
-
-    assert set(vanilla.generation_config.eos_token_id) == set(llava.renderer.end_ids)
-    answer = vanilla.generate(**inputs, max_new_tokens=12)[0, len(ids) :].tolist()
-    assert answer == greedy(llava, ids, features, 12)
+    assert vanilla.generate(**inputs, max_new_tokens=count)[0, len(ids) :].tolist() == greedy(
+        llava, ids, features, count
+    )
 
 
 def greedy(llava, ids: list[int], features, count: int) -> list[int]:

@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, LlavaNextVideoForCondition
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from tests.model.test_anyres import anyres, noise
-from tests.model.test_export import greedy
+from tests.model.test_export import assert_says_the_same
 from tests.model.test_next import SIZES, picture, same
 from tests.videos import moving, painted
 from workbench.conversation import Conversation, Image, Message, Video, to_chat
@@ -213,10 +213,7 @@ def test_vanilla_transformers_sees_and_answers_the_same(
                       for id in inputs["input_ids"][0].tolist()]  # fmt: skip
             assert marked == ids and (inputs["input_ids"] == vanilla.config.video_token_id).sum() == 6 * 4
             features = llava.image_inputs(rows)
-            ours = llava.model(input_ids=torch.tensor([ids]), mm_encoder_outputs=features).logits
-            theirs = vanilla(**inputs).logits
-        torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3 * float(ours.abs().max()))
-        assert vanilla.generate(**inputs, max_new_tokens=6)[0, len(ids) :].tolist() == greedy(llava, ids, features, 6)
+        assert_says_the_same(vanilla, inputs, llava, ids, features, 6)
     again = load(folder, device="cpu")
     assert (again.image_mode.mode, again.tiling) == ("anyres_video_6", llava.tiling)
 

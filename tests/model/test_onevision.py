@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, LlavaOnevisionForCondition
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from tests.model.test_anyres import ONEVISION, anyres, noise, theirs_at_most
-from tests.model.test_export import greedy
+from tests.model.test_export import assert_says_the_same
 from tests.model.test_next import picture, same
 from workbench.conversation import Conversation, Image, Message, to_chat
 from workbench.errors import ModelError
@@ -180,10 +180,7 @@ def test_vanilla_transformers_sees_and_answers_the_same(tuned: Made, tmp_path: P
             for tiles, one in zip(inputs["pixel_values"], shown, strict=True):
                 assert torch.equal(tiles[: len(one.tiles)], one.tiles)
             features = llava.image_inputs(rows)
-            ours = llava.model(input_ids=torch.tensor([ids]), mm_encoder_outputs=features).logits
-            theirs = vanilla(**inputs).logits
-        torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3 * float(ours.abs().max()))
-        assert vanilla.generate(**inputs, max_new_tokens=6)[0, len(ids) :].tolist() == greedy(llava, ids, features, 6)
+        assert_says_the_same(vanilla, inputs, llava, ids, features, 6)
     again = load(folder, device="cpu")
     assert (again.image_mode.mode, again.tiling) == ("anyres_max_2", llava.tiling)
 

@@ -14,6 +14,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.training.tiled import (
+    EXACT,
+    FORESEEN,
     SIZES,
     assert_exact,
     assert_foreseen,
@@ -81,11 +83,7 @@ def images_of(llava: Any, files: dict[str, Path]) -> Callable[[Sequence[str]], A
 
 
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "apart"])
-@pytest.mark.parametrize(
-    "overrides",
-    [("train.language=lora",), ("train.language=frozen", "train.stage=align"), ("train.vision=full",)],
-    ids=["lora", "align", "lora and tower"],
-)
+@EXACT
 def test_packs_of_pictures_of_all_sizes_give_transformers_loss_and_gradients(
     ready: Made, overrides: tuple[str, ...], share: bool
 ) -> None:
@@ -183,14 +181,7 @@ def test_a_plan_says_what_training_then_does(tmp_path: Path, pictures: Dataset, 
     assert again.counts.tokens == forecast.counts.tokens
 
 
-@pytest.mark.parametrize(
-    "way",
-    [
-        ("train.stage=align", "train.language=frozen"),
-        ("train.language=lora",),
-        ("train.language=full", "train.vision=full"),
-    ],
-)
+@FORESEEN
 def test_memory_is_foreseen_as_the_step_takes_it(
     ready: Made, make_recipe: Made, make_llava: Made, way: tuple[str, ...]
 ) -> None:

@@ -12,6 +12,8 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from tests.training.tiled import (
+    EXACT,
+    FORESEEN,
     SIZES,
     assert_exact,
     assert_foreseen,
@@ -100,11 +102,7 @@ def media_of(llava: Any, files: dict[str, Path]) -> Callable[[Sequence[str]], An
 
 
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "apart"])
-@pytest.mark.parametrize(
-    "overrides",
-    [("train.language=lora",), ("train.language=frozen", "train.stage=align"), ("train.vision=full",)],
-    ids=["lora", "align", "lora and tower"],
-)
+@EXACT
 def test_packs_of_pictures_and_videos_give_transformers_loss_and_gradients(
     ready: Made, overrides: tuple[str, ...], share: bool
 ) -> None:
@@ -215,14 +213,7 @@ def test_a_plan_says_what_training_then_does_and_answers_are_about_videos_too(
     assert asked and all((run.path / one["picture"]).is_file() for one in asked)
 
 
-@pytest.mark.parametrize(
-    "way",
-    [
-        ("train.stage=align", "train.language=frozen"),
-        ("train.language=lora",),
-        ("train.language=full", "train.vision=full"),
-    ],
-)
+@FORESEEN
 def test_memory_is_foreseen_as_the_step_takes_it(
     ready: Made, recipe_of: Made, make_llava: Made, way: tuple[str, ...]
 ) -> None:

@@ -31,6 +31,21 @@ from workbench.training.trainer import train
 Made = Callable[..., Any]
 SIZES = [(30, 24), (24, 60), (100, 100), (71, 9), (5, 5)]
 """Of pictures, where tiles are 24 pixels wide; the third has more tokens than two tiles: OneVision scales it down."""
+EXACT = pytest.mark.parametrize(
+    "overrides",
+    [("train.language=lora",), ("train.language=frozen", "train.stage=align"), ("train.vision=full",)],
+    ids=["lora", "align", "lora and tower"],
+)
+"""The stages whose packs have to give transformers' loss and gradients."""
+FORESEEN = pytest.mark.parametrize(
+    "way",
+    [
+        ("train.stage=align", "train.language=frozen"),
+        ("train.language=lora",),
+        ("train.language=full", "train.vision=full"),
+    ],
+)
+"""The stages whose memory has to be foreseen."""
 
 
 def draw(dataset: Dataset) -> None:
