@@ -78,9 +78,8 @@ def assert_says_the_same(vanilla, inputs, llava, ids: list[int], features, count
         ours = llava.model(input_ids=torch.tensor([ids]), mm_encoder_outputs=features).logits
         theirs = vanilla(**inputs).logits
     torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3 * float(ours.abs().max()))
-    assert vanilla.generate(**inputs, max_new_tokens=count)[0, len(ids) :].tolist() == greedy(
-        llava, ids, features, count
-    )
+    answer = vanilla.generate(**inputs, max_new_tokens=count)[0, len(ids) :].tolist()
+    assert answer == greedy(llava, ids, features, count)
 
 
 def greedy(llava, ids: list[int], features, count: int) -> list[int]:
