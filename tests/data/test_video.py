@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +55,40 @@ def test_frames_are_the_same_sought_and_one_after_the_other(
     assert len({one.tobytes() for one in decoded(place, list(range(23)))}) == 23
 
 
-def test_seeking_decodes_few_frames_of_a_long_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = moving(tmp_path / "long.mp4", 200, gop=10)
-    monkeypatch.setattr(video, "_in_order", lambda *_: pytest.fail("decoded from the beginning"))
+class Counting:
+    """A container that counts the frames it decodes."""
+
+    def __init__(self, container: Any, counted: list[int]) -> None:
+        self.container, self.counted = container, counted
+
+    def decode(self, stream: Any) -> Any:
+        for frame in self.container.decode(stream):
+            self.counted.append(1)
+            yield frame
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.container, name)
+
+
+def test_few_frames_of_a_long_video_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, counted = moving(tmp_path / "long.mp4", 200, gop=10), list[int]()
+    opened = video.opened
+
+    @contextmanager
+    def counting(*given: Any) -> Any:
+        with opened(*given) as (container, stream):
+            yield Counting(container, counted), stream
+
+    monkeypatch.setattr(video, "opened", counting)
     assert all(map(_equal, Film(place).frames(4), decoded(place, [0, 50, 100, 150])))
+    assert len(counted) < 60, "of 150"
+
+
+def test_a_file_whose_times_are_not_those_of_its_frames_is_decoded_in_order(tmp_path: Path) -> None:
+    film = Film(moving(tmp_path / "clip.mp4", 23))
+    index = film._index
+    film.__dict__["_index"] = replace(index, shown=[(time or 0) + 1 for time in index.shown])
+    assert all(map(_equal, film.frames(8), decoded(tmp_path / "clip.mp4", numbers(23, 8))))
 
 
 def test_a_damaged_video_says_so(tmp_path: Path) -> None:

@@ -190,6 +190,7 @@ def test_videos_have_their_own_mark_where_a_model_reads_them(
         ids = [id if id >= 0 else marks[type(next(waiting))] for id in prompt.ids]
         assert tokenizer.apply_chat_template(to_chat(conversation), add_generation_prompt=True)["input_ids"] == ids
         assert prompt.images == conversation.media
+        assert prompt.text.count("<video>") == sum(isinstance(part, Video) for part in conversation.media)
 
 
 def without_white_space_before_answers(conversation: Conversation) -> Conversation:
