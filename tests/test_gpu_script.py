@@ -185,8 +185,8 @@ def test_parts_run_once_and_end_in_a_table(
 
 def test_a_part_that_runs_out_of_time_ends_with_all_it_started(load: Callable[[str], Any], tmp_path: Path) -> None:
     place = tmp_path / "pid"
-    child = "import subprocess, sys; held = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
-    code = f"{child}; open({str(place)!r}, 'w').write(str(held.pid)); held.wait()"
+    child = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], stdout=-3, stderr=-3)"  # DEVNULL
+    code = f"import subprocess, sys; held = {child}; open({str(place)!r}, 'w').write(str(held.pid)); held.wait()"
     told = load("gpu")._ended([sys.executable, "-c", code], minutes=0.1)
     assert told == {"error": "not done within 0.1 minutes"}
     ended = time.monotonic() + 10
