@@ -116,6 +116,44 @@ RECORD_665K = {
 }
 
 
+def record(value: str, **files: Any) -> dict[str, Any]:
+    turns = [{"from": "human", "value": value}, {"from": "gpt", "value": "A cat jumps."}]
+    return {"id": "v1", **files, "conversations": turns}
+
+
+def test_a_record_about_a_video_has_either_mark() -> None:
+    told = record("<image>\nWhat happens?", video="clips/1.mp4")
+    made = from_llava(told, root="images")
+    assert made.messages[0].content == (Video("clips/1.mp4", "images"), "What happens?")
+    assert to_llava(made) == told, "as LLaVA's own code reads it"
+    assert from_llava(record("What happens?\n<video>", video="clips/1.mp4")).messages == made.messages
+
+
+def test_a_record_about_images_and_videos_names_each_by_its_mark() -> None:
+    told = record("<video>\n<image>\n<video>\nSame?", image="a.jpg", video=["1.mp4", "2.mp4"])
+    made = from_llava(told)
+    assert [part.path for part in made.media] == ["1.mp4", "a.jpg", "2.mp4"] and to_llava(made) == told
+    assert [type(part) for part in made.media] == [Video, Image, Video]
+
+
+@pytest.mark.parametrize(
+    ("value", "files", "told"),
+    [
+        ("<image>\n<image>\nSame?", {"video": "1.mp4"}, "2 <image> marks and 1 videos"),
+        ("What happens?", {"video": "1.mp4"}, "0 <image> marks and 1 videos"),
+        ("<video>\nSame?", {"video": ["1.mp4", "2.mp4"]}, "1 <video> marks and 2 videos"),
+        ("<video>\nSame?", {"video": "1.mp4", "image": "a.jpg"}, "0 <image> marks and 1 images"),
+    ],
+)
+def test_marks_and_videos_that_differ_in_number_are_refused(value: str, files: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConversationError, match=f"record 'v1': found {told}"):
+        from_llava(record(value, **files))
+
+
+def test_without_videos_their_mark_is_text() -> None:
+    assert from_llava(record("What is a <video> tag?")).messages[0].text == "What is a <video> tag?"
+
+
 def test_a_record_of_the_665k_mix_comes_back_equal() -> None:
     assert to_llava(from_llava(RECORD_665K)) == RECORD_665K
 

@@ -7,8 +7,9 @@ Does not know: pixels, tokens, templates, where roots lie on this disk, or who p
 from __future__ import annotations
 
 import hashlib
+import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from workbench.errors import ConversationError, kind_of
 ROLES = ("system", "user", "assistant")
 SPLITS = ("train", "val", "test")
 LLAVA_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
-IMAGE_MARK = "<image>"
+IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Video:
     hash: str | None = field(default=None, compare=False)
 
 
-Part = str | Image | Video
+Media = Image | Video
+Part = str | Media
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Message:
         return "".join([part for part in content if isinstance(part, str)])
 
     @property
-    def media(self) -> tuple[Image | Video, ...]:
+    def media(self) -> tuple[Media, ...]:
         return tuple([part for part in self.content if not isinstance(part, str)])
 
 
@@ -107,7 +109,12 @@ class Conversation:
 
     @property
     def images(self) -> tuple[Image, ...]:
-        return tuple([part for message in self.messages for part in message.content if isinstance(part, Image)])
+        return tuple([part for part in self.media if isinstance(part, Image)])
+
+    @property
+    def media(self) -> tuple[Media, ...]:
+        """Images and videos in their order."""
+        return tuple([part for message in self.messages for part in message.content if not isinstance(part, str)])
 
     @property
     def prompt(self) -> Conversation:
@@ -139,11 +146,11 @@ def as_conversation(value: Conversation) -> Conversation:
     return value
 
 
-def placed(conversation: Conversation, resolve: Callable[[Image], Path]) -> Conversation:
-    """The same conversation with pictures by their path on this disk: for a model that opens files."""
+def placed(conversation: Conversation, resolve: Callable[[Any], Path]) -> Conversation:
+    """The same conversation with pictures and videos by their path on this disk: for a model that opens files."""
 
     def place(part: Part) -> Part:
-        return replace(part, path=str(resolve(part)), root="") if isinstance(part, Image) else part
+        return part if isinstance(part, str) else replace(part, path=str(resolve(part)), root="")
 
     turns = tuple(Message(turn.role, tuple(map(place, turn.content))) for turn in conversation.messages)
     return replace(conversation, messages=turns)
@@ -238,39 +245,38 @@ def from_record(record: Mapping[str, Any]) -> Conversation:
 
 
 def to_llava(conversation: Conversation) -> dict[str, Any]:
-    """A LLaVA JSON record: `id`, `image` (a text, or a list of several), `conversations` with `<image>` marks.
+    """A LLaVA JSON record: `id`, `image` or `video` (a text, or a list of several), `conversations` with marks.
 
-    The id is the foreign one where there is one, so that a file that came in goes out equal.
+    The mark of a video is `<image>`, as LLaVA's own code reads it; beside images it is `<video>`. The id is the foreign
+    one where there is one, so that a file that came in goes out equal.
     """
     names = {role: name for name, role in LLAVA_ROLES.items()}
     record: dict[str, Any] = {"id": conversation.source.get("foreign_id", conversation.id)}
-    images = [image.path for image in conversation.images]
-    if images:
-        record["image"] = images[0] if len(images) == 1 else images
+    for key, kind in (("image", Image), ("video", Video)):
+        paths = [part.path for part in conversation.media if isinstance(part, kind)]
+        if paths:
+            record[key] = paths[0] if len(paths) == 1 else paths
+    marks = {Image: IMAGE_MARK, Video: VIDEO_MARK if "image" in record else IMAGE_MARK}
     record["conversations"] = [
-        {"from": names[message.role], "value": _llava_value(message)} for message in conversation.messages
+        {"from": names[message.role], "value": _llava_value(message, marks)} for message in conversation.messages
     ]
     return record
 
 
 def from_llava(record: Mapping[str, Any], *, root: str = "images", id: str | None = None) -> Conversation:
-    """A conversation from a LLaVA JSON record (both the 558K and the 665K shapes).
+    """A conversation from a LLaVA JSON record (both the 558K and the 665K shapes), its files below `root`.
 
-    `<image>` marks become media parts; as in LLaVA a mark moves to the front of its message. Raises
-    `ConversationError` when marks and images differ in number or a speaker is unknown.
+    `<image>` and `<video>` marks become media parts; as in LLaVA a mark moves to the front of its message. Where a
+    record has videos and no `<video>`, each `<image>` is one. Raises `ConversationError` when marks and files differ in
+    number or a speaker is unknown.
     """
     foreign = str(record.get("id", ""))
-    name = id or new_id("llava", foreign, record.get("image"), record.get("conversations"))
-    listed = record.get("image")
-    paths = [] if listed is None else [listed] if isinstance(listed, str) else list(listed)
+    told = record.get("image"), record.get("conversations"), *filter(None, [record.get("video")])
+    name = id or new_id("llava", foreign, *told)
     turns = record.get("conversations")
     if not isinstance(turns, list):
         raise ConversationError(f"record {foreign!r}", found="no 'conversations' list", expected="LLaVA's shape")
-    marks = sum(str(turn.get("value", "")).count(IMAGE_MARK) for turn in turns)
-    if marks != len(paths):
-        found = f"{marks} {IMAGE_MARK} marks and {len(paths)} images"
-        raise ConversationError(f"record {foreign!r}", found=found, expected="as many of each")
-    waiting = iter(Image(path, root) for path in paths)
+    waiting = _files_by_mark(record, turns, foreign, root)
     messages = []
     for number, turn in enumerate(turns):
         role = LLAVA_ROLES.get(turn.get("from"))
@@ -279,17 +285,48 @@ def from_llava(record: Mapping[str, Any], *, root: str = "images", id: str | Non
                 f"record {foreign!r}, message {number}", found=f"from {turn.get('from')!r}", expected="human or gpt"
             )
         value = str(turn.get("value", ""))
-        count = value.count(IMAGE_MARK)
-        media = [next(waiting) for _ in range(count)]
-        text = value.replace(IMAGE_MARK, "").strip("\n") if count else value
+        media = [next(waiting[mark]) for mark in _marks(value, waiting)]
+        text = _without_marks(value, waiting).strip("\n") if media else value
         messages.append(Message(role, (*media, text) if text or not media else tuple(media)))
     source = {"foreign_id": record["id"]} if "id" in record else {}
     return Conversation(name, tuple(messages), source=source)
 
 
-def _llava_value(message: Message) -> str:
-    text, marks = message.text, [IMAGE_MARK] * len(message.media)
-    return "\n".join([*marks, text] if text or not marks else marks)
+def _files_by_mark(
+    record: Mapping[str, Any], turns: Iterable[Mapping[str, Any]], foreign: str, root: str
+) -> dict[str, Iterator[Media]]:
+    """Mark -> the files that it stands for, one after the other. A mark that stands for none is text."""
+    images, videos = (_listed(record.get(key)) for key in ("image", "video"))
+    text = "".join(str(turn.get("value", "")) for turn in turns)
+    files: dict[str, list[Media]] = {IMAGE_MARK: [Image(path, root) for path in images]}
+    if videos and VIDEO_MARK in text:
+        files[VIDEO_MARK] = [Video(path, root) for path in videos]
+    else:
+        files[IMAGE_MARK] += [Video(path, root) for path in videos]
+    for mark, held in files.items():
+        marks = text.count(mark)
+        if marks != len(held):
+            kind = "videos" if videos and not (images and mark == IMAGE_MARK) else "images"
+            found = f"{marks} {mark} marks and {len(held)} {kind}"
+            raise ConversationError(f"record {foreign!r}", found=found, expected="as many of each")
+    return {mark: iter(held) for mark, held in files.items()}
+
+
+def _listed(paths: Any) -> list[str]:
+    return [] if paths is None else [paths] if isinstance(paths, str) else list(paths)
+
+
+def _marks(text: str, known: Iterable[str]) -> list[str]:
+    return re.findall("|".join(known), text)
+
+
+def _without_marks(text: str, known: Iterable[str]) -> str:
+    return re.sub("|".join(known), "", text)
+
+
+def _llava_value(message: Message, marks: Mapping[type, str]) -> str:
+    text, written = message.text, [marks[type(part)] for part in message.media]
+    return "\n".join([*written, text] if text or not written else written)
 
 
 def _part_to_dict(part: Part) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
+from tests.videos import moving
 from workbench.conversation import Conversation, Image, Message, new_id
 from workbench.data import json_records
 from workbench.data.dataset import Dataset
@@ -303,3 +304,27 @@ def _import(file: Path, pictures: Path, out: Path, step: int) -> subprocess.Comp
 
 def _files(out: Path) -> set[str]:
     return {path.relative_to(out).as_posix() for path in out.rglob("*")}
+
+
+def test_videos_come_in_and_go_out_and_one_that_is_missing_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [
+        {"id": name, "video": f"{name}.mp4", "conversations": [turn("human", "<image>\nWhat?"), turn("gpt", "a cat")]}
+        for name in ("a", "b", "gone")
+    ]
+    records[1]["conversations"][0]["value"] = "What?\n<video>"
+    records.append({"id": "both", "image": "c.png", "video": "a.mp4", "conversations": [
+        turn("human", "<image>\n<video>\nSame?"), turn("gpt", "No.")]})  # fmt: skip
+    for name in "ab":
+        (tmp_path / "media").mkdir(exist_ok=True)
+        moving(tmp_path / "media" / f"{name}.mp4", 3)
+    PILImage.new("RGB", (6, 4)).save(tmp_path / "media" / "c.png")
+    dataset = import_llava(write(tmp_path / "talks.json", records), tmp_path / "media", tmp_path / "out")
+    assert "gone: gone.mp4: no such file" in capsys.readouterr().out
+    made = dataset.conversations()
+    assert [type(part).__name__ for one in made for part in one.media] == ["Video", "Video", "Image", "Video"]
+    assert all(dataset.resolve(part).is_file() for one in made for part in one.media)
+    assert Dataset.open(tmp_path / "out").conversations() == made, "Parquet keeps them"
+    assert export_llava(dataset, tmp_path / "again.json") == 3
+    assert json.loads((tmp_path / "again.json").read_text()) == [records[0], records[1], records[3]]

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from workbench.conversation import Image
+from tests.videos import video
+from workbench.conversation import Image, Video
 from workbench.errors import ImageError
-from workbench.inference.attachments import attached, open_file, video_frames
-
-
-def video(path: Path, shades: list[int], side: int = 64) -> Path:
-    """One second of each shade of grey, ten frames a second."""
-    import av
-
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width = stream.height = side
-        stream.time_base = Fraction(1, 10)
-        for shade in shades:
-            for _ in range(10):
-                pixels = np.full((side, side, 3), shade, np.uint8)
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
-    return path
+from workbench.inference.attachments import attached, attached_for, open_file, video_frames
 
 
 def shade(picture: PILImage.Image) -> int:
@@ -41,6 +26,17 @@ def test_a_video_becomes_frames_at_even_distances_whatever_it_is_named(tmp_path:
     seen = [shade(open_file(image)) for image in images]
     assert all(abs(one - wanted) < 6 for one, wanted in zip(seen, (20, 90, 160, 230), strict=True))
     assert [shade(one) for one in video_frames(place.read_bytes(), 4)] == seen
+
+
+def test_a_model_that_reads_videos_gets_the_video_itself(tmp_path: Path) -> None:
+    place = video(tmp_path / "clip.mp4", [20, 90])
+    reader, other = SimpleNamespace(frames=8), SimpleNamespace()
+    (media,) = attached_for(place, reader, reader)
+    assert media == Video(str(place), root="")
+    assert [shade(one) < 60 for one in open_file(media).frames(2)] == [True, False]
+    assert attached_for(place, reader, other) == attached(place), "another beside it gets frames"
+    PILImage.new("RGB", (6, 4)).save(tmp_path / "a.png")
+    assert attached_for(tmp_path / "a.png", reader) == attached(tmp_path / "a.png")
 
 
 def test_a_pdf_becomes_its_pages(tmp_path: Path) -> None:

@@ -233,7 +233,11 @@ REFUSED = {
     "an open question": ("v1", ["see", "x", "and?"], "message 2: found a last question without an answer"),
     "a caption of nothing": ("plain", ["see", "x"], "message 0: found no image; expected an image: template 'plain'"),
     "more than a caption": ("plain", [(CAT,), "x", "and?", "y"], "message 2: found another question; expected one"),
-    "a video": ("v1", [(Video("a.mp4"), "see"), "x"], "message 0: found a video; expected images; put frames"),
+    "a video": (
+        "v1",
+        [(Video("a.mp4"), "see"), "x"],
+        "found a video; expected images: the model reads no videos; put frames",
+    ),
 }
 
 

@@ -13,11 +13,11 @@ from tokenizers import processors
 from transformers import AutoProcessor, AutoTokenizer, LlavaProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from workbench.conversation import Conversation, Image, Message, to_chat
+from workbench.conversation import Conversation, Image, Message, Video, to_chat
 from workbench.errors import RecipeError
 from workbench.model.images import ImageMode
 from workbench.model.renderer import Renderer
-from workbench.model.templates import Template, chat_template, load_template, template_names
+from workbench.model.templates import Template, load_template, template_names
 from workbench.model.tokenizers import load_tokenizer
 
 CAT, DOG = Image("cat.png"), Image("dog.png")
@@ -114,7 +114,7 @@ def exported(renderer: Renderer, folder: Path) -> Any:
     settings.pop("image_processor_type")
     tokenizer = copy.deepcopy(renderer.tokenizer)
     tokenizer.backend_tokenizer.post_processor = processors.Sequence([])  # the chat template writes BOS
-    tokenizer.chat_template = chat_template(renderer.template, bos=bool(renderer.bos), lead=renderer.lead)
+    tokenizer.chat_template = renderer.chat_template()
     LlavaProcessor(
         image_processor=LlavaImageProcessorPil(**settings),
         tokenizer=tokenizer,
@@ -164,6 +164,32 @@ def test_vanilla_processor_sees_the_ids_of_the_prompt(
         assert tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"] == short, name
         seen += 1
     assert seen == {"plain": 2, "gemma": len(TALKS) - 1}.get(pair[1], len(TALKS))
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_videos_have_their_own_mark_where_a_model_reads_them(
+    pair: tuple[str, str], tokenizers: dict[str, Path]
+) -> None:
+    tokenizer = load_tokenizer(tokenizers[pair[0]])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<video>"]}, replace_extra_special_tokens=False)
+    renderer = Renderer(tokenizer, pair[1], videos=True)
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
+    tokenizer.chat_template = renderer.chat_template()
+    marks = {Image: tokenizer.convert_tokens_to_ids("<image>"), Video: tokenizer.convert_tokens_to_ids("<video>")}
+    for name in ("one image", "image alone", "two images and texts between them"):
+        if pair[1] == "plain" and name.startswith("two"):
+            continue
+        filmed = [
+            Message(one.role, tuple(Video("cat.mp4") if part == CAT else part for part in one.content))
+            for one in TALKS[name].messages
+        ]
+        conversation = Conversation(name, tuple(filmed))
+        prompt = renderer.prompt(conversation)
+        waiting = iter(prompt.images)
+        ids = [id if id >= 0 else marks[type(next(waiting))] for id in prompt.ids]
+        assert tokenizer.apply_chat_template(to_chat(conversation), add_generation_prompt=True)["input_ids"] == ids
+        assert prompt.images == conversation.media
 
 
 def without_white_space_before_answers(conversation: Conversation) -> Conversation:

@@ -153,6 +153,23 @@ def onevision_parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]
     return f"model.vision={root / 'siglip'}", f"model.language={root / 'qwen2'}"
 
 
+@pytest.fixture(scope="session")
+def video_parts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Override of a recipe: a CLIP of 4 x 4 patches, which can be pooled two by two."""
+    import torch
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
+    tower = CLIPVisionModel(CLIPVisionConfig(**small, image_size=24, patch_size=6))
+    for parameter in tower.parameters():
+        if parameter.ndim >= 2:
+            torch.nn.init.normal_(parameter, std=0.1)
+    folder = tmp_path_factory.mktemp("video") / "clip"
+    tower.save_pretrained(folder)
+    return f"model.vision={folder}"
+
+
 @pytest.fixture
 def make_recipe(parts: dict[str, Path]) -> Callable[..., Any]:
     """`make_recipe(dataset, "model.load=4bit", ...)`: a small fine-tuning recipe with dotted overrides."""

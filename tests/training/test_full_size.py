@@ -1,4 +1,4 @@
-"""The recipes of LLaVA-1.5 and 1.6 at full size, on shapes: numbers of every part as published, what fits where."""
+"""The recipes of LLaVA-1.5, 1.6 and NeXT-Video at full size, on shapes: published numbers of parts, what fits."""
 
 from __future__ import annotations
 
@@ -79,8 +79,12 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Made:
         rows = int(told["vocab_size"]) + 64
         config = {"text_config": told | {"vocab_size": rows}, "vision_config": CLIP, "vision_feature_layer": -2,
                   "image_token_index": len(words) - 1}  # fmt: skip
-        more = {"llava": {}, "llava_next": {"image_grid_pinpoints": PINPOINTS}}
+        tiled = {"image_grid_pinpoints": PINPOINTS}
+        more = {"llava": {}, "llava_next": tiled, "llava_next_video": tiled | {"video_token_index": len(words)}}
         for kind, grids in more.items():
+            if kind == "llava_next_video":
+                more_words = {"additional_special_tokens": ["<video>"]}
+                words.add_special_tokens(more_words, replace_extra_special_tokens=False)
             words.save_pretrained(root / f"{kind}-{size}")
             held = config | {"model_type": kind} | grids
             (root / f"{kind}-{size}" / "config.json").write_text(json.dumps(held))
@@ -88,7 +92,7 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Made:
     def made(name: str) -> Recipe:
         recipe, size = Recipe.load(name), size_of(name)
         if recipe.model.checkpoint:
-            kind = "llava_next" if "v1.6" in name else "llava"
+            kind = "llava_next" if "v1.6" in name else "llava_next_video" if name in VIDEO else "llava"
             return recipe.with_overrides(f"model.checkpoint={root / f'{kind}-{size}'}", "model.device=cpu")
         parts = (f"model.vision={root / 'clip'}", f"model.language={root / size}", "model.device=cpu")
         return recipe.with_overrides(*parts, "train.pack_tokens=4096")
@@ -111,11 +115,12 @@ def foreseen(full_size: Made) -> Foreseen:
 
 RECIPES = [f"llava-1.5-{size}-{way}" for size in ("7b", "13b") for way in ("align", "full", "lora", "qlora")]
 NEXT = [f"llava-v1.6-{name}" for name in ("vicuna-7b-lora", "vicuna-13b-lora", "mistral-7b-lora", "34b-qlora")]
+VIDEO = ["llava-next-video-7b-lora"]
 RATES = {"align": {"projector": 1e-3}, "full": {"projector": 2e-5, "language full": 2e-5}}
 ADAPTED = {"projector": 2e-5, "language lora": 2e-4}
 
 
-@pytest.mark.parametrize("name", [*RECIPES, *NEXT])
+@pytest.mark.parametrize("name", [*RECIPES, *NEXT, *VIDEO])
 def test_every_part_has_the_published_numbers(name: str, full_size: Made, foreseen: Foreseen) -> None:
     recipe, size = full_size(name), size_of(name)
     if recipe.model.load == "4bit":  # a quantised weight is bytes
@@ -130,7 +135,7 @@ def test_every_part_has_the_published_numbers(name: str, full_size: Made, forese
         counts[part_of(key)] = counts.get(part_of(key), 0) + parameter.numel()
     width = int(str(SHAPES[size]["hidden_size"]))
     rows = 64 * 2 * width if recipe.model.checkpoint else 0  # of the converted checkpoint
-    projector = PROJECTOR[size] + (width if name in NEXT else 0)  # and a newline
+    projector = PROJECTOR[size] + (width if name in NEXT + VIDEO else 0)  # and a newline
     assert counts["language model"] == LANGUAGE[size] + rows
     assert (counts["vision tower"], counts["projector"]) == (TOWER, projector)
     assert used_layers(llava) == 23  # of 24
@@ -143,6 +148,14 @@ def test_every_part_has_the_published_numbers(name: str, full_size: Made, forese
     assert {key: group.lr for key, group in groups.items()} == rates | (
         {"language lora": 1e-4} if size == "34b" else {}
     )
+
+
+def test_a_video_of_the_recipe_leaves_room_for_text(foreseen: Foreseen) -> None:
+    recipe, foresight = foreseen("llava-next-video-7b-lora")
+    tiling = foresight.llava.tiling
+    assert (tiling.frames, tiling.tokens((-16, 0)), tiling.tiles((-16, 0))) == (16, 2304, 4)
+    assert tiling.longest == 2928 and (tiling.most, tiling.most_squares) == (5, 16)
+    assert recipe.train.max_tokens - tiling.tokens((-16, 0)) == 1792
 
 
 def test_two_stages_of_the_paper_carry_llavas_own_numbers() -> None:
@@ -178,6 +191,7 @@ LEAST: dict[str, tuple[int | None, int | None, str]] = {
     "llava-v1.6-vicuna-7b-lora": (40, 40, "at least 22.4 GB (language model 13.5, "),
     "llava-v1.6-vicuna-13b-lora": (80, 80, "at least 39.1 GB (language model 26.0, "),
     "llava-v1.6-mistral-7b-lora": (40, 40, "at least 23.9 GB (language model 14.5, "),
+    "llava-next-video-7b-lora": (40, 40, "at least 23.4 GB (language model 13.5, "),
     "llava-v1.6-34b-qlora": (80, 80, "at least 43.5 GB (language model 19.1, "),
 }
 """Recipe -> the smallest card of 16, 24, 40 and 80 GB on which it trains alone, and on each of 8; the reason."""

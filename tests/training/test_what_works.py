@@ -34,6 +34,7 @@ README = Path(__file__).parents[2] / "README.md"
 OURS = {
     "LLaVA 1.0, 1.5": ("image_mode=pad",),
     "LLaVA-1.6 / NeXT": ("image_mode=anyres",),
+    "LLaVA-NeXT-Video": ("image_mode=anyres_video_6",),
     "LLaVA-OneVision": ("image_mode=anyres_max_2", "template=qwen"),
 }
 """Family -> what of a recipe makes a model of it."""
@@ -126,9 +127,15 @@ def check(family: str, cells: list[str]) -> None:
 
 @pytest.mark.parametrize("family", OURS)
 def test_a_llava_does_what_the_table_says(
-    family: str, trained: Made, onevision_parts: tuple[str, str], asked: Conversation, tmp_path: Path
+    family: str,
+    trained: Made,
+    onevision_parts: tuple[str, str],
+    video_parts: str,
+    asked: Conversation,
+    tmp_path: Path,
 ) -> None:
-    run = trained(*OURS[family], *(onevision_parts if family == "LLaVA-OneVision" else ()))
+    parts = {"LLaVA-OneVision": onevision_parts, "LLaVA-NeXT-Video": (video_parts,)}
+    run = trained(*OURS[family], *parts.get(family, ()))
     check(family, uses(run, asked, lambda: None, tmp_path / "out"))
 
 

@@ -54,12 +54,22 @@ def prepared(recipe: Any, llava: Any, off_zero: Made, most: int) -> Any:
     return examples, lengths, feed, source, files
 
 
-def vanilla(llava: Any, examples: Any, images_of: Callable[[Sequence[str]], dict[str, torch.Tensor]]) -> torch.Tensor:
-    """transformers' own forward, one conversation at a time, given what `images_of` its images' keys; mean of all."""
+def vanilla(
+    llava: Any,
+    examples: Any,
+    images_of: Callable[[Sequence[str]], dict[str, torch.Tensor]],
+    mark_of: Callable[[str], int] | None = None,
+) -> torch.Tensor:
+    """transformers' own forward, one conversation at a time, given what `images_of` its images' keys; mean of all.
+
+    mark_of: the token of an image's places, by its key; `<image>` for all without.
+    """
     total, count = torch.zeros(()), 0
     for example in examples:
         whole, places = example.expand()
-        ids = torch.from_numpy(np.where(whole == -200, llava.image_token_id, whole))[None].long()
+        marks = [mark_of(key) if mark_of else llava.image_token_id for key in example.images]
+        whole[whole == -200] = np.repeat(marks, example.counts)
+        ids = torch.from_numpy(whole)[None].long()
         images = images_of(example.images) if example.images else {}
         scores = llava.model(input_ids=ids, **images).logits[0]
         places = torch.from_numpy(places)

@@ -132,7 +132,9 @@ def _fields(fo: ModuleType, view: SampleCollection, named: Mapping[str, str | No
     if not len(view):
         raise DataError(where, found="no sample", expected="images")
     if view.media_type != "image":
-        raise DataError(where, found=f"a dataset of media type {view.media_type}", expected="images")
+        fix = 'a video is asked about by its file: wb.Video(sample.filepath, root="")'
+        fix = fix if view.media_type == "video" else ""
+        raise DataError(where, found=f"a dataset of media type {view.media_type}", expected="images", fix=fix)
     schema = view.get_field_schema()
     kinds: dict[str, list[str]] = {column: [] for column in _NAMES}
     for field, kind in schema.items():

@@ -1,6 +1,6 @@
-"""A conversation about pictures from anywhere, taken into a dataset.
+"""A conversation about pictures and videos from anywhere, taken into a dataset.
 
-Knows: which pictures the dataset has already, and that others are kept by content under `media/` in its folder.
+Knows: which of them the dataset has already, and that others are kept by content under `media/` in its folder.
 Does not know: who talked, or how pages and frames become pictures: the caller's `open_image` does.
 """
 
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from workbench.conversation import Conversation, Image, check_conversation, new_id
+from workbench.conversation import Conversation, Image, Media, Video, check_conversation, new_id
 from workbench.data.dataset import Dataset
 from workbench.data.images import EXTENSIONS, check_image
 from workbench.data.tables import IMAGE_COLUMNS
+from workbench.data.video import Film, still
 from workbench.resources import state_folder, write_atomic
 
 if TYPE_CHECKING:
@@ -28,20 +29,21 @@ MEDIA = "media"
 """The root, and the folder in the dataset's, of pictures that came without a place of their own."""
 
 
-def adopt(path: str | Path, conversation: Conversation, open_image: Callable[[Image], Picture]) -> Conversation:
-    """Add a conversation whose images are files of this disk to the dataset in `path`, which is made if need be.
+def adopt(path: str | Path, conversation: Conversation, open_image: Callable[[Any], Picture | Film]) -> Conversation:
+    """Add a conversation about files of this disk to the dataset in `path`, which is made if need be.
 
-    A picture below one of the dataset's roots is named there; any other is copied, a page or a frame written as PNG.
+    What lies below one of the dataset's roots is named there; any other is copied, a page or a frame written as PNG.
     Returns the conversation as it was added. Raises `DataError` or `ImageError` before anything is added.
     """
     check_conversation(conversation)
     place = Path(path).expanduser()
-    files = {image: _bytes(image, open_image) for image in dict.fromkeys(conversation.images)}
+    files = {media: _bytes(media, open_image) for media in dict.fromkeys(conversation.media)}
     dataset = _opened(place)
-    known = {image: _known(dataset, image) or _stored(dataset, data) for image, data in files.items()}
-    dataset.add_images(pl.DataFrame([_row(dataset, one) for one in known.values()], schema=IMAGE_COLUMNS))
+    known = {media: _known(dataset, media) or _stored(dataset, media, data) for media, data in files.items()}
+    rows = [_row(dataset, one) for one in known.values() if isinstance(one, Image)]
+    dataset.add_images(pl.DataFrame(rows, schema=IMAGE_COLUMNS))
     messages = tuple(
-        replace(one, content=tuple(known[part] if isinstance(part, Image) else part for part in one.content))
+        replace(one, content=tuple(part if isinstance(part, str) else known[part] for part in one.content))
         for one in conversation.messages
     )
     source = {"dataset": dataset.name, **conversation.source}
@@ -59,8 +61,8 @@ def _opened(place: Path) -> Dataset:
     return Dataset.open(place)
 
 
-def _bytes(image: Image, open_image: Callable[[Image], Picture]) -> bytes:
-    picture = open_image(image)  # whole and readable, or an `ImageError`
+def _bytes(image: Media, open_image: Callable[[Any], Picture | Film]) -> bytes:
+    picture = still(open_image(image))  # whole and readable, or an `ImageError`
     if Path(image.path).is_file():
         return Path(image.path).read_bytes()
     written = io.BytesIO()
@@ -68,8 +70,8 @@ def _bytes(image: Image, open_image: Callable[[Image], Picture]) -> bytes:
     return written.getvalue()
 
 
-def _known(dataset: Dataset, image: Image) -> Image | None:
-    """The image as the dataset names it, where its file lies below one of the roots."""
+def _known(dataset: Dataset, image: Media) -> Media | None:
+    """The image or video as the dataset names it, where its file lies below one of the roots."""
     place = Path(image.path).resolve()
     for name, root in dataset.roots.items():
         if place.is_file() and place.is_relative_to(root.resolve()):
@@ -77,16 +79,17 @@ def _known(dataset: Dataset, image: Image) -> Image | None:
     return None
 
 
-def _stored(dataset: Dataset, data: bytes) -> Image:
+def _stored(dataset: Dataset, media: Media, data: bytes) -> Media:
     roots = dataset.card["roots"]
     if MEDIA not in roots:
         dataset.describe(roots={**roots, MEDIA: MEDIA})
     digest = hashlib.sha256(data).hexdigest()
     root = dataset.roots[MEDIA]
-    target = root / f"{digest[:20]}{_suffix(data)}"
+    video = isinstance(media, Video)
+    target = root / f"{digest[:20]}{Path(media.path).suffix if video else _suffix(data)}"
     if not target.exists():
         write_atomic(target, data)
-    return Image(target.name, MEDIA, hash=digest)
+    return Video(target.name, MEDIA, digest) if video else Image(target.name, MEDIA, hash=digest)
 
 
 def _suffix(data: bytes) -> str:

@@ -14,10 +14,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from workbench.conversation import IMAGE_MARK, Conversation, new_id
+from workbench.conversation import IMAGE_MARK, VIDEO_MARK, Conversation, Video, new_id
 from workbench.data.dataset import Dataset, new_card
-from workbench.data.folder import Folder
-from workbench.data.image_rows import ROOT, image_rows, refuse_existing, refuse_missing, root_for
+from workbench.data.folder import Folder, resolve_inside
+from workbench.data.image_rows import NO_FILE, ROOT, image_rows, refuse_existing, refuse_missing, root_for
 from workbench.data.imported import by_reason, numbers, summary, write_report
 from workbench.data.json_records import BadRecord
 from workbench.data.tables import as_images, conversation_frames
@@ -50,7 +50,7 @@ def import_conversations(
     dataset = Folder(out)
     paths: dict[str, None] = {}
     bad: list[str] = []
-    good = _good(records, paths, bad)
+    good = _good(records, folder, paths, bad)
     first = next(good, None)
     if first is None:
         found = f"no conversation among {len(bad)} records; the first: {bad[0]}" if bad else "no record"
@@ -70,15 +70,27 @@ def import_conversations(
 
 
 def _good(
-    records: Iterable[Conversation | BadRecord], paths: dict[str, None], bad: list[str]
+    records: Iterable[Conversation | BadRecord], folder: Path, paths: dict[str, None], bad: list[str]
 ) -> Iterator[Conversation]:
-    """The conversations, one by one; their image paths and the bad records are noted on the way."""
+    """The conversations, one by one; their image paths, bad records and those without their video are noted on the
+    way."""
     for record in records:
         if isinstance(record, BadRecord):
             bad.append(f"{record.id}: {record.error}")
         else:
+            lost = [one.path for one in record.media if isinstance(one, Video) and not _is_there(one, folder)]
+            if lost:
+                bad.append(f"{record.source.get('foreign_id', record.id)}: {lost[0]}: {NO_FILE}")
+                continue
             paths.update((image.path, None) for image in record.images)
             yield record
+
+
+def _is_there(video: Video, folder: Path) -> bool:
+    try:
+        return resolve_inside(folder, video.path).is_file()
+    except DataError:
+        return False
 
 
 # --- ids --------------------------------------------------------------------------------------------------------
@@ -114,16 +126,17 @@ def unique_ids(records: Iterable[Conversation | BadRecord]) -> Iterator[Conversa
 # --- out --------------------------------------------------------------------------------------------------------
 
 
-def check_holds(conversation: Conversation) -> None:
-    """Raise `DataError` for what a record with marks and paths cannot hold."""
-    where = f"conversation {conversation.id}"
-    media = [part for message in conversation.messages for part in message.media]
-    if len(media) > len(conversation.images):
+def check_holds(conversation: Conversation, *, videos: bool = False) -> None:
+    """Raise `DataError` for what a record with marks and paths cannot hold; `videos`: it can hold these."""
+    where, media = f"conversation {conversation.id}", conversation.media
+    films = len(media) > len(conversation.images)
+    if films and not videos:
         raise DataError(where, found="a video", expected="images only", fix="leave it out of this format")
     if len({part.root for part in media}) > 1:
         raise DataError(where, found="images of two roots", expected="one root: paths in this format have no root")
-    if any(IMAGE_MARK in message.text for message in conversation.messages):
-        raise DataError(where, found=f"the text {IMAGE_MARK}", expected=f"{IMAGE_MARK} for images only", fix="edit it")
+    for mark in (IMAGE_MARK, VIDEO_MARK) if films else (IMAGE_MARK,):
+        if any(mark in message.text for message in conversation.messages):
+            raise DataError(where, found=f"the text {mark}", expected=f"{mark} for files only", fix="edit it")
 
 
 def splits_of(dataset: Dataset) -> Callable[[Conversation], str | None]:

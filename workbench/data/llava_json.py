@@ -1,7 +1,7 @@
 """LLaVA's JSON and JSONL files: streamed in record by record, and written out equal.
 
-Knows: both shapes (558K: one image and two turns; 665K: several turns, some without image), and records that break
-them.
+Knows: both shapes (558K: one image and two turns; 665K: several turns, some without image), videos as the data of
+LLaVA-NeXT-Video has them (`video` instead of `image`), and records that break them.
 Does not know: tokens (the renderer's), or how images are checked (`image_rows.py`).
 """
 
@@ -60,7 +60,7 @@ def export_llava(dataset: Dataset | str | Path, out: str | Path, *, split: str |
     """Write the conversations that are ok as a LLaVA JSON list, or JSONL where `out` ends in .jsonl; return how many.
 
     It cannot hold splits, tasks, sources, or what else is known about images; marks go to the front of their message.
-    Raises `DataError` naming a conversation with a video, images of two roots, or a text that contains `<image>`.
+    Raises `DataError` naming a conversation with files of two roots, or a text that contains `<image>`.
     """
     dataset = Dataset.open(dataset)
     return write_records(out, (_record(conversation) for conversation in dataset.iter_conversations(split)))
@@ -70,7 +70,7 @@ def _record(conversation: Conversation) -> dict[str, Any]:
     original = conversation.metadata.get("llava")
     if original is not None and from_llava(original, id=conversation.id).messages == conversation.messages:
         return dict(original)
-    check_holds(conversation)
+    check_holds(conversation, videos=True)
     return to_llava(conversation)
 
 
@@ -101,9 +101,10 @@ def _check_types(record: Any) -> None:
     where = "record"
     if not isinstance(record, dict):
         raise DataError(where, found=type(record).__name__, expected='{"id", "image", "conversations"}')
-    image = record.get("image")
-    if not (image is None or isinstance(image, str) or _all_are(image, str)):
-        raise DataError(where, found=f"image {image!r}", expected="a path, or a list of paths")
+    for key in ("image", "video"):
+        named = record.get(key)
+        if not (named is None or isinstance(named, str) or _all_are(named, str)):
+            raise DataError(where, found=f"{key} {named!r}", expected="a path, or a list of paths")
     turns = record.get("conversations")
     if not _all_are(turns, dict):
         raise DataError(where, found=f"conversations {str(turns)[:60]!r}", expected='a list of {"from", "value"}')

@@ -281,9 +281,9 @@ def frame_to_conversations(frame: pl.DataFrame) -> Iterator[Conversation]:
 
 
 def images_of(frame: pl.DataFrame) -> pl.DataFrame:
-    """The images of conversations in their order.
+    """The images and videos of conversations in their order.
 
-    Columns: `row` (number in the frame), `id`, `root`, `path`, `hash`, `width`, `height`.
+    Columns: `row` (number in the frame), `id`, `type` (image or video), `root`, `path`, `hash`, `width`, `height`.
     """
     parts = (
         frame.lazy()
@@ -291,9 +291,9 @@ def images_of(frame: pl.DataFrame) -> pl.DataFrame:
         .select("row", "id", pl.col("messages").list.eval(pl.element().struct.field("content")))
         .explode("messages")
         .explode("messages")
-        .filter(pl.col("messages").struct.field("type") == "image")
+        .filter(pl.col("messages").struct.field("type").is_in(["image", "video"]))
     )
-    fields = [pl.col("messages").struct.field(name) for name in ("root", "path", "hash", "width", "height")]
+    fields = [pl.col("messages").struct.field(name) for name in ("type", "root", "path", "hash", "width", "height")]
     return parts.select("row", "id", *fields).collect()
 
 

@@ -296,7 +296,7 @@ def _own(engine: Engine, evaluation: Evaluation, reuse: bool) -> Engine:
 def sent(evaluation: Evaluation, asked: Conversation) -> Conversation:
     """What a model is given: the conversation without its reference, pictures by their place on this disk."""
     prompt = asked.prompt
-    if evaluation.resolve is None or not prompt.images:
+    if evaluation.resolve is None or not prompt.media:
         return prompt
     return placed(prompt, evaluation.resolve)
 

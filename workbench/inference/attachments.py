@@ -1,26 +1,26 @@
-"""What a person attaches to a question: pictures, pages of a PDF file, frames of a video, told by content.
+"""What a person attaches to a question: pictures, pages of a PDF file, a video or frames of one, told by content.
 
     report.pdf#page=3    the third page          clip.mp4#t=1.25    what is seen after 1.25 seconds
 
 Knows: how a file becomes references to pictures and a reference a picture, when that is still the same one, which
-pages and frames are taken, limits.
+pages and frames are taken. A model that reads videos gets the video and takes its frames itself (`data/video.py`).
 Does not know: models, how many pictures one takes (a prompt that is too long says so), conversations.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.conversation import Image
+from workbench.conversation import Image, Media, Video
 from workbench.data.images import LIMITS, beginning, load_image, read_file
+from workbench.data.video import EXPECTED, Film, frame_at, moments
 from workbench.errors import ImageError
 
 if TYPE_CHECKING:
@@ -35,19 +35,27 @@ DPI = 150
 SETTLED = 0.1
 """Seconds after which a file that is written once more has another time: clocks of file systems are coarse."""
 _PART = re.compile(r"(?P<file>.+)#(?P<kind>page|t)=(?P<value>\d+(?:\.\d+)?)", re.DOTALL)
-_EXPECTED = "an image, a video or a PDF file"
 
 
 @dataclass(frozen=True)
 class TrackedOpener:
     """What opens pictures and knows when one is still the same. An `open_image` may be one, or any other function."""
 
-    open: Callable[[Image], Picture]
-    state: Callable[[Image], Hashable]
-    """Equal only while the picture is; None where that cannot be told."""
+    open: Callable[[Any], Any]
+    """`Image` -> picture; `Video` -> `Film`, for models that read videos."""
+    state: Callable[[Any], Hashable]
+    """Equal only while the picture or video is; None where that cannot be told."""
 
-    def __call__(self, image: Image) -> Picture:
-        return self.open(image)
+    def __call__(self, media: Any) -> Any:
+        return self.open(media)
+
+
+def attached_for(path: str | Path, *models: Any) -> Sequence[Media]:
+    """As `attached`; where all these models read videos, a video is itself. Raises as `attached` does."""
+    place = Path(path).expanduser().resolve()
+    if all(getattr(model, "frames", 0) for model in models) and _kind(place) == "video":
+        return [Video(str(place), root="")]
+    return attached(place)
 
 
 def attached(path: str | Path, *, frames: int = FRAMES, pages: int = PAGES) -> list[Image]:
@@ -63,18 +71,20 @@ def attached(path: str | Path, *, frames: int = FRAMES, pages: int = PAGES) -> l
     if kind == "pdf":
         with _document(place) as document:
             return [Image(f"{place}#page={number + 1}") for number in range(min(len(document), pages))]
-    return [Image(f"{place}#t={moment:.3f}") for moment in _moments(place, frames)]
+    return [Image(f"{place}#t={moment:.3f}") for moment in moments(place, frames)]
 
 
-def _open(image: Image) -> Picture:
+def _open(image: Media) -> Picture | Film:
+    if isinstance(image, Video):
+        return Film(Path(image.path))
     part = _PART.fullmatch(image.path)
     if part is None or Path(image.path).is_file():
         return load_image(image.path)
     file, value = Path(part["file"]), part["value"]
-    return _page(file, int(float(value))) if part["kind"] == "page" else _frame(file, float(value))
+    return _page(file, int(float(value))) if part["kind"] == "page" else frame_at(file, float(value))
 
 
-def file_state(image: Image) -> Hashable:
+def file_state(image: Media) -> Hashable:
     """Of the file that `image.path` is, or is a part of; None for one that is not there, or was written just now."""
     part = _PART.fullmatch(image.path)
     try:
@@ -87,12 +97,12 @@ def file_state(image: Image) -> Hashable:
 
 
 open_file = TrackedOpener(_open, file_state)
-"""The picture at `image.path`: a file on this disk, a page or a frame of one. Raises `ImageError`."""
+"""The picture at `image.path`, or the film: a file on this disk, a page or a frame of one. Raises `ImageError`."""
 
 
 def video_frames(source: Path | bytes, frames: int = FRAMES) -> list[Picture]:
     """`frames` pictures of a video, at even distances. Raises `ImageError`."""
-    return [_frame(source, moment) for moment in _moments(source, frames)]
+    return [frame_at(source, moment) for moment in moments(source, frames)]
 
 
 def _kind(place: Path) -> str:
@@ -106,10 +116,10 @@ def _kind(place: Path) -> str:
         if "not an image" not in problem.found and begin[4:8] != b"ftyp":
             raise
     try:
-        _moments(place, 1)
+        moments(place, 1)
         return "video"
     except ImageError:
-        raise ImageError(str(place), found=f"a file that begins with {beginning(begin)}", expected=_EXPECTED) from None
+        raise ImageError(str(place), found=f"a file that begins with {beginning(begin)}", expected=EXPECTED) from None
 
 
 # --- pages ------------------------------------------------------------------------------------------------------
@@ -139,55 +149,3 @@ def _page(place: Path, number: int) -> Picture:
             found = f"an enormous page: {width:.0f} x {height:.0f} pixels"
             raise ImageError(f"{place}#page={number}", found=found, expected=f"at most {LIMITS.pixels:,} pixels")
         return page.render(scale=DPI / 72).to_pil().convert("RGB")
-
-
-# --- frames -----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _video(source: Path | bytes) -> Iterator[tuple[Any, Any]]:
-    """An open container and its first video stream."""
-    import av
-
-    where = "a video" if isinstance(source, bytes) else str(source)
-    data = source if isinstance(source, bytes) else read_file(source)
-    try:
-        with av.open(io.BytesIO(data)) as container:
-            if not container.streams.video:
-                raise ImageError(where, found="no pictures in it", expected=_EXPECTED)
-            stream = container.streams.video[0]
-            if stream.width * stream.height > LIMITS.pixels:
-                found = f"enormous frames: {stream.width} x {stream.height} pixels"
-                raise ImageError(where, found=found, expected=f"at most {LIMITS.pixels:,} pixels")
-            yield container, stream
-    except (av.FFmpegError, ValueError) as problem:
-        raise ImageError(where, found=f"a video that cannot be read ({problem})", expected=_EXPECTED) from None
-
-
-def _moments(source: Path | bytes, count: int) -> list[float]:
-    """Seconds into a video, in the middle of `count` equal parts."""
-    with _video(source) as (container, stream):
-        if stream.duration is not None:
-            seconds = float(stream.duration * stream.time_base)
-        elif container.duration is not None:
-            seconds = container.duration / 1e6
-        else:
-            seconds = max((float(frame.time or 0) for frame in container.decode(stream)), default=0.0)
-    return [(number + 0.5) * seconds / count for number in range(count)]
-
-
-def _frame(source: Path | bytes, moment: float) -> Picture:
-    """What is seen at a moment: the last frame that begins no later, turned as the file says."""
-    with _video(source) as (container, stream):
-        begin = float((stream.start_time or 0) * stream.time_base)
-        if stream.time_base:
-            container.seek(int((moment + begin) / stream.time_base), stream=stream)
-        last = None
-        for frame in container.decode(stream):
-            if last is not None and float(frame.time or 0) > moment + begin:
-                break
-            last = frame
-        if last is None:
-            raise ImageError(str(source)[:200], found="no frame that can be read", expected=_EXPECTED)
-        picture = last.to_image()
-        return picture.rotate(last.rotation, expand=True) if getattr(last, "rotation", 0) else picture

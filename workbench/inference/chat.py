@@ -22,16 +22,16 @@ from pathlib import Path
 from rich.console import Console
 
 from workbench.chat_model import Answer, ChatModel, SamplingOptions
-from workbench.conversation import Conversation, Image, Message, Part, new_id, to_llava
+from workbench.conversation import Conversation, Media, Message, Part, Video, new_id, to_llava
 from workbench.data.images import read_file
 from workbench.errors import WorkbenchError
-from workbench.inference.attachments import attached, open_file
+from workbench.inference.attachments import attached_for, open_file
 from workbench.inference.opening import as_letters, open_beside, open_model
 from workbench.resources import write_atomic
 
 HELP = """\
 Type a question. Commands:
-  /image PATH      show an image, the pages of a PDF file or frames of a video with the next question
+  /image PATH      show an image, the pages of a PDF file or a video (or frames of it) with the next question
   /clear           forget the conversation and its images
   /regen           answer the last question again
   /set KEY VALUE   temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, seed, stop; alone: show them
@@ -69,8 +69,8 @@ class Chat:
         self.options = options
         self.failed = False
         """Whether something could not be done."""
-        self.waiting: list[Image] = []
-        """Images that go with the next question."""
+        self.waiting: list[Media] = []
+        """Images and videos that go with the next question."""
         self._say = say
         self._note = note
 
@@ -116,12 +116,10 @@ class Chat:
     def image(self, path: str) -> None:
         if not path:
             raise WorkbenchError("/image", found="no path", expected="/image PATH")
-        found = attached(path.strip("'\""))
+        path = path.strip("'\"")
+        found = attached_for(path, *(side.model for side in self.sides))
         self.waiting += found
-        first = found[0]
-        name = Path(path.strip("'\"")).name
-        told = f"{first.width}x{first.height}" if first.width else f"{len(found)} {_called(first)}"
-        self._note(f"{name}, {told}: ask about it")
+        self._note(f"{Path(path).name}, {_called(found)}: ask about it")
 
     def clear(self) -> None:
         for side in self.sides:
@@ -163,31 +161,36 @@ class Chat:
             raise WorkbenchError(silent[0], found="an empty answer, so the question is not kept", fix="ask again")
 
 
-def _called(image: Image) -> str:
-    return "pages" if "#page=" in image.path else "frames"
+def _called(shown: Sequence[Media]) -> str:
+    first = shown[0]
+    if isinstance(first, Video):
+        return "a video"
+    if first.width:
+        return f"{first.width}x{first.height}"
+    return f"{len(shown)} {'pages' if '#page=' in first.path else 'frames'}"
 
 
 def with_files(conversations: Sequence[Conversation], place: Path) -> list[Conversation]:
-    """The conversations with all their pictures copied beside `place`, and named from its folder on.
+    """The conversations with all their pictures and videos copied beside `place`, and named from its folder on.
 
     A page or a frame becomes a PNG file. Raises `ImageError` for one that is no longer there.
     """
     folder = place.with_name(f"{place.stem}-pictures")
-    known: dict[Image, Image] = {}
-    for image in dict.fromkeys(image for one in conversations for image in one.images):
+    known: dict[Media, Media] = {}
+    for image in dict.fromkeys(image for one in conversations for image in one.media):
         data, suffix = _bytes_of(image)
         file = folder / f"{len(known) + 1:04}{suffix}"
         write_atomic(file, data)
-        known[image] = Image(f"{folder.name}/{file.name}")
+        known[image] = type(image)(f"{folder.name}/{file.name}")
     return [replace(one, messages=tuple(_renamed(message, known) for message in one.messages)) for one in conversations]
 
 
-def _renamed(message: Message, known: Mapping[Image, Image]) -> Message:
-    return replace(message, content=tuple(known[part] if isinstance(part, Image) else part for part in message.content))
+def _renamed(message: Message, known: Mapping[Media, Media]) -> Message:
+    return replace(message, content=tuple(part if isinstance(part, str) else known[part] for part in message.content))
 
 
-def _bytes_of(image: Image) -> tuple[bytes, str]:
-    """A picture as a file: its bytes, and how its name ends."""
+def _bytes_of(image: Media) -> tuple[bytes, str]:
+    """A picture or video as a file: its bytes, and how its name ends."""
     if Path(image.path).is_file():
         return read_file(Path(image.path)), Path(image.path).suffix
     written = io.BytesIO()

@@ -46,9 +46,9 @@ PREFIX_BYTES = 512 * 2**20
 class Engine:
     """Answers with `llava`. The model may train between calls: nothing is reused that its weights have outgrown.
 
-    open_image: gives the picture of an `Image`; for a dataset `lambda image: load_image(dataset.resolve(image))`, for
-    a baseline any other picture. What it raises reaches the caller. By an `attachments.TrackedOpener` a picture that
-    has not changed is opened once.
+    open_image: gives the picture of an `Image`, and for a model that reads videos the `Film` of a `Video`; for a
+    dataset `lambda media: load_media(media, dataset.resolve(media))`, for a baseline any other picture. What it raises
+    reaches the caller. By an `attachments.TrackedOpener` a picture that has not changed is opened once.
     features: share one between engines on the same model, for example one per `open_image`.
     rows, kv_bytes: how much runs together at most: rows of a batch, and bytes of keys and values (None: 1 GiB, or half
     of what is free on a CUDA device). prefix_bytes: keys and values kept for prompts that begin alike; 0 keeps none.
@@ -197,6 +197,11 @@ class Engine:
         return torch.stack([request.row.logits for request in made if request.row.logits is not None])
 
     # --- adapters -----------------------------------------------------------------------------------------------
+
+    @property
+    def frames(self) -> int:
+        """Of a video that the model is shown at most; 0: it reads pictures only."""
+        return self.llava.tiling.frames
 
     @property
     def swaps(self) -> bool:

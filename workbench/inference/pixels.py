@@ -1,4 +1,4 @@
-"""Pictures to pixels and the name of those pixels; one that is known and has not changed since is not opened again.
+"""Pictures and videos to pixels and the name of those; one that is known and has not changed is not opened again.
 
 Knows: the state a picture was opened in, and the names that were found, so many of them.
 Does not know: files, models, prompts, or what is kept of a picture (`vision`, `prefix_cache`).
@@ -10,9 +10,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from workbench.conversation import Image
+from workbench.conversation import Image, Media, Video
+from workbench.data.video import Film
 from workbench.errors import ImageError
 from workbench.inference.attachments import TrackedOpener
 from workbench.inference.prefix_cache import pixel_hash
@@ -43,7 +44,7 @@ class Pixels:
         self._names: OrderedDict[Hashable, tuple[str, Size]] = OrderedDict()
         self._guard = threading.Lock()
 
-    def of(self, image: Image, open_image: Callable[[Image], Picture], llava: Llava, among: int = 1) -> Known:
+    def of(self, image: Media, open_image: Callable[[Image], Picture], llava: Llava, among: int = 1) -> Known:
         """What a model sees of a picture, one of so many of its conversation. Raises what opening it raises."""
         state = open_image.state(image) if isinstance(open_image, TrackedOpener) else None
         key = open_image, llava.mode_among(among), image, state
@@ -53,7 +54,7 @@ class Pixels:
                 self._names.move_to_end(key)
         if found is not None:
             return Known(*found, lambda: _again(image, open_image, llava, among, found[0]))
-        shown = llava.show(open_image(image), among)
+        shown = shown_of(image, open_image, llava, among)
         name = _name(shown, llava)
         if state is not None:
             with self._guard:
@@ -63,14 +64,29 @@ class Pixels:
         return Known(name, shown.size, lambda: shown)
 
 
+def shown_of(image: Media, open_image: Callable[[Image], Picture], llava: Llava, among: int) -> Shown:
+    """What a model sees of a picture or a video, one of so many of its conversation. Raises as `open_media` does."""
+    return llava.show(open_media(image, open_image), among)
+
+
+def open_media(image: Media, open_image: Callable[[Any], Any]) -> Picture | Film:
+    """The picture, or the film. Raises `ImageError` for a video where `open_image` opens pictures only, and what
+    opening raises."""
+    opened: Picture | Film = open_image(image)
+    if isinstance(image, Video) and not isinstance(opened, Film):
+        fix = "open files by their path, or give the frames as images"
+        raise ImageError(image.path, found="a video, where only pictures are opened", fix=fix)
+    return opened
+
+
 def _name(shown: Shown, llava: Llava) -> str:
     """Pictures with the same tiles may keep different tokens of them where that depends on their size."""
     return pixel_hash(shown.tiles, shown.size if llava.tiling.varies else "")
 
 
-def _again(image: Image, open_image: Callable[[Image], Picture], llava: Llava, among: int, name: str) -> Shown:
+def _again(image: Media, open_image: Callable[[Image], Picture], llava: Llava, among: int, name: str) -> Shown:
     """What has this name. It may have been another picture that lies there by now."""
-    shown = llava.show(open_image(image), among)
+    shown = shown_of(image, open_image, llava, among)
     if _name(shown, llava) != name:
         raise ImageError(image.path, found="a picture that changed while it was asked about", fix="ask again")
     return shown

@@ -49,10 +49,14 @@ class Relevance:
     """The last answer of one conversation, looked into.
 
     `tokens` are the numbers, among the ids of `rendered`, of the tokens the answer is made of. Raises `ModelError` for
-    a conversation without an image, `RenderError` for one without an answer, `ImageError` for a picture that is gone.
+    a conversation without an image or with a video, `RenderError` for one without an answer, `ImageError` for a picture
+    that is gone.
     """
 
     def __init__(self, llava: Llava, conversation: Conversation, open_image: Callable[[Image], Picture]) -> None:
+        if len(conversation.media) > len(conversation.images):
+            fix = "show frames of it as images"
+            raise ModelError(conversation.id, found="a video", expected="a picture: a map lies over one", fix=fix)
         if not conversation.images:
             raise ModelError(conversation.id, found="no image", expected="a conversation about at least one")
         self.llava = llava

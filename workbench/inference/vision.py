@@ -16,7 +16,7 @@ from workbench.inference.prefix_cache import FeatureCache, weights_state
 from workbench.model.llava import Llava
 
 TOWER_BATCH = 32
-"""Tiles that go through the vision tower together, or those of one image if they are more."""
+"""Squares that go through the vision tower together, or those of one image or video if they are more."""
 
 
 class Vision:
@@ -38,19 +38,22 @@ class Vision:
             if found is not None:
                 tower[name] = found
         with evaluating(self.llava.model), self.llava.autocast():
-            counts = {name: self.llava.tiling.tiles(one.size) for name, one in shown.items()}
-            for names in _slices(counts, [name for name in shown if name not in tower]):
+            tiling, sizes = self.llava.tiling, {name: one.size for name, one in shown.items()}
+            squares = {name: tiling.squares(size) for name, size in sizes.items()}
+            counts = {name: tiling.tiles(size) for name, size in sizes.items()}
+            for names in _slices(squares, [name for name in shown if name not in tower]):
                 tiles = torch.cat([shown[name].open().tiles for name in names])
-                seen = self.llava.tower_features(tiles).split([counts[name] for name in names])
-                for name, features in zip(names, seen, strict=True):
-                    tower[name] = features.clone()
+                features = self.llava.gather(self.llava.tower_features(tiles), [sizes[name] for name in names])
+                seen = features.split([counts[name] for name in names])
+                for name, own in zip(names, seen, strict=True):
+                    tower[name] = own.clone()
                     self.features.put((state, name), tower[name])
             rows: dict[str, torch.Tensor] = {}
             for names in _slices(counts, list(tower)):
                 projected = self.llava.project(torch.cat([tower[name] for name in names]))
                 parts = projected.split([counts[name] for name in names])
                 for name, made in zip(names, parts, strict=True):
-                    rows[name] = self.llava.arrange(made, self.llava.tiling.places([shown[name].size]))[0]
+                    rows[name] = self.llava.arrange(made, tiling.places([sizes[name]]))[0]
         return rows
 
 

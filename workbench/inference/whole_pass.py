@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from workbench.conversation import Image
+from workbench.data.video import Film
 from workbench.inference.decoding import evaluating
+from workbench.inference.pixels import open_media, shown_of
+from workbench.model.film import film_size
 from workbench.model.llava import Llava
 from workbench.model.renderer import Rendered
 from workbench.model.tiling import Size
@@ -52,7 +55,7 @@ class Likelihood:
 
 def lay_out(llava: Llava, rendered: Rendered, open_image: Callable[[Image], Picture]) -> Layout:
     """The row of a rendering. Raises `ImageError` for a picture that is not there."""
-    shown = [llava.show(open_image(image), len(rendered.images)) for image in rendered.images]
+    shown = [shown_of(image, open_image, llava, len(rendered.images)) for image in rendered.images]
     features = None
     if shown:
         with torch.no_grad(), evaluating(llava.model), llava.autocast():
@@ -80,7 +83,12 @@ def slots(llava: Llava, rendered: Rendered, open_image: Callable[[Image], Pictur
     tiling, images = llava.tiling, rendered.images
     if not tiling.varies:
         return [tiling.each] * len(images)
-    return [tiling.tokens(tiling.seen(open_image(image).size, len(images))) for image in images]
+    opened = [open_media(image, open_image) for image in images]
+    sizes = [
+        film_size(one.count(tiling.frames)) if isinstance(one, Film) else tiling.seen(one.size, len(images))
+        for one in opened
+    ]
+    return list(map(tiling.tokens, sizes))
 
 
 @torch.no_grad()

@@ -1,9 +1,9 @@
 """LLaVA-NeXT's dynamic resolution in whole numbers: the grid a picture gets, and which tokens of its tiles it keeps.
 
 Knows: the choice of a grid by effective and wasted pixels, the black borders that are taken off again ("unpad"), one
-newline after each row, OneVision's bilinear scaling down of more than so many tiles (`anyres_max_N`), and that of
-several pictures each is one padded square there. Formulas are those of transformers' processors and models of both
-families, which are LLaVA's (`mm_utils.py`, `llava_arch.py`).
+newline after each row, OneVision's bilinear scaling down of more than so many tiles (`anyres_max_N`), that of
+several pictures each is one padded square there, and that a video's tokens come as they lie. Formulas are those of
+transformers' processors and models of these families, which are LLaVA's (`mm_utils.py`, `llava_arch.py`).
 Does not know: pixels (`tiles.py`), models.
 
 A grid is written as (height, width) in pixels, as transformers reads `image_grid_pinpoints`. LLaVA reads the same list
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 
 from workbench.errors import ModelError
+from workbench.model.film import POOLED, blocks_of, frames_of
 from workbench.model.tiling import PADDED, Places, Size
 
 GRIDS = ((2, 1), (1, 2), (2, 2), (1, 3), (3, 1))
@@ -57,9 +58,14 @@ class AnyRes:
     """N of `anyres_max_N`: tiles whose tokens a picture may have beside the first; None: all it needs."""
     alone: bool = False
     """Whether only a picture that is alone in its conversation gets a grid; of several each is then `PADDED`."""
+    frames: int = 0
+    """Of a video at most (LLaVA-NeXT-Video); 0: videos are not read."""
     varies = True
 
     def __post_init__(self) -> None:
+        if self.frames and self.edge % 2:
+            found = f"frames of {self.edge} x {self.edge} tokens"
+            raise ModelError("videos", found=found, expected="even numbers, to be pooled two by two")
         for pinpoint in self.pinpoints:
             if len(pinpoint) != 2 or any(edge < self.side or edge % self.side for edge in pinpoint):
                 expected = f"multiples of {self.side}, the vision tower's image size"
@@ -77,7 +83,12 @@ class AnyRes:
 
     @property
     def most(self) -> int:
-        return 1 + max(height * width for height, width in self.pinpoints) // self.side**2
+        tiles = 1 + max(height * width for height, width in self.pinpoints) // self.side**2
+        return max(tiles, blocks_of(self.frames))
+
+    @property
+    def most_squares(self) -> int:
+        return max(self.most, self.frames)
 
     @property
     def longest(self) -> int:
@@ -86,7 +97,8 @@ class AnyRes:
         kept = {(row, columns) for rows, columns in whole for row in range(1, rows + 1)}
         kept |= {(rows, column) for rows, columns in whole for column in range(1, columns + 1)}
         scaled = [self._scaled(rows, columns) for rows, columns in kept]
-        return self.each + max(rows * (columns + 1) for rows, columns in scaled)
+        picture = self.each + max(rows * (columns + 1) for rows, columns in scaled)
+        return max(picture, self.frames * self.each // POOLED)
 
     def seen(self, size: Size, among: int) -> Size:
         return PADDED if self.alone and among > 1 else size
@@ -94,12 +106,19 @@ class AnyRes:
     def tiles(self, size: Size) -> int:
         if size == PADDED:
             return 1
+        if frames := frames_of(size):
+            return blocks_of(frames)
         rows, columns = self.grid(size)
         return 1 + rows * columns
+
+    def squares(self, size: Size) -> int:
+        return frames_of(size) or self.tiles(size)
 
     def tokens(self, size: Size) -> int:
         if size == PADDED:
             return self.each + 1
+        if frames := frames_of(size):
+            return frames * self.each // POOLED
         _, (rows, columns) = self._kept(size)
         rows, columns = self._scaled(rows, columns)
         return self.each + rows * (columns + 1)
@@ -133,6 +152,8 @@ class AnyRes:
     def patches(self, size: Size) -> torch.Tensor:
         if size == PADDED:
             return torch.cat([torch.arange(self.each), torch.tensor([-1])])
+        if frames_of(size):
+            return torch.full((self.tokens(size),), -1)
         rows, columns = self._scaled(*self._kept(size)[1])
         row, column = (((torch.arange(many) + 0.5) * self.edge / max(many, 1)).long() for many in (rows, columns))
         tiles = torch.cat([row[:, None] * self.edge + column, torch.full((rows, 1), -1)], 1)
@@ -149,6 +170,9 @@ class AnyRes:
 
     def _parts(self, size: Size) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """(index, weight) of a picture's tokens as `Places` has them: of the first tile, then of the grid."""
+        if frames_of(size):
+            yield torch.arange(self.tokens(size)), None
+            return
         yield torch.arange(self.each), None
         if size == PADDED:
             yield torch.tensor([BEHIND]), None

@@ -29,7 +29,7 @@ from workbench.model.original_in import load_original
 from workbench.model.precision import LANGUAGE
 from workbench.model.proof import Probed, affordable, check_files, compare_named, file_table, prove
 from workbench.model.sources import full_name, local, read_json, resolve, safetensors_files
-from workbench.model.templates import Template, chat_template, load_template
+from workbench.model.templates import Template, load_template
 from workbench.model.tensors import fill, named, read_tensors, write_tensors
 from workbench.resources import atomic_folder
 
@@ -74,8 +74,7 @@ def save(
         renderer = llava.renderer
         template = renderer.template.model_dump(mode="json")
         (temporary / "template.yaml").write_text(yaml.safe_dump(template, sort_keys=False))
-        written = chat_template(renderer.template, bos=bool(renderer.bos), lead=renderer.lead)
-        (temporary / "chat_template.jinja").write_text(written)
+        (temporary / "chat_template.jinja").write_text(renderer.chat_template())
         if recipe is not None:
             (temporary / "recipe.yaml").write_text(recipe.to_yaml())
         base = {part: keep_base(part, llava, temporary) for part in llava.folders}

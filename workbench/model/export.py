@@ -9,12 +9,18 @@ from __future__ import annotations
 import copy
 import errno
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import yaml
 from tokenizers import processors
-from transformers import GenerationConfig, LlavaNextProcessor, LlavaOnevisionProcessor, LlavaProcessor
+from transformers import (
+    GenerationConfig,
+    LlavaNextProcessor,
+    LlavaNextVideoProcessor,
+    LlavaOnevisionProcessor,
+    LlavaProcessor,
+)
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
@@ -27,16 +33,16 @@ from workbench.model.lora import merge_into
 from workbench.model.original import layout_of
 from workbench.model.original_in import load_original
 from workbench.model.original_out import keep_original, write_original
-from workbench.model.parts import IMAGE_TOKEN, quietly
+from workbench.model.parts import IMAGE_TOKEN, VIDEO_TOKEN, quietly
 from workbench.model.precision import DTYPES, hold_in
 from workbench.model.proof import affordable, compare_tensors, prove
 from workbench.model.sources import safetensors_files
-from workbench.model.templates import chat_template
 from workbench.model.tensors import types_of
+from workbench.model.tiles import AnyResMode
 from workbench.model.unpickle import is_pickled, unpickle
 from workbench.resources import atomic_folder
 
-VIDEO_TOKEN = "<video>"
+AnyProcessor: TypeAlias = LlavaProcessor | LlavaNextProcessor | LlavaNextVideoProcessor | LlavaOnevisionProcessor
 PROCESSORS: dict[str, tuple[Any, Any]] = {
     "LlavaImageProcessor": (LlavaProcessor, LlavaImageProcessorPil),
     "LlavaNextImageProcessor": (LlavaNextProcessor, LlavaNextImageProcessorPil),
@@ -157,7 +163,7 @@ def _prove(llava: Llava, folder: Path) -> None:
         compare_tensors(llava.model, load_model(folder, spec["load"], llava.held, torch.device("cpu")))
 
 
-def processor(llava: Llava) -> LlavaProcessor | LlavaNextProcessor | LlavaOnevisionProcessor:
+def processor(llava: Llava) -> AnyProcessor:
     """transformers' processor that gives the pixels, image token counts and ids that `llava` sees.
 
     The chat template writes the begin token, so the tokenizer beside it adds none.
@@ -166,8 +172,7 @@ def processor(llava: Llava) -> LlavaProcessor | LlavaNextProcessor | LlavaOnevis
     tokenizer = copy.deepcopy(llava.tokenizer)
     tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
     tokenizer.padding_side = "left"
-    text = chat_template(renderer.template, bos=bool(renderer.bos), lead=renderer.lead)
-    tokenizer.chat_template = text
+    tokenizer.chat_template = text = renderer.chat_template()
     settings = dict(llava.image_mode.processor_settings())
     kind, images = PROCESSORS[settings.pop("image_processor_type")]
     parts = {
@@ -178,10 +183,16 @@ def processor(llava: Llava) -> LlavaProcessor | LlavaNextProcessor | LlavaOnevis
         "chat_template": text,
     }
     extra, patches = tower_tokens(llava.tower)
+    mode = llava.image_mode
     if kind is LlavaOnevisionProcessor:
-        return _onevision(
-            settings, num_image_tokens=patches + extra, vision_aspect_ratio=llava.image_mode.mode, **parts
-        )
+        film = {key: value for key, value in settings.items() if key not in ("image_grid_pinpoints", "do_pad")}
+        film["video_processor_type"] = "LlavaOnevisionVideoProcessor"
+        more = {"num_image_tokens": patches + extra, "vision_aspect_ratio": mode.mode}
+        return _with_videos(kind, film, **more, **parts)
+    if renderer.videos:
+        assert isinstance(mode, AnyResMode)
+        more = {"patch_size": llava.tower.config.patch_size, "num_additional_image_tokens": extra}
+        return _with_videos(LlavaNextVideoProcessor, mode.video_settings(), **more, **parts)
     return kind(patch_size=llava.tower.config.patch_size, num_additional_image_tokens=extra, **parts)
 
 
@@ -191,11 +202,10 @@ class _VideoSettings(dict[str, Any]):
     _auto_class = None
 
 
-def _onevision(settings: dict[str, Any], **parts: Any) -> LlavaOnevisionProcessor:
+def _with_videos(kind: Any, film: dict[str, Any], **parts: Any) -> AnyProcessor:
     """transformers makes one only around a video processor, which needs torchvision: its settings stand in for it."""
-    video = {key: value for key, value in settings.items() if key not in ("image_grid_pinpoints", "do_pad")}
-    made = LlavaOnevisionProcessor.__new__(LlavaOnevisionProcessor)
-    made.video_processor = _VideoSettings(video, video_processor_type="LlavaOnevisionVideoProcessor")
+    made = kind.__new__(kind)
+    made.video_processor = _VideoSettings(film)
     made.video_token = VIDEO_TOKEN
     for part, token in (("image", parts["image_token"]), ("video", VIDEO_TOKEN)):
         setattr(made, f"{part}_token_id", parts["tokenizer"].convert_tokens_to_ids(token))

@@ -14,10 +14,18 @@ import torch
 
 from workbench.errors import ModelError
 from workbench.model.chat_templates import Alike, alike, chat_template_in
-from workbench.model.joint import CLASSES, PROJECTORS, AnyLlava, own_mode, tower_tokens
+from workbench.model.joint import CLASSES, FRAMES, PROJECTORS, AnyLlava, own_mode, reads_videos, tower_tokens
 from workbench.model.llava import Llava, finish
 from workbench.model.original import says_llava, usual_template
-from workbench.model.parts import IMAGE_TOKEN, add_image_token, image_settings, load_exactly, read_config
+from workbench.model.parts import (
+    IMAGE_TOKEN,
+    VIDEO_TOKEN,
+    add_media_tokens,
+    image_settings,
+    load_exactly,
+    read_config,
+    video_settings,
+)
 from workbench.model.precision import check_quantised, let_go_of_file, pick_device, pick_dtypes, quantisation
 from workbench.model.sources import read_json
 from workbench.model.templates import Template, load_template, template_names
@@ -59,16 +67,23 @@ def load_folder(
     held, computed = pick_dtypes(load, dtype, place)
     model = read(folder, load, held, place)
     tokenizer = load_tokenizer(folder)
-    vocabulary = add_image_token(model, tokenizer)
     config = model.config
-    if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != config.image_token_id:
-        found = f"{IMAGE_TOKEN} as token {tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)}"
-        raise ModelError(str(folder), found=found, expected=f"token {config.image_token_id}, as config.json says")
+    marks = {IMAGE_TOKEN: config.image_token_id}
+    films = reads_videos(own_mode(config) or "")
+    if films:
+        marks[VIDEO_TOKEN] = config.video_token_id
+    vocabulary = add_media_tokens(model, tokenizer, tuple(marks))
+    for mark, id in marks.items():
+        if tokenizer.convert_tokens_to_ids(mark) != id:
+            found = f"{mark} as token {tokenizer.convert_tokens_to_ids(mark)}"
+            raise ModelError(str(folder), found=found, expected=f"token {id}, as config.json says")
     if not isinstance(config.vision_feature_layer, int):
         raise ModelError(str(folder), found="several vision_feature_layer", expected="one layer")
     extra, patches = tower_tokens(model.model.vision_tower)
     config.image_seq_length = patches + (extra if config.vision_feature_select_strategy == "full" else 0)
     settings = image_settings(folder, config.vision_config)
+    if films:
+        settings = settings | {"video_processor": video_settings(folder)}
     pinpoints = _pinpoints(folder, config, settings)
     record = {
         "llava": source,
@@ -76,12 +91,17 @@ def load_folder(
         "vision_layer": config.vision_feature_layer,
         "vision_select": config.vision_feature_select_strategy,
         "load": load,
-        "image_mode": image_mode or own_mode(config) or mode_of(settings),
+        "image_mode": image_mode or own_mode(config, _frames(settings)) or mode_of(settings),
         "trained": [],
         **({} if pinpoints is None else {"pinpoints": pinpoints}),
     }
     chosen = template if template is not None else template_of(folder, config, tokenizer)
     return finish(model, tokenizer, record | vocabulary, {"llava": folder}, settings, chosen, place, computed)
+
+
+def _frames(settings: dict[str, Any]) -> int:
+    """Of a video, as its processor says; ours where it leaves that to who asks, as published ones do."""
+    return int(settings.get("video_processor", {}).get("num_frames") or FRAMES)
 
 
 def _pinpoints(folder: Path, config: Any, settings: dict[str, Any]) -> list[list[int]] | None:

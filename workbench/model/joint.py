@@ -18,33 +18,50 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    LlavaNextVideoConfig,
+    LlavaNextVideoForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     PreTrainedModel,
 )
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.models.llava_next.modeling_llava_next import LlavaNextMultiModalProjector
+from transformers.models.llava_next_video.modeling_llava_next_video import LlavaNextVideoMultiModalProjector
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionMultiModalProjector
 
 from workbench.errors import ModelError
 from workbench.model.anyres import ONEVISION_GRIDS, AnyRes, pinpoints_of
+from workbench.model.film import POOLS
 from workbench.model.tiling import OneTile, Tiling
 
-AnyConfig: TypeAlias = LlavaConfig | LlavaNextConfig | LlavaOnevisionConfig
+AnyConfig: TypeAlias = LlavaConfig | LlavaNextConfig | LlavaNextVideoConfig | LlavaOnevisionConfig
 AnyLlava: TypeAlias = (
-    LlavaForConditionalGeneration | LlavaNextForConditionalGeneration | LlavaOnevisionForConditionalGeneration
+    LlavaForConditionalGeneration
+    | LlavaNextForConditionalGeneration
+    | LlavaNextVideoForConditionalGeneration
+    | LlavaOnevisionForConditionalGeneration
 )
-AnyProjector: TypeAlias = LlavaMultiModalProjector | LlavaNextMultiModalProjector | LlavaOnevisionMultiModalProjector
+AnyProjector: TypeAlias = (
+    LlavaMultiModalProjector
+    | LlavaNextMultiModalProjector
+    | LlavaNextVideoMultiModalProjector
+    | LlavaOnevisionMultiModalProjector
+)
 CLASSES: dict[str, Any] = {
     "llava": LlavaForConditionalGeneration,
     "llava_next": LlavaNextForConditionalGeneration,
+    "llava_next_video": LlavaNextVideoForConditionalGeneration,
     "llava_onevision": LlavaOnevisionForConditionalGeneration,
 }
-"""`model_type` in a configuration -> the class: LLaVA v1 and 1.5, LLaVA-NeXT (1.6), LLaVA-OneVision."""
+"""`model_type` in a configuration -> the class: LLaVA v1 and 1.5, LLaVA-NeXT (1.6), its Video, LLaVA-OneVision."""
 ANYRES = "anyres"
 """The image mode of LLaVA-NeXT, and of no other."""
 ANYRES_MAX = re.compile(r"anyres_max_([1-9]\d*)")
 """The image modes of LLaVA-OneVision, and of no other: the tokens of so many tiles at most, beside the first's."""
+ANYRES_VIDEO = re.compile(r"anyres_video_([1-9]\d*)")
+"""The image modes of LLaVA-NeXT-Video, and of no other: pictures as LLaVA-NeXT, so many frames of a video at most."""
+FRAMES = 8
+"""Of a video, where nothing else is said: 1,152 tokens of a published model, which was trained on up to 32."""
 
 PROJECTORS = {"mlp2x_gelu": "gelu", "linear": "linear"}
 """Projector name -> the activation between the two linears of transformers' projector.
@@ -55,18 +72,23 @@ LLaVA v1's single linear is the same class with no activation and an identity, n
 PROJECTOR_CLASSES: dict[str, Any] = {
     "llava": LlavaMultiModalProjector,
     "llava_next": LlavaNextMultiModalProjector,
+    "llava_next_video": LlavaNextVideoMultiModalProjector,
     "llava_onevision": LlavaOnevisionMultiModalProjector,
 }
-"""The three differ in name only."""
+"""They differ in name only."""
 
 
 def llava_config(
-    record: dict[str, Any], tower: PreTrainedModel, language: PreTrainedModel, image_token_id: int
+    record: dict[str, Any],
+    tower: PreTrainedModel,
+    language: PreTrainedModel,
+    image_token_id: int,
+    video_token_id: int | None = None,
 ) -> AnyConfig:
     """The configuration of the whole. A tower without a class token (SigLIP) never has its first patch dropped.
 
-    With image mode `anyres` it is LLaVA-NeXT's, with `anyres_max_N` OneVision's; the grids are those `record` names,
-    else those of LLaVA's own models, and it then does.
+    With image mode `anyres` it is LLaVA-NeXT's, with `anyres_video_N` that of its Video, with `anyres_max_N`
+    OneVision's; the grids are those `record` names, else those of LLaVA's own models, and it then does.
     """
     extra, patches = tower_tokens(tower)
     drop = extra and record["vision_select"] == "default"
@@ -77,6 +99,8 @@ def llava_config(
     if hasattr(text, "quantization_config"):
         del text.quantization_config  # describes how it was loaded, not what it is
     kind, more = _kind(record, tower.config.image_size)
+    if kind is LlavaNextVideoConfig:
+        more["video_token_index"] = video_token_id
     return kind(
         **more,
         vision_config=copy.deepcopy(tower.config),
@@ -96,15 +120,26 @@ def _kind(record: dict[str, Any], side: int) -> tuple[Any, dict[str, Any]]:
     if ANYRES_MAX.fullmatch(mode):
         grids = record.setdefault("pinpoints", pinpoints_of(side, ONEVISION_GRIDS))
         return LlavaOnevisionConfig, {"image_grid_pinpoints": grids, "vision_aspect_ratio": mode}
-    if mode == ANYRES:
-        return LlavaNextConfig, {"image_grid_pinpoints": record.setdefault("pinpoints", pinpoints_of(side))}
+    if mode == ANYRES or reads_videos(mode):
+        kind = LlavaNextVideoConfig if reads_videos(mode) else LlavaNextConfig
+        return kind, {"image_grid_pinpoints": record.setdefault("pinpoints", pinpoints_of(side))}
     return LlavaConfig, {}
 
 
-def own_mode(config: AnyConfig) -> str | None:
-    """The one image mode of a model that sees tiles; None for LLaVA 1.5, which may have any of the others."""
+def reads_videos(mode: str) -> bool:
+    """Whether a model of this image mode is a LLaVA-NeXT-Video."""
+    return ANYRES_VIDEO.fullmatch(mode) is not None
+
+
+def own_mode(config: AnyConfig, frames: int = FRAMES) -> str | None:
+    """The image mode of a model that sees tiles; None for LLaVA 1.5, which may have any of the others.
+
+    frames: of a video, which the model's configuration does not say.
+    """
     if isinstance(config, LlavaOnevisionConfig):
         return config.vision_aspect_ratio
+    if isinstance(config, LlavaNextVideoConfig):
+        return f"anyres_video_{frames}"
     return ANYRES if isinstance(config, LlavaNextConfig) else None
 
 
@@ -114,20 +149,35 @@ def tower_tokens(tower: PreTrainedModel) -> tuple[int, int]:
     return tower.embeddings.position_embedding.num_embeddings - patches, patches
 
 
-def tiling_of(config: AnyConfig) -> Tiling:
-    """The rule by which a model of this configuration cuts pictures into tiles. Raises `ModelError` for odd grids."""
-    mode = own_mode(config)
+def tiling_of(config: AnyConfig, frames: int = FRAMES) -> Tiling:
+    """The rule by which a model of this configuration cuts pictures into tiles, and how many frames it is shown.
+
+    Raises `ModelError` for odd grids, and for videos that are pooled in another way than two by two without weights.
+    """
+    mode = own_mode(config, frames)
     if mode is None:
         return OneTile(config.image_seq_length)
-    vision, several = config.vision_config, ANYRES_MAX.fullmatch(mode)
-    if mode != ANYRES and several is None:
+    vision, several, film = config.vision_config, ANYRES_MAX.fullmatch(mode), ANYRES_VIDEO.fullmatch(mode)
+    if mode != ANYRES and several is None and film is None:
         raise ModelError("vision_aspect_ratio", found=repr(mode), expected="anyres_max_9, or another number")
     edge = vision.image_size // vision.patch_size
     if config.image_seq_length != edge**2:
         found = f"{config.image_seq_length} tokens a tile, its class token too"
         raise ModelError(mode, found=found, expected=f"{edge} x {edge}", fix="use vision_select: default")
     pinpoints = tuple((high, wide) for high, wide in config.image_grid_pinpoints)
+    if film is not None:
+        _check_pooling(config)
+        return AnyRes(vision.image_size, edge, pinpoints, frames=frames)
     return AnyRes(vision.image_size, edge, pinpoints, int(several[1]) if several else None, alone=several is not None)
+
+
+def _check_pooling(config: AnyConfig) -> None:
+    """Raise `ModelError` for a pooling of videos that is not done here."""
+    if config.spatial_pool_mode not in POOLS:
+        found, expected = f"{config.spatial_pool_mode!r}, which has weights", " or ".join(POOLS)
+        raise ModelError("spatial_pool_mode", found=found, expected=expected)
+    if config.spatial_pool_stride != 2:
+        raise ModelError("spatial_pool_stride", found=str(config.spatial_pool_stride), expected="2")
 
 
 def fresh_projector(config: AnyConfig, seed: int) -> AnyProjector:

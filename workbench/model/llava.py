@@ -1,7 +1,8 @@
 """LLaVA, built from a vision tower and a language model, or loaded: transformers' own classes, unmodified.
 
-Knows: how two models and a fresh projector become one LLaVA 1.5, LLaVA-NeXT or OneVision in any number format, how
-an image becomes tiles, tower features and projected tokens, and what has to be recorded to build the same thing again.
+Knows: how two models and a fresh projector become one LLaVA 1.5, LLaVA-NeXT, its Video or OneVision in any number
+format, how an image or a video becomes squares, tower features and projected tokens, and what has to be recorded to
+build the same thing again.
 Does not know: what trains (stages.py), LoRA (lora.py), folders that hold trained weights (checkpoint.py).
 """
 
@@ -19,26 +20,31 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from workbench.data.video import Film
 from workbench.errors import ModelError, kind_of
 from workbench.model.anyres import AnyRes
+from workbench.model.film import film_size, frames_of, pooled
 from workbench.model.images import MODES, ImageMode
 from workbench.model.joint import (
+    ANYRES_VIDEO,
     CLASSES,
+    FRAMES,
     AnyLlava,
     AnyProjector,
     fresh_newline,
     fresh_projector,
     llava_config,
     own_mode,
+    reads_videos,
     tiling_of,
 )
-from workbench.model.parts import IMAGE_TOKEN, add_image_token, image_settings, load_language, load_tower
+from workbench.model.parts import IMAGE_TOKEN, VIDEO_TOKEN, add_media_tokens, image_settings, load_language, load_tower
 from workbench.model.precision import check_quantised, dtype_name, keep_weights_readable, pick_device, pick_dtypes
 from workbench.model.renderer import Renderer
 from workbench.model.sources import full_name, resolve_parts
 from workbench.model.templates import Template, load_template
 from workbench.model.tiles import AnyResMode
-from workbench.model.tiling import Places, Shown, Tiling
+from workbench.model.tiling import Places, Shown, Size, Tiling
 from workbench.model.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
@@ -100,8 +106,8 @@ class Llava:
 
     @property
     def tiling(self) -> Tiling:
-        """How pictures of which size become how many tokens."""
-        return tiling_of(self.model.config)
+        """How pictures of which size become how many tokens, and videos of how many frames."""
+        return tiling_of(self.model.config, frames_in(self.image_mode.mode))
 
     @property
     def image_token_id(self) -> int:
@@ -134,6 +140,15 @@ class Llava:
         features = states[layer]
         return features[:, 1:] if config.vision_feature_select_strategy == "default" else features
 
+    def gather(self, features: torch.Tensor, sizes: Sequence[Size]) -> torch.Tensor:
+        """(squares, N, D_vision) tower features of pictures and videos of these sizes -> (tiles, N, D_vision): what the
+        projector is given. Frames of a video are pooled, and lie in as few tiles as hold them."""
+        if not any(map(frames_of, sizes)):
+            return features
+        how, parts = self.model.config.spatial_pool_mode, features.split(list(map(self.tiling.squares, sizes)))
+        made = [pooled(part, how) if frames_of(size) else part for part, size in zip(parts, sizes, strict=True)]
+        return torch.cat(made)
+
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """(B, N, D_vision) tower features -> (B, N, D_language) in the type the projector is held in."""
         return self.projector(features.to(self.device, self.projector.linear_1.weight.dtype))
@@ -160,14 +175,23 @@ class Llava:
         several = mode.beside if isinstance(mode, AnyResMode) and count > 1 else None
         return several or mode
 
-    def show(self, picture: Picture, among: int = 1) -> Shown:
-        """A picture as the tower sees it, as one of so many of its conversation."""
-        return Shown(self.mode_among(among).tiles(picture), self.tiling.seen(picture.size, among))
+    def show(self, picture: Picture | Film, among: int = 1) -> Shown:
+        """A picture or a video as the tower sees it, as one of so many of its conversation.
+
+        Raises `ImageError` for a video that cannot be read, `ModelError` where the model reads none.
+        """
+        if not isinstance(picture, Film):
+            return Shown(self.mode_among(among).tiles(picture), self.tiling.seen(picture.size, among))
+        if not isinstance(self.image_mode, AnyResMode) or not self.tiling.frames:
+            raise ModelError("a video", found="a model that reads pictures", expected="a LLaVA-NeXT-Video")
+        frames = picture.frames(self.tiling.frames)
+        return Shown(self.image_mode.frames(frames), film_size(len(frames)))
 
     def look(self, shown: Sequence[Shown]) -> list[torch.Tensor]:
         """(tokens, D) of each picture: through tower and projector, and in the order the language model reads them."""
-        projected = self.project(self.tower_features(torch.cat([one.tiles for one in shown])))
-        each = projected.split([len(one.tiles) for one in shown])
+        sizes = [one.size for one in shown]
+        features = self.tower_features(torch.cat([one.tiles for one in shown]))
+        each = self.project(self.gather(features, sizes)).split(list(map(self.tiling.tiles, sizes)))
         return [self.arrange(tiles, self.tiling.places([one.size]))[0] for one, tiles in zip(shown, each, strict=True)]
 
     def autocast(self) -> AbstractContextManager[None]:
@@ -269,8 +293,9 @@ def assemble(
     tokenizer = load_tokenizer(folders.get("tokenizer", folders["language"]))
     if new := [token for token in tokens if token not in tokenizer.get_vocab()]:
         tokenizer.add_special_tokens({"additional_special_tokens": new}, replace_extra_special_tokens=False)
-    vocabulary = add_image_token(language, tokenizer)
-    config = llava_config(record, tower, language, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+    marks = (IMAGE_TOKEN, VIDEO_TOKEN) if reads_videos(record["image_mode"]) else (IMAGE_TOKEN,)
+    vocabulary = add_media_tokens(language, tokenizer, marks)
+    config = llava_config(record, tower, language, *tokenizer.convert_tokens_to_ids(marks))
     with torch.device("meta"):
         model = CLASSES[config.model_type](config)
     if type(model.model.language_model) is not type(language.model):
@@ -303,26 +328,34 @@ def finish(
     keep_weights_readable(model)
     held = template if isinstance(template, Template) else load_template(template)
     mode = _image_mode(record["image_mode"], model, settings)
+    renderer = Renderer(tokenizer, held, videos=reads_videos(mode.mode))
     if mode.side != model.config.vision_config.image_size:
         expected = f"{model.config.vision_config.image_size}, the vision tower's"
         raise ModelError("the image processor", found=f"images {mode.side} pixels wide", expected=expected)
     record = record | {"template": held.name, "dtype": dtype_name(dtype), "image_settings": settings}
-    return Llava(model, tokenizer, Renderer(tokenizer, held), mode, record, device, dtype, folders)
+    return Llava(model, tokenizer, renderer, mode, record, device, dtype, folders)
 
 
 def _image_mode(mode: str, model: AnyLlava, settings: dict[str, Any]) -> ImageMode | AnyResMode:
     """The image mode of this name. Raises `ModelError` for one that the model was not made for."""
-    tiling = tiling_of(model.config)
+    tiling = tiling_of(model.config, frames_in(mode))
     if isinstance(tiling, AnyRes):
-        own = str(own_mode(model.config))
+        own = str(own_mode(model.config, tiling.frames))
         if mode == own:
             return AnyResMode(tiling, settings)
-        family = "LLaVA-OneVision" if tiling.alone else "LLaVA-NeXT"
+        own = own if not tiling.frames else f"anyres_video_{FRAMES}, or another number of frames"
+        family = "LLaVA-OneVision" if tiling.alone else "LLaVA-NeXT-Video" if tiling.frames else "LLaVA-NeXT"
         raise ModelError("image mode", found=f"{mode!r} for a {family}", expected=own, fix=f"set image_mode: {own}")
     if mode.startswith("anyres"):
         found, fix = f"{mode!r} for a LLaVA 1.5", "build a LLaVA-NeXT from its two parts"
         raise ModelError("image mode", found=found, expected=" or ".join(MODES), fix=fix)
     return ImageMode(mode, settings)
+
+
+def frames_in(mode: str) -> int:
+    """How many frames of a video an image mode shows at most."""
+    named = ANYRES_VIDEO.fullmatch(mode)
+    return int(named[1]) if named else FRAMES
 
 
 def _take_projector(llava: Llava, source: str | None) -> Llava:

@@ -1,12 +1,12 @@
 """The two models a LLaVA is made of, read from folders: vision tower, language model, tokenizer, image settings.
 
-Knows: which towers and language models fit, how they are loaded without a made-up or lost tensor, and what the image
-token needs. Does not know: the projector, or what becomes of the parts.
+Knows: which towers and language models fit, how they are loaded without a made-up or lost tensor, and what the tokens
+of images and videos need. Does not know: the projector, or what becomes of the parts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from workbench.errors import ModelError
 from workbench.model.precision import let_go_of_file, quantisation
 from workbench.model.sources import read_json, safetensors_files
 
-IMAGE_TOKEN = "<image>"
+IMAGE_TOKEN, VIDEO_TOKEN = "<image>", "<video>"
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 QUIET_BELOW = 500_000_000
 """Bytes of weights below which loading shows no progress bar."""
@@ -113,13 +113,16 @@ def check_report(where: Path | str, report: dict[str, Any], allowed: tuple[str, 
             raise ModelError(str(where), found=f"{len(keys)} {what} tensors: {some}", expected="exactly the model's")
 
 
-def add_image_token(language: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Give the tokenizer `<image>` if it lacks it, and the embeddings and head rows for it only if they are too few.
+def add_media_tokens(
+    language: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str] = (IMAGE_TOKEN,)
+) -> dict[str, Any]:
+    """Give the tokenizer these tokens where it lacks them, and the embeddings and head rows for them if they are too
+    few.
 
     New rows are the mean of the old ones, so that building again gives the same numbers.
     """
-    if IMAGE_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
+    if new := [token for token in tokens if token not in tokenizer.get_vocab()]:
+        tokenizer.add_special_tokens({"additional_special_tokens": new}, replace_extra_special_tokens=False)
     before, needed = language.get_input_embeddings().weight.shape[0], len(tokenizer)
     if needed > before:
         language.resize_token_embeddings(needed, mean_resizing=False)
@@ -141,6 +144,16 @@ def image_settings(folder: Path, vision_config: Any) -> dict[str, Any]:
         mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
     size = {"height": vision_config.image_size, "width": vision_config.image_size}
     return {"size": size, "crop_size": size, "image_mean": mean, "image_std": std, "resample": 3}
+
+
+def video_settings(folder: Path) -> dict[str, Any]:
+    """The video processor's settings beside a model; empty without any."""
+    for name, key in (("video_preprocessor_config.json", None), ("processor_config.json", "video_processor")):
+        if (folder / name).is_file():
+            held = read_json(folder / name)
+            if found := held if key is None else held.get(key):
+                return dict(found)
+    return {}
 
 
 @contextmanager

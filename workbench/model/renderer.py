@@ -28,10 +28,10 @@ from typing import Any
 
 from tokenizers import Tokenizer, processors
 
-from workbench.conversation import IMAGE_MARK, Conversation, Image, check_conversation
+from workbench.conversation import IMAGE_MARK, VIDEO_MARK, Conversation, Media, check_conversation
 from workbench.errors import ModelError, RenderError
 from workbench.model.segments import Segment, answer_end, check_text, control_in_text, write
-from workbench.model.templates import Template, load_template
+from workbench.model.templates import Template, chat_template, load_template
 from workbench.model.tokenizers import ALWAYS_LEADS
 
 IMAGE_TOKEN_INDEX = -200
@@ -46,12 +46,12 @@ class Rendered:
     ids: tuple[int, ...]
     labels: tuple[int, ...]
     """The id where it is trained on, else -100. Not shifted."""
-    images: tuple[Image, ...]
-    """As many as there are -200 in `ids`, in their order."""
+    images: tuple[Media, ...]
+    """Images, and videos where the model reads them: as many as there are -200 in `ids`, in their order."""
     prefix: int
     """How many leading ids conversations about the same image share: through the last image of the first question."""
     text: str
-    """The rendering as a person reads it, images as `<image>`."""
+    """The rendering as a person reads it, images as `<image>`, videos as `<video>`."""
 
     @property
     def trained(self) -> int:
@@ -60,14 +60,14 @@ class Rendered:
 
 
 class Renderer:
-    """One tokenizer and one template.
+    """One tokenizer and one template, for a model that reads `videos` or refuses them.
 
     A sequence begins with BOS if the tokenizer adds one, or if its own chat template begins with one. Raises
     `ModelError` for a tokenizer without offsets, or one that has no single token for the template's end of an answer.
     """
 
-    def __init__(self, tokenizer: Any, template: str | Template) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, template: str | Template, *, videos: bool = False) -> None:
+        self.tokenizer, self.videos = tokenizer, videos
         self.template = load_template(template)
         self._backend = _own_backend(tokenizer)
         self._plain = _own_backend(tokenizer)
@@ -78,7 +78,8 @@ class Renderer:
         `never`, `missing` (unless there is one) or `always`. Needed where a tokenizer marks a text's beginning only."""
         special = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._control = set(special) - {tokenizer.unk_token_id}
-        self._forbidden = tuple(dict.fromkeys((IMAGE_MARK, *self.template.reserved, *special.values())))
+        marks = (IMAGE_MARK, VIDEO_MARK) if videos else (IMAGE_MARK,)
+        self._forbidden = tuple(dict.fromkeys((*marks, *self.template.reserved, *special.values())))
         self.end_ids: tuple[int, ...] = self._ends()
         """The ids at which generation stops."""
 
@@ -121,6 +122,10 @@ class Renderer:
             labels += [label] * count
         return ids, labels
 
+    def chat_template(self) -> str:
+        """The Jinja chat template that writes what this renderer writes."""
+        return chat_template(self.template, bos=bool(self.bos), lead=self.lead, videos=self.videos)
+
     def fingerprint(self) -> str:
         """16 hexadecimal digits of SHA-256 over all that decides what ids a conversation becomes."""
         parts = (self._backend.to_str(), repr(self.template), self.bos, self.lead, self.tokenizer.eos_token)
@@ -129,7 +134,8 @@ class Renderer:
     # --- ids ----------------------------------------------------------------------------------------------------
 
     def _render(self, conversation: Conversation, literal: bool = False) -> Rendered:
-        segments = write(self.template, conversation, self.tokenizer.bos_token or "", self.tokenizer.eos_token or "")
+        ends = self.tokenizer.bos_token or "", self.tokenizer.eos_token or ""
+        segments = write(self.template, conversation, *ends, videos=self.videos)
         try:
             check_text(conversation, segments, self._forbidden)
             literal = False  # nothing to read otherwise: the ids are those of any other prompt
@@ -141,7 +147,7 @@ class Renderer:
         prefix = 0
         chunk: list[Segment] = []
         for segment in (*segments, None):
-            if segment is not None and segment.kind != "image":
+            if segment is not None and segment.kind != "media":
                 chunk.append(segment)
                 continue
             for id, trained in self._letters(chunk) if literal else self._chunk(conversation, chunk):
@@ -153,7 +159,7 @@ class Renderer:
                 labels.append(IGNORE_INDEX)
                 prefix = len(ids) if segment.message == first else prefix
         text = "".join(segment.text for segment in segments)
-        return Rendered(conversation.id, tuple(ids), tuple(labels), conversation.images, prefix, text)
+        return Rendered(conversation.id, tuple(ids), tuple(labels), conversation.media, prefix, text)
 
     def _chunk(self, conversation: Conversation, segments: list[Segment]) -> list[tuple[int, bool]]:
         """What lies between two images as (id, is it trained on)."""

@@ -1,7 +1,7 @@
 """A conversation written out under a template, as runs of characters that know what they are.
 
-Knows: where system text, questions, answers and images go, what of it is trained on, and which texts a message must not
-write. Does not know: tokenizers (it is told their begin and end token) or ids.
+Knows: where system text, questions, answers, images and videos go, what of it is trained on, and which texts a message
+must not write. Does not know: tokenizers (it is told their begin and end token) or ids.
 """
 
 from __future__ import annotations
@@ -10,25 +10,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from workbench.conversation import IMAGE_MARK, Conversation, Image, Message, Video
+from workbench.conversation import IMAGE_MARK, VIDEO_MARK, Conversation, Message, Video
 from workbench.errors import RenderError
 from workbench.model.templates import SLOT, Template
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of the rendering: the template's own characters, a message's text, or one image (`text` is `<image>`)."""
+    """A run of the rendering: the template's own characters, a message's text, or one image or video, as its mark."""
 
     text: str
     kind: str
-    """literal | text | image"""
+    """literal | text | media"""
     message: int
     """The number of the message it was written for."""
     trained: bool = False
 
 
-def write(template: Template, conversation: Conversation, bos: str, eos: str) -> list[Segment]:
-    """The whole conversation in segments. Raises `RenderError` for a shape that the template has no place for."""
+def write(template: Template, conversation: Conversation, bos: str, eos: str, *, videos: bool = False) -> list[Segment]:
+    """The whole conversation in segments. Raises `RenderError` for a shape that the template has no place for, and for
+    a video unless the model reads `videos`."""
     messages = list(enumerate(conversation.messages))
     system = template.system
     if messages[0][1].role == "system":
@@ -50,9 +51,12 @@ def write(template: Template, conversation: Conversation, bos: str, eos: str) ->
         form = template.first if asked == 1 else template.next
         if form is None:
             raise _no_place(template, conversation, number, "another question", "one question and one answer")
-        content = _content(template, conversation, message, number)
+        if not videos and any(isinstance(part, Video) for part in message.media):
+            where, fix = f"{conversation.id}, message {number}", "put frames of it into the message as images"
+            raise RenderError(where, found="a video", expected="images: the model reads no videos", fix=fix)
+        content = _content(template, message, number)
         made += _fill(form, number, tokens, system=wrapped, content=content)
-    if template.needs_image and not any(segment.kind == "image" for segment in made):
+    if template.needs_image and not any(segment.kind == "media" for segment in made):
         where = f"{conversation.id}, message {messages[0][0]}"
         raise RenderError(where, found="no image", expected=f"an image: template {template.name!r} captions one")
     return made
@@ -87,21 +91,18 @@ def control_in_text(conversation: Conversation, message: int, token: str) -> Ren
     )
 
 
-def _content(template: Template, conversation: Conversation, message: Message, number: int) -> list[Segment]:
-    """A question: images and texts, a newline between any two.
+def _content(template: Template, message: Message, number: int) -> list[Segment]:
+    """A question: images or videos and texts, a newline between any two.
 
     One image moves to the front and the text around it is stripped, as LLaVA does; several images stay where they are.
     """
-    if any(isinstance(part, Video) for part in message.media):
-        where = f"{conversation.id}, message {number}"
-        raise RenderError(where, found="a video", expected="images", fix="put frames of it into the message as images")
     if not message.media:
         return [Segment(message.text, "text", number)] if template.question_text else []
     ordered = message.content if len(message.media) > 1 else (*message.media, message.text)
     parts: list[Segment] = []
-    for image, run in groupby(ordered, key=lambda part: isinstance(part, Image)):
-        if image:
-            parts += [Segment(IMAGE_MARK, "image", number) for _ in run]
+    for text_only, run in groupby(ordered, key=lambda part: isinstance(part, str)):
+        if not text_only:
+            parts += [Segment(VIDEO_MARK if isinstance(part, Video) else IMAGE_MARK, "media", number) for part in run]
         elif template.question_text and (text := "".join(map(str, run)).strip()):
             parts.append(Segment(text, "text", number))
     if not template.question_text:

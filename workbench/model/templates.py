@@ -138,14 +138,24 @@ LEADS = {"always": "chunk", "missing": "chunk and not chunk.startswith((' ', 'â–
 JINJA_IMAGES = (
     "    {%- set ns.content = '<image>' * (c | selectattr('type', 'in', ['image', 'image_url']) | list | length) %}\n"
 )
+JINJA_VIDEOS = {
+    "'<image>' * (c | selectattr('type', 'in', ['image', 'image_url']) | list | length)": (
+        "(c | selectattr('type', 'in', ['image', 'image_url', 'video', 'video_url']) | map(attribute='type')"
+        " | map('replace', '_url', '') | map('replace', 'image', '<image>')"
+        " | map('replace', 'video', '<video>') | join)"
+    ),
+    "['image', 'image_url']": "['image', 'image_url', 'video', 'video_url']",
+    "+ '<image>'": "+ ('<video>' if part['type'] in ['video', 'video_url'] else '<image>')",
+}
+"""What each of the above becomes for a model that reads videos."""
 
 
-def chat_template(template: Template, *, bos: bool = True, lead: str = "never") -> str:
+def chat_template(template: Template, *, bos: bool = True, lead: str = "never", videos: bool = False) -> str:
     """The Jinja chat template that writes what `Renderer` writes, for messages in the Hugging Face shape.
 
     A question always calls the assistant to speak, with or without `add_generation_prompt`. `bos` (`Renderer.bos`): the
     begin token is written, so the tokenizer beside it must add none; then `apply_chat_template` of processor and
-    tokenizer, and `processor(text=...)` of what it wrote, agree. `lead`: see `Renderer.lead`.
+    tokenizer, and `processor(text=...)` of what it wrote, agree. `lead`, `videos`: see `Renderer`.
     """
     wrap = f"({_jinja(template.system_wrap or '', system='ns.system')} if ns.system else '')"
     asked = _jinja(template.first, system=wrap, content="ns.content")
@@ -162,7 +172,7 @@ def chat_template(template: Template, *, bos: bool = True, lead: str = "never") 
         "    {%- elif message['role'] == 'assistant' %}",
         f"        {{%- set ns.out = ns.out + {_jinja(template.answer, answer=JINJA_TEXT)} %}}",
         "    {%- else %}",
-        (JINJA_CONTENT if template.question_text else JINJA_IMAGES).rstrip("\n"),
+        _content(template.question_text, videos),
         "    {%- if not ns.asked %}",
         f"        {{%- set ns.out = ns.out + {asked} %}}",
         "    {%- else %}",
@@ -174,15 +184,35 @@ def chat_template(template: Template, *, bos: bool = True, lead: str = "never") 
         "    {%- endif %}",
         "{%- endfor %}",
     ]
-    if lead in LEADS:
-        lines += [
-            "{%- for chunk in ns.out.split('<image>') %}",
-            f"    {{{{- ' ' if {LEADS[lead]} }}}}{{{{- chunk }}}}{{{{- '' if loop.last else '<image>' }}}}",
-            "{%- endfor %}",
-        ]
-    else:
-        lines.append("{{- ns.out }}")
+    lines += _out(LEADS.get(lead), videos)
     return "\n".join(["{{- bos_token }}"] * bos + lines)
+
+
+def _content(question_text: bool, videos: bool) -> str:
+    """What gathers a question in `ns.content`."""
+    written = (JINJA_CONTENT if question_text else JINJA_IMAGES).rstrip("\n")
+    for pictures, both in JINJA_VIDEOS.items() if videos else ():
+        written = written.replace(pictures, both)
+    return written
+
+
+def _out(lead: str | None, videos: bool) -> list[str]:
+    """What writes `ns.out`, with a space before each run between two marks where `lead` holds."""
+    if lead is None:
+        return ["{{- ns.out }}"]
+    run = f"    {{{{- ' ' if {lead} }}}}{{{{- chunk }}}}"
+    if not videos:
+        end = "{{- '' if loop.last else '<image>' }}"
+        return ["{%- for chunk in ns.out.split('<image>') %}", run + end, "{%- endfor %}"]
+    return [
+        "{%- for part in ns.out.split('<image>') %}",
+        "    {%- set last = loop.last %}",
+        "    {%- for chunk in part.split('<video>') %}",
+        run + "{{- '' if loop.last else '<video>' }}",
+        "    {%- endfor %}",
+        "    {{- '' if last else '<image>' }}",
+        "{%- endfor %}",
+    ]
 
 
 def _jinja(text: str, **slots: str) -> str:

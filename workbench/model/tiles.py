@@ -1,13 +1,13 @@
-"""One image into the tiles of the dynamic resolution of LLaVA-NeXT and OneVision.
+"""One image into the tiles of the dynamic resolution of LLaVA-NeXT and OneVision; frames of a video into squares.
 
 Knows: resizing onto a grid with the aspect ratio kept, black borders, the cut into tiles and the squashed whole before
 them, exactly as transformers' PIL image processors do it; and the settings that make a vanilla one do the same.
-Does not know: which grid a picture gets (`anyres.py`), files, EXIF, odd colour modes (`data/images.py`).
+Does not know: which grid a picture gets (`anyres.py`), which frames (`data/video.py`), files, EXIF, odd colour modes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,20 +19,28 @@ from workbench.model.images import ImageMode
 
 
 class AnyResMode:
-    """How images become tiles of `side` x `side` pixels: `anyres`, `anyres_max_N`. `settings` as of `ImageMode`.
+    """How images become tiles of `side` x `side` pixels: `anyres`, `anyres_max_N`, `anyres_video_N`.
 
-    Raises `ModelError` where the settings' size is not that of the tiles.
+    `settings` as of `ImageMode`; those of videos may stand under `video_processor`, as `processor_config.json` has
+    them, and are else the same. Raises `ModelError` where the settings' size is not that of the tiles.
     """
 
     def __init__(self, tiling: AnyRes, settings: Mapping[str, Any] | None = None) -> None:
         self.tiling = tiling
         self.mode = "anyres" if tiling.limit is None else f"anyres_max_{tiling.limit}"
+        if tiling.frames:
+            self.mode = f"anyres_video_{tiling.frames}"
         self.beside = ImageMode("pad", settings) if tiling.alone else None
         """How each of several images becomes one square, where they do (LLaVA-OneVision)."""
         self._whole = ImageMode("square", settings)
         self.side = self._whole.side
         if self.side != tiling.side:
             raise ModelError("the image processor", found=f"tiles of {self.side}", expected=f"{tiling.side} pixels")
+        self.film = _film_mode(settings or {}) if tiling.frames else None
+        """How each frame of a video becomes one square (LLaVA-NeXT-Video)."""
+        if self.film is not None and self.film.side != tiling.side:
+            found = f"frames of {self.film.side}"
+            raise ModelError("the video processor", found=found, expected=f"{tiling.side} pixels")
 
     def __repr__(self) -> str:
         return f"AnyResMode(side={self.side}, {len(self.tiling.pinpoints)} grids)"
@@ -41,6 +49,11 @@ class AnyResMode:
         """(tiles, 3, side, side) float32: the whole image squashed, then the tiles of its grid row by row."""
         image = image if image.mode == "RGB" else image.convert("RGB")
         return self._whole.normalised([self.square(image), *self._cut(image)])
+
+    def frames(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        """(frames, 3, side, side) float32 of a video's frames. The model is one that reads videos."""
+        assert self.film is not None
+        return self.film.normalised([self.film.square(picture) for picture in pictures])
 
     def square(self, image: Image.Image) -> Image.Image:
         """The whole image squashed: the first tile as an RGB picture, before normalisation."""
@@ -55,6 +68,13 @@ class AnyResMode:
         size = {"shortest_edge": self.side}
         return held | {"image_processor_type": "LlavaNextImageProcessor", "do_center_crop": True, "size": size}
 
+    def video_settings(self) -> dict[str, Any]:
+        """What an exported folder must say of videos, so that transformers' own processor gives the same frames."""
+        assert self.film is not None
+        held = {key: value for key, value in self.film.processor_settings().items() if key != "do_pad"}
+        sampled = {"do_sample_frames": True, "num_frames": self.tiling.frames}
+        return held | sampled | {"video_processor_type": "LlavaNextVideoVideoProcessor"}
+
     def _cut(self, image: Image.Image) -> list[Image.Image]:
         height, width = self.tiling.resolution(image.size)
         fitted = self.tiling.fitted(image.size)
@@ -66,3 +86,11 @@ class AnyResMode:
             for y in range(0, height, self.side)
             for x in range(0, width, self.side)
         ]
+
+
+def _film_mode(settings: Mapping[str, Any]) -> ImageMode:
+    """Frames are cut out of the middle, as published, or squashed where the settings have a height and a width."""
+    held = settings.get("video_processor") or settings
+    size = held.get("size")
+    squashed = held is not settings and isinstance(size, Mapping) and "height" in size
+    return ImageMode("square" if squashed else "crop", held)

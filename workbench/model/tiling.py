@@ -3,7 +3,8 @@
 Knows: what everything that counts, packs or caches asks of a picture's size. Does not know: pixels, or any one rule;
 `OneTile` is LLaVA 1.5's, `anyres.AnyRes` that of LLaVA-NeXT.
 
-A picture's size is (width, height) in pixels, upright, as Pillow has it; or `PADDED`.
+A picture's size is (width, height) in pixels, upright, as Pillow has it; or `PADDED`; or that of a video (`film.py`),
+which counts as a picture does everywhere.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ PADDED: Size = (0, 0)
 
 @dataclass(frozen=True)
 class Shown:
-    """One picture as the tower sees it."""
+    """One picture or video as the tower sees it."""
 
     tiles: torch.Tensor
-    """(tiles, 3, side, side) float32: rescaled and normalised."""
+    """(squares, 3, side, side) float32: rescaled and normalised."""
     size: Size
 
 
@@ -55,6 +56,10 @@ class Tiling(Protocol):
     """Whether it depends on a picture's size; if not, no size need be known."""
 
     @property
+    def frames(self) -> int:
+        """Frames of a video that are shown at most; 0 where videos are not read."""
+
+    @property
     def mixes(self) -> bool:
         """Whether tokens may be made of several rows, by their weights."""
 
@@ -67,6 +72,10 @@ class Tiling(Protocol):
         """Tiles that a picture has at most."""
 
     @property
+    def most_squares(self) -> int:
+        """Squares that the tower sees of a picture or video at most."""
+
+    @property
     def longest(self) -> int:
         """Tokens that a picture takes at most."""
 
@@ -74,7 +83,10 @@ class Tiling(Protocol):
         """The size by which a picture of this size counts among so many of its conversation: its own, or `PADDED`."""
 
     def tiles(self, size: Size) -> int:
-        """Tiles of a picture."""
+        """Tiles of a picture; of a video, the blocks of rows as large as a tile's that it becomes."""
+
+    def squares(self, size: Size) -> int:
+        """Squares that the tower sees: as many as tiles, or a video's frames."""
 
     def tokens(self, size: Size) -> int:
         """Tokens of a picture in the language model."""
@@ -91,7 +103,8 @@ class OneTile:
     """LLaVA 1.5: every picture is made one square, and its tokens are the tower's, row by row."""
 
     each: int
-    most = 1
+    most = most_squares = 1
+    frames = 0
     varies = False
     mixes = False
 
@@ -103,6 +116,9 @@ class OneTile:
         return size
 
     def tiles(self, size: Size) -> int:
+        return 1
+
+    def squares(self, size: Size) -> int:
         return 1
 
     def tokens(self, size: Size) -> int:

@@ -154,7 +154,8 @@ class Api:
     ) -> AsyncIterator[tuple[int, Piece | Written]]:
         """Everything that is written for a request, measured; raises what goes wrong."""
         options = options_of(asked, self.limits, self.temperature)
-        taken = await conversation_of(asked, id, self.pictures, self.remote)
+        frames = getattr(self.model, "frames", 0)
+        taken = await conversation_of(asked, id, self.pictures, self.remote, frames)
         await exchange.begin(taken, options, client)
         deadline = asyncio.get_running_loop().time() + self.limits.answer_seconds
         seen, wholes = False, 0

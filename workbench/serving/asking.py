@@ -8,27 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
 from workbench.chat_model import SamplingOptions
-from workbench.conversation import Conversation, Image, check_conversation
+from workbench.conversation import Conversation, Media, check_conversation
 from workbench.errors import ImageError
 from workbench.serving import schemas
 from workbench.serving.errors import ApiError, scrubbed
 from workbench.serving.limits import Limits
-from workbench.serving.pictures import Pictures, checked_pixels, decoded, video_pictures
+from workbench.serving.pictures import Pictures, checked_film, checked_pixels, decoded, video_pictures
 from workbench.serving.remote_images import RemoteImages
 
 _ANY_OBJECT = '{"type": "object"}'
 _SMALL = 2**18
 """Characters of a data URI up to which decoding takes less time than handing it to a thread."""
+T = TypeVar("T")
 _VIDEOS = ThreadPoolExecutor(1, thread_name_prefix="video")
 
 
@@ -37,11 +38,11 @@ class Asked:
     """One request, ready to be answered. `images` are held in `Pictures` until they are dropped."""
 
     conversation: Conversation
-    images: list[tuple[str, Image]] = field(default_factory=list)
-    """Each with its place in the request; a video is several."""
+    images: list[tuple[str, Media]] = field(default_factory=list)
+    """Each with its place in the request; a video is several, or one for a model that reads videos."""
 
     @property
-    def held(self) -> list[Image]:
+    def held(self) -> list[Media]:
         return [image for _, image in self.images]
 
     def placed(self, error: ImageError) -> ApiError:
@@ -52,9 +53,11 @@ class Asked:
 
 
 async def conversation_of(
-    request: schemas.ChatRequest, id: str, pictures: Pictures, remote: RemoteImages | None
+    request: schemas.ChatRequest, id: str, pictures: Pictures, remote: RemoteImages | None, frames: int = 0
 ) -> Asked:
     """The conversation of a request, its pictures kept in `pictures`. Raises `ApiError` 400; then nothing is kept.
+
+    frames: of a video that the model reads as one; 0: it is given frames as pictures.
 
     Messages of one role that follow each other are one message, as clients that put a picture and its question into
     two messages mean it.
@@ -63,7 +66,7 @@ async def conversation_of(
     try:
         pixels = 0
         for role, group in groupby(enumerate(request.messages), key=lambda item: _role(item[1])):
-            parts: list[str | Image] = []
+            parts: list[str | Media] = []
             for number, message in group:
                 if parts and isinstance(parts[-1], str):
                     parts.append("\n\n")
@@ -71,11 +74,11 @@ async def conversation_of(
                     if isinstance(part, str):
                         parts.append(part)
                         continue
-                    for data in await _bytes(part, where, pictures.limits, remote):
-                        pixels += checked_pixels(data, where, pictures.limits)
+                    for data, size, film in await _checked(part, where, pictures.limits, remote, frames):
+                        pixels += size
                         if pixels > pictures.limits.pixels or len(asked.images) >= pictures.limits.images:
                             raise _too_much(pictures.limits, where)
-                        asked.images.append((where, pictures.keep(data)))
+                        asked.images.append((where, pictures.keep(data, film=film)))
                         parts.append(asked.images[-1][1])
             asked.conversation = asked.conversation.add(role, *parts)
         if request.messages[-1].role != "user":
@@ -101,11 +104,22 @@ def _parts(message: schemas.Message, number: int) -> Iterable[tuple[str, str | s
         yield (where, part.text) if isinstance(part, schemas.TextPart) else (f"{where}.{part.type}.url", part)
 
 
-async def _bytes(part: Any, where: str, limits: Limits, remote: RemoteImages | None) -> list[bytes]:
-    """The picture of an image part, or the frames of a video."""
+async def _checked(
+    part: Any, where: str, limits: Limits, remote: RemoteImages | None, frames: int
+) -> list[tuple[bytes, int, bool]]:
+    """(bytes, pixels that are looked at, whether it is a film) of each picture of a part, or of its film."""
     if isinstance(part, schemas.VideoPart):
-        data = await asyncio.to_thread(decoded, part.video_url.url.strip(), where, limits.image.bytes, "video")
-        return await _frames(data, where, limits)
+        film = await asyncio.to_thread(decoded, part.video_url.url.strip(), where, limits.image.bytes, "video")
+        if frames:
+            return [(film, await _in_time(checked_film, film, where, limits, frames), True)]
+        held = await _in_time(video_pictures, film, where, limits)
+    else:
+        held = await _bytes(part, where, limits, remote)
+    return [(data, checked_pixels(data, where, limits), False) for data in held]
+
+
+async def _bytes(part: schemas.ImagePart, where: str, limits: Limits, remote: RemoteImages | None) -> list[bytes]:
+    """The picture of an image part."""
     url = part.image_url.url.strip()
     if url[:5].lower() == "data:":
         if len(url) < _SMALL:
@@ -117,12 +131,11 @@ async def _bytes(part: Any, where: str, limits: Limits, remote: RemoteImages | N
     return [await remote.fetch(url, where)]
 
 
-async def _frames(data: bytes, where: str, limits: Limits) -> list[bytes]:
+async def _in_time(read: Callable[..., T], data: bytes, where: str, limits: Limits, *more: int) -> T:
     """One video at a time: decoding cannot be stopped from outside, so that many could take the whole machine."""
     try:
         async with asyncio.timeout(limits.video_seconds):
-            work = asyncio.get_running_loop().run_in_executor(_VIDEOS, video_pictures, data, where, limits)
-            return await work
+            return await asyncio.get_running_loop().run_in_executor(_VIDEOS, read, data, where, limits, *more)
     except TimeoutError:
         told = f"{where} was not read within {limits.video_seconds:.0f} s."
         raise ApiError(400, told, code="invalid_video", param=where) from None

@@ -11,9 +11,12 @@ import json
 import shlex
 from pathlib import Path
 
+from workbench.errors import ModelError
+from workbench.model.checkpoint import MANIFEST, checkpoint_folder, read_manifest
 from workbench.model.export import export_hf, refuse_full
-from workbench.model.joint import tiling_of
+from workbench.model.joint import reads_videos, tiling_of
 from workbench.model.parts import read_config
+from workbench.model.sources import read_json
 from workbench.resources import atomic_folder
 from workbench.serving.cards import fill, origins
 
@@ -27,10 +30,12 @@ def export_vllm(source: str | Path, out: str | Path, *, base: str = "nf4", devic
     """Write `model/`, `serve.sh`, `requirements.txt` and `README.md` into a new folder; returns it.
 
     The adapter is merged, because vLLM refuses one that brings a trained projector; the merged folder is loaded again
-    and compared before it gets its name. Raises `ModelError` where `out` holds files, and what `export_hf` raises.
+    and compared before it gets its name. Raises `ModelError` where `out` holds files and for a LLaVA-NeXT-Video, and
+    what `export_hf` raises.
     """
     out = Path(out)
     refuse_full(out)
+    _refuse_videos(source)
     with atomic_folder(out) as folder:
         export_hf(source, folder / "model", base=base, device=device)
         config = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))
@@ -46,6 +51,18 @@ def export_vllm(source: str | Path, out: str | Path, *, base: str = "nf4", devic
         (folder / "serve.sh").chmod(0o755)
         (folder / "requirements.txt").write_text(f"vllm=={VLLM}\n", encoding="utf-8")
     return out
+
+
+def _refuse_videos(source: str | Path) -> None:
+    """Before anything is merged: of a LLaVA-NeXT-Video vLLM takes videos only (its `llava_next_video.py`: "Only video
+    modality is supported"), while everything that is handed over here asks about pictures."""
+    folder = checkpoint_folder(source)
+    kind = read_json(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
+    mode = read_manifest(folder)["spec"]["image_mode"] if (folder / MANIFEST).is_file() else ""
+    if kind == "llava_next_video" or reads_videos(mode):
+        fix = "use workbench serve; or --as hf, which vLLM opens for videos alone"
+        found, expected = "a LLaVA-NeXT-Video, whose pictures vLLM does not read", "a LLaVA for pictures"
+        raise ModelError(str(source), found=found, expected=expected, fix=fix)
 
 
 def _images(config: dict[str, int], image_tokens: int) -> int:

@@ -13,11 +13,13 @@ import io
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from workbench.conversation import Image
+from workbench.conversation import Image, Media, Video
 from workbench.data.images import load_image
+from workbench.data.video import Film
 from workbench.errors import ImageError
 from workbench.inference.attachments import TrackedOpener
 from workbench.serving.errors import ApiError
@@ -44,30 +46,32 @@ class Pictures:
         self._held: dict[str, bytes] = {}
         self._users: Counter[str] = Counter()
 
-    def keep(self, data: bytes) -> Image:
-        """A reference to a picture, good until it was dropped as often as it was kept."""
+    def keep(self, data: bytes, *, film: bool = False) -> Media:
+        """A reference to a picture or a film, good until it was dropped as often as it was kept."""
         name = hashlib.sha256(data).hexdigest()
         self._held[name] = data
         self._users[name] += 1
-        return Image(name, ROOT, hash=name)
+        return Video(name, ROOT, hash=name) if film else Image(name, ROOT, hash=name)
 
-    def drop(self, images: Iterable[Image]) -> None:
+    def drop(self, images: Iterable[Media]) -> None:
         for image in images:
             self._users[image.path] -= 1
             if self._users[image.path] <= 0:
                 del self._users[image.path], self._held[image.path]
 
-    def open(self, image: Image) -> Picture:
-        """The picture, upright, RGB. Raises `ImageError` under its name here."""
+    def open(self, image: Media) -> Any:
+        """The picture, upright, RGB, or the film. Raises `ImageError` under its name here."""
         data = self._held.get(image.path)
         if data is None:
             raise ImageError(image.path, found="a request that has ended", fix="send it again")
+        if isinstance(image, Video):
+            return Film(data, where=image.path)
         return load_image(data, where=image.path, limits=self.limits.image)
 
     def or_else(self, other: Callable[[Image], Picture]) -> TrackedOpener:
         """`open` for what requests bring, `other` for the rest: a model that is served stays usable beside it."""
 
-        def state(image: Image) -> Hashable:
+        def state(image: Media) -> Hashable:
             if image.root == ROOT:
                 return image.hash  # of its content, so that it is always the same
             return other.state(image) if isinstance(other, TrackedOpener) else None
@@ -121,22 +125,43 @@ def checked_pixels(data: bytes, where: str, limits: Limits) -> int:
 
 
 def video_pictures(data: bytes, where: str, limits: Limits) -> list[bytes]:
-    """Frames of a video at even distances, each as PNG. Raises `ApiError` 400 for what is none or too large.
+    """Frames of a video at even distances, each as PNG. Raises `ApiError` 400 for what is none or too large."""
+    from workbench.inference.attachments import video_frames
+
+    with _reading(data, where, limits):
+        return [_png(frame) for frame in video_frames(data, min(FRAMES, limits.images))]
+
+
+def checked_film(data: bytes, where: str, limits: Limits, frames: int) -> int:
+    """Pixels of the frames that a model is shown of a video, each of which can be read, as many as `frames` at most.
+
+    Raises `ApiError` 400 for what is no video or too large.
+    """
+    with _reading(data, where, limits) as pixels:
+        film = Film(data)
+        if (needed := pixels * film.count(frames)) > limits.pixels:
+            found = f"has frames of {pixels:,} pixels; at most {limits.pixels:,} are taken of all that are looked at"
+            raise refused(where, found, "invalid_video")
+        film.frames(frames)
+        return needed
+
+
+@contextmanager
+def _reading(data: bytes, where: str, limits: Limits) -> Iterator[int]:
+    """While a video is read: what goes wrong is the client's to hear. Gives the pixels of a frame.
 
     Only containers that hold their pictures themselves: a playlist would have the reader open what it names.
     """
     import av
 
-    from workbench.inference.attachments import video_frames
-
     if data[4:8] != b"ftyp" and not data.startswith(b"\x1a\x45\xdf\xa3"):
         raise refused(where, "is not a video; MP4, MOV, WebM and Matroska are taken", "invalid_video")
     try:
         with av.open(io.BytesIO(data)) as container:
-            sizes = [stream.width * stream.height for stream in container.streams.video]
-        if max(sizes, default=0) > limits.image.pixels:
+            pixels = max((stream.width * stream.height for stream in container.streams.video), default=0)
+        if pixels > limits.image.pixels:
             raise refused(where, f"has frames of more than {limits.image.pixels:,} pixels", "invalid_video")
-        return [_png(frame) for frame in video_frames(data, min(FRAMES, limits.images))]
+        yield pixels
     except (av.FFmpegError, ImageError, ValueError):
         raise refused(where, "is a video that cannot be read", "invalid_video") from None
 

@@ -208,7 +208,7 @@ class PromptDetails(BaseModel):
     cached_tokens: int = 0
     """Those of the prompt that did not have to be computed again."""
     image_tokens: int = 0
-    """Those of the prompt that stand for pictures and the frames of videos."""
+    """Those of the prompt that stand for pictures and videos."""
     audio_tokens: int = 0
 
 

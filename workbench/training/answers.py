@@ -13,11 +13,9 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-from PIL.Image import Image as PilImage
-
 from workbench.chat_model import SamplingOptions
-from workbench.conversation import Conversation, Image
-from workbench.data.images import load_image
+from workbench.conversation import Conversation, Media
+from workbench.data.video import load_media, still
 from workbench.inference.engine import Engine
 from workbench.inference.prefix_cache import FeatureCache
 from workbench.json_lines import JsonLines
@@ -38,7 +36,7 @@ class Answers:
         folder: Path,
         llava: Llava,
         conversations: Iterable[Conversation],
-        resolve: Callable[[Image], Path],
+        resolve: Callable[[Any], Path],
         *,
         keeps: bool = True,
     ) -> None:
@@ -77,21 +75,21 @@ class Answers:
         return {
             "id": asked.id,
             "task": asked.task,
-            "picture": f"answers/{number}.jpg" if asked.images else None,
+            "picture": f"answers/{number}.jpg" if asked.media else None,
             "question": asked.prompt.messages[-1].text,
             "reference": asked.reference,
             "answer": answer,
         }
 
-    def _open(self, image: Image) -> PilImage:
-        return load_image(self._resolve(image))
+    def _open(self, media: Media) -> Any:
+        return load_media(media, self._resolve(media))
 
     def _keep_pictures(self) -> None:
         for number, conversation in enumerate(self.chosen):
             path = self.folder / "answers" / f"{number}.jpg"
-            if conversation.images and not path.is_file():
+            if conversation.media and not path.is_file():
                 path.parent.mkdir(exist_ok=True)
-                picture = self._open(conversation.images[0]).convert("RGB")
+                picture = still(self._open(conversation.media[0])).convert("RGB")
                 picture.thumbnail((SIDE, SIDE))
                 picture.save(path, quality=88)
 
@@ -106,7 +104,7 @@ def choose(conversations: Iterable[Conversation], count: int) -> list[Conversati
     seen: set[object] = set()
     for again in (False, True):
         for one in _in_turn(list(tasks.values())):
-            image = one.images[0] if one.images else one.id
+            image = one.media[0] if one.media else one.id
             if len(chosen) < count and one not in chosen and (again or image not in seen):
                 chosen.append(one)
                 seen.add(image)

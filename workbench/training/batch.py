@@ -41,6 +41,8 @@ class Batch:
     """Keys of the images in the order of their tokens."""
     places: Places | None = None
     """Where their tokens lie among those of their tiles; None where each image is one tile, as it lies."""
+    sizes: tuple[Size, ...] = ()
+    """Of the images, where the model makes more tokens of a larger one."""
 
     def to(self, device: torch.device | str) -> Batch:
         if torch.device(device).type == "cpu":
@@ -94,4 +96,5 @@ def collate(trees: Sequence[Sequence[Example]], *, image_token_id: int, tiling: 
         ids=tuple(names),
         images=tuple(keys),
         places=tiling.places(sizes) if tiling is not None and sizes else None,
+        sizes=tuple(sizes),
     )

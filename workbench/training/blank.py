@@ -15,12 +15,15 @@ from workbench.training.packing import Pack, Tree
 
 
 def blank(pack: Pack, llava: Llava) -> tuple[Batch, torch.Tensor | None]:
-    """The batch of a pack, and (n, N, D) features or, where the tower trains, (n, 3, H, W) pixels of its n tiles."""
+    """The batch of a pack, and (n, N, D) features of its n tiles or, where the tower trains, pixels of its squares.
+
+    The squares of videos are not gathered into tiles here: a projector that is given them all has more to do, not less.
+    """
     trees = [_tokens(tree, llava) for tree in pack]
     ids = torch.cat(trees)
     supervised = sum(tree.supervised for tree in pack)
     rows = torch.arange(supervised) * max(1, len(ids) // max(1, supervised)) % len(ids)
-    tiles = sum(_tiles(tree) for tree in pack)
+    tiles = sum(tree.squares or tree.images if llava.vision_trains else _tiles(tree) for tree in pack)
     shapes = [(tree.prefix, [entry.branch for entry in tree.members]) for tree in pack]
     batch = Batch(
         input_ids=ids[None],

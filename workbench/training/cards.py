@@ -193,7 +193,8 @@ def answer_memory(recipe: Recipe, load: str) -> int:
         for name, tensor in (*llava.model.named_parameters(), *llava.model.named_buffers()):
             meter.add(tensor, part_of(name))
         side, tiling = llava.model.config.vision_config.image_size, llava.tiling
-        tiles = llava.project(llava.tower_features(torch.empty(tiling.most, 3, side, side)))
+        features = llava.tower_features(torch.empty(tiling.most_squares, 3, side, side))
+        tiles = llava.project(features[: tiling.most])
         image = llava.arrange(tiles, some_places(tiling.longest, tiling.most, llava))
         shape = (1, context(tiling, CONTEXT) - image.shape[1], image.shape[2])
         embedded = torch.cat([image, torch.empty(shape, dtype=image.dtype)], 1)

@@ -15,6 +15,7 @@ import torch
 import xxhash
 
 from workbench.model.llava import Llava
+from workbench.model.tiles import AnyResMode
 from workbench.origin import versions
 
 FORMAT = 1
@@ -37,12 +38,19 @@ def feature_key(llava: Llava, dtype: torch.dtype, group: int) -> dict[str, Any]:
         "layer": config.vision_feature_layer,
         "select": config.vision_feature_select_strategy,
         "pixels": {"mode": llava.image_mode.mode, **llava.image_mode.processor_settings()},
+        **({"films": _films(llava)} if llava.tiling.frames else {}),
         "dtype": str(dtype).removeprefix("torch."),
         "shape": [llava.tiling.each, llava.tower.config.hidden_size],
         "group": group,
         "versions": {name: version for name, version in versions().items() if name in PACKAGES},
         "device": _device(llava.device),
     }
+
+
+def _films(llava: Llava) -> dict[str, Any]:
+    """How frames of a video become squares, and these rows. What is kept is pooled; which frames, the size says."""
+    assert isinstance(llava.image_mode, AnyResMode)
+    return {"pool": llava.model.config.spatial_pool_mode, **llava.image_mode.video_settings()}
 
 
 def weights_hash(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -4,9 +4,9 @@ Knows: opening images ahead in threads, a budget of memory, and that an image's 
 Does not know: datasets, conversations, packs (an image is a key), what becomes of an image's tiles, or how features lie
 on the disk.
 
-Tiles (an image is one, or several for LLaVA-NeXT) go through the tower in groups of one fixed size, filled up with a
-repetition where there are fewer: whether features come from memory, from the disk of another run or from the tower,
-they are the same bits, and so is training.
+Squares (an image is one, or several for LLaVA-NeXT; a video's frames are) go through the tower in groups of one fixed
+size, filled up with a repetition where there are fewer: whether features come from memory, from the disk of another run
+or from the tower, they are the same bits, and so is training.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from PIL.Image import Image as Picture
 
 from workbench.data.images import load_image, read_file
+from workbench.data.video import Film
 from workbench.errors import ImageError, TrainingError
+from workbench.model.film import film_size, frames_of
 from workbench.model.images import ImageMode
 from workbench.model.llava import Llava
 from workbench.model.tiles import AnyResMode
@@ -51,18 +53,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Opened:
-    """An image that was opened: its features where they are on the disk, else its pixels."""
+    """An image or a video that was opened: its features where they are on the disk, else its pixels."""
 
     features: torch.Tensor | None = None
     """(tiles, N, D)."""
     pixels: torch.Tensor | None = None
-    """(tiles, 3, H, W)."""
+    """(squares, 3, H, W)."""
     names: tuple[bytes, ...] = ()
     """What to keep the features of each tile by."""
+    size: Size | None = None
+    """By which it counts, where that matters."""
 
 
 class ImageFiles:
-    """Image files by key, opened in the way a model wants. Raises `ImageError` for one that cannot be used.
+    """Files of images and videos by key, opened as a model wants them. Raises `ImageError` for one that cannot be used.
 
     `sizes`: of all images, where `tiling` makes more tiles of a larger one.
     """
@@ -81,7 +85,7 @@ class ImageFiles:
         """Features from the cache, or pixels."""
         path = self.files[file_key(key)]
         if cache is None:
-            return Opened(pixels=self._tiles(key, load_image(path)))
+            return Opened(pixels=self._squares(key, path, str(path)), size=self._size(key))
         try:
             state = state_of(path)
         except OSError:
@@ -95,11 +99,22 @@ class ImageFiles:
         features = self._read(key, image, cache) if image != known else None
         if features is not None:
             return Opened(features)
-        return Opened(pixels=self._tiles(key, load_image(data, where=str(path))), names=self._names(key, image))
+        pixels = self._squares(key, data, str(path))
+        return Opened(pixels=pixels, names=self._names(key, image), size=self._size(key))
 
-    def _tiles(self, key: str, picture: Picture) -> torch.Tensor:
-        """(tiles, 3, H, W). Raises `ImageError` for a picture that is not as large as was counted on."""
+    def _squares(self, key: str, source: Path | bytes, where: str) -> torch.Tensor:
+        """(squares, 3, H, W). Raises `ImageError` for what is not as large, or not as long, as was counted on."""
         size = self._size(key)
+        if size is None or not frames_of(size):
+            return self._tiles(key, size, load_image(source, where=where))
+        assert isinstance(self.mode, AnyResMode)
+        frames = Film(source, where).frames(self.mode.tiling.frames)
+        if film_size(len(frames)) != size:
+            found, expected = f"{len(frames)} frames to show", f"{frames_of(size)}, as counted"
+            raise ImageError(where, found=found, expected=expected, fix="begin again with the file as it is now")
+        return self.mode.frames(frames)
+
+    def _tiles(self, key: str, size: Size | None, picture: Picture) -> torch.Tensor:
         if size == PADDED:
             assert isinstance(self.mode, AnyResMode) and self.mode.beside is not None
             return self.mode.beside.tiles(picture)
@@ -136,8 +151,9 @@ class ImageFiles:
 class FeatureStore:
     """Features by image key; only pixels where `encode` is None because the tower trains.
 
-    `encode`: (B, 3, H, W) -> (B, N, D), called under no_grad with B = `group`. `keep`: the type features are rounded
-    to, as `encode` gives them where None. Threads may ask at once.
+    `encode`: (B, 3, H, W) -> (B, N, D), called under no_grad with B = `group`. `gather`: what makes tiles of an image's
+    squares (`Llava.gather`); as they are where None. `keep`: the type features are rounded to, as `encode` gives them
+    where None. Threads may ask at once.
     """
 
     def __init__(
@@ -145,12 +161,14 @@ class FeatureStore:
         images: ImageFiles,
         encode: Callable[[torch.Tensor], torch.Tensor] | None,
         *,
+        gather: Callable[[torch.Tensor, Sequence[Size]], torch.Tensor] | None = None,
         cache: FeatureCache | None = None,
         keep: torch.dtype | None = None,
         group: int = 1,
         budget: int = BUDGET,
     ) -> None:
         self._images, self._encode, self.cache, self.keep = images, encode, cache, keep
+        self._gather = gather
         self.group, self.budget = group, budget
         self.read, self.computed = 0, 0
         """Images so far whose features came from the disk, and that went through the tower."""
@@ -196,7 +214,7 @@ class FeatureStore:
                 self._begin()
 
     def get(self, keys: Sequence[str]) -> torch.Tensor:
-        """(n, N, D) features or (n, 3, H, W) pixels of the n tiles of some images, in order.
+        """(n, N, D) features of the n tiles of some images, or (n, 3, H, W) pixels of their n squares, in order.
 
         Raises `ImageError` for one that cannot be opened.
         """
@@ -261,8 +279,10 @@ class FeatureStore:
             if image.features is not None:
                 rows.append(image.features)
                 continue
-            found = [next(made) for _ in image.pixels]  # type: ignore[union-attr]
-            rows.append(torch.stack(found))
+            found = torch.stack([next(made) for _ in image.pixels])  # type: ignore[union-attr]
+            if self._gather is not None and image.size is not None:
+                found = self._gather(found, [image.size])
+            rows.append(found)
             if self.cache is not None:
                 for name, row in zip(image.names, found, strict=True):
                     self.cache.write(name, row)
@@ -307,7 +327,8 @@ def open_store(
         key, budget = feature_key(llava, keep, group), int(spec.feature_cache_gb * 2**30)
         cache = FeatureCache(key, budget=budget, say=say)
     held = 0 if spec.feature_cache == "off" else BUDGET
-    return FeatureStore(images, llava.tower_features, cache=cache, keep=keep, group=group, budget=held)
+    options: dict[str, Any] = {"gather": llava.gather, "cache": cache, "keep": keep, "group": group, "budget": held}
+    return FeatureStore(images, llava.tower_features, **options)
 
 
 def _chunks(items: Sequence[T], size: int) -> Iterator[list[T]]:

@@ -45,7 +45,9 @@ class Work:
     tokens: int
     images: int
     tiles: int
-    """Squares that the tower sees of the images."""
+    """Tiles of the images, which the projector is given."""
+    squares: int
+    """Squares that the tower sees of them."""
     conversations: int
     pairs: int
     """Pairs of tokens that see each other."""
@@ -104,6 +106,7 @@ class Feed:
                 tokens=sum(tree.tokens for tree in trees),
                 images=sum(tree.images for tree in trees),
                 tiles=sum(tree.tiles for tree in trees),
+                squares=sum(tree.squares for tree in trees),
                 conversations=sum(len(tree) for tree in trees),
                 pairs=sum(pairs(tree.prefix, [entry.branch for entry in tree.members]) for tree in trees),
                 pieces=len(mine),

@@ -33,16 +33,19 @@ class StepCost:
     supervised: float
     """Per token that is predicted: the head, and the rest of the last layer."""
     image: float
-    """Per tile of an image: the projector, and the tower where it runs in the step."""
+    """Per tile of an image: the projector."""
+    square: float
+    """Per square that the tower sees: the tower, where it runs in the step."""
     pair: float
     """Per token and token that it sees, without the last layer."""
     last_pair: float
     """Per token that is predicted and token that it sees, in the last layer."""
 
-    def of(self, *, tokens: int, supervised: int, images: int, pairs: int) -> float:
-        """Operations of a step with so many of each; `images`: tiles of images."""
+    def of(self, *, tokens: int, supervised: int, images: int, pairs: int, squares: int | None = None) -> float:
+        """Operations of a step with so many of each; `images`: tiles of images, and as many squares unless told."""
+        seen = self.image * images + self.square * (images if squares is None else squares)
         pair = self.pair + self.last_pair * supervised / max(1, tokens)
-        return self.token * tokens + self.supervised * supervised + self.image * images + pair * pairs
+        return self.token * tokens + self.supervised * supervised + seen + pair * pairs
 
 
 def step_cost(llava: Llava, *, encodes: bool) -> StepCost:
@@ -63,7 +66,8 @@ def step_cost(llava: Llava, *, encodes: bool) -> StepCost:
     return StepCost(
         token=_linear(language, flows=flows) - last,
         supervised=_linear(llava.model.lm_head, flows=flows) + last,
-        image=llava.tiling.each * projector + (_tower(llava) if encodes or vision else 0),
+        image=llava.tiling.each * projector,
+        square=_tower(llava) if encodes or vision else 0,
         pair=(text.num_hidden_layers - pruned) * pair,
         last_pair=pruned * pair,
     )

@@ -28,14 +28,14 @@ def logits(llava: Llava, batch: Batch, images: torch.Tensor | None) -> torch.Ten
 def hidden_rows(llava: Llava, batch: Batch, images: torch.Tensor | None) -> torch.Tensor:
     """(K, D): the last hidden state in every place that predicts a supervised token.
 
-    `images`: the tiles of the batch's images, in order: (n, N, D) tower features, or (n, 3, H, W) pixels, which then go
-    through the tower with gradients; None where the batch has no image.
+    `images`: the tiles of the batch's images, in order: (n, N, D) tower features, gathered; or (n, 3, H, W) pixels of
+    the squares, which then go through the tower with gradients; None where the batch has no image.
     """
     attention.use(llava)
     pruned = last_layer.prunes(llava, len(batch.rows), batch.input_ids.shape[1])
     inputs = None
     if images is not None:
-        features = llava.tower_features(images) if images.ndim == 4 else images
+        features = llava.gather(llava.tower_features(images), batch.sizes) if images.ndim == 4 else images
         inputs = llava.image_inputs(llava.arrange(llava.project(features), batch.places))
     hidden = llava.model.model(
         input_ids=batch.input_ids,

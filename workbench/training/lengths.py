@@ -41,6 +41,8 @@ COLUMNS: dict[str, Any] = {
     "shared_tiles": pl.Int32,
     "image_tokens": pl.Int32,
     "shared_image_tokens": pl.Int32,
+    "squares": pl.Int32,
+    "shared_squares": pl.Int32,
 }
 STAMPS = ("stamp", "stamp2")
 """Two 64-bit hashes of a conversation's messages: 128 bits name them."""
@@ -60,9 +62,10 @@ class Lengths:
         columns = [self.frame[name].to_list() for name in COLUMNS]
         return list(map(Entry, range(len(self)), *columns))
 
-    def tiles(self, images: int) -> int:
-        """Tiles of so many different images, if these are like the images of the conversations."""
-        tiles, shown = (int(self.frame[name].sum()) for name in ("tiles", "images"))
+    def tiles(self, images: int, *, squares: bool = False) -> int:
+        """Tiles (or squares that the tower sees) of so many different images, if these are like the images of the
+        conversations."""
+        tiles, shown = (int(self.frame[name].sum()) for name in ("squares" if squares else "tiles", "images"))
         return -(-images * tiles // shown) if shown else images
 
     def unfit(self, max_tokens: int) -> pl.DataFrame:
@@ -95,7 +98,7 @@ def measure(examples: Examples, *, name: str, bar: Progress | None = None) -> Le
     frame, bar = examples.rows.frame, bar or Progress("lengths", total=len(examples))
     told = frame.select("messages")
     if examples.sizes is not None:  # of images whose conversations do not carry their size
-        sizes = [str([examples.sizes[key] for key in keys or ()]) for keys in frame["keys"].to_list()]
+        sizes = [str([examples.sizes.get(key) for key in keys or ()]) for keys in frame["keys"].to_list()]
         told = told.with_columns(sizes=pl.Series(sizes))
     stamped = frame.select(stamp=told.hash_rows(seed=1), stamp2=told.hash_rows(seed=2))
     index = Index(examples, name)
@@ -171,7 +174,9 @@ def _row(example: Example, tiling: Tiling) -> tuple[int | None, ...]:
     """An example's `COLUMNS`."""
     shared = example.shared_images
     tiles = [tiling.tiles(size) for size in example.sizes] or [1] * len(example.images)
+    squares = [tiling.squares(size) for size in example.sizes] or tiles
     return (
         *(example.tokens, example.prefix, example.supervised, len(example.images), shared, example.share_key),
         *(sum(tiles), sum(tiles[:shared]), sum(example.counts), sum(example.counts[:shared])),
+        *(sum(squares), sum(squares[:shared])),
     )

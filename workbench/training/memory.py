@@ -97,7 +97,7 @@ class Foresight:
         """A chunk of opened images, a group of which is on its way through a frozen tower."""
         side = self.llava.model.config.vision_config.image_size
         with torch.no_grad(), meter.label("vision tower"):
-            opened = torch.empty(CHUNK * self.llava.tiling.most, 3, side, side)
+            opened = torch.empty(CHUNK * self.llava.tiling.most_squares, 3, side, side)
             self.llava.tower_features(opened[: group_of(self.llava.device)])
         return meter.fullest()
 
@@ -147,7 +147,7 @@ def at_most(llava: Llava, tokens: int) -> int:
         return tokens * config.num_hidden_layers * (24 * config.hidden_size + 8 * config.intermediate_size) * 4
 
     tiling = llava.tiling
-    images = tiling.most * max(CHUNK, tokens // tiling.each) * (tiling.each + 1)
+    images = tiling.most_squares * max(CHUNK, tokens // tiling.each) * (tiling.each + 1)
     weights = sum(p.numel() * (16 if p.requires_grad else 2 + p.element_size()) for p in llava.model.parameters())
     return weights + kept(text, tokens) + kept(vision, images) + 16 * min(tokens, HEAD_ROWS) * text.vocab_size
 

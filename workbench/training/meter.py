@@ -48,7 +48,8 @@ class Meter:
 
     def row(self, work: Work, seconds: float) -> dict[str, Any]:
         """Tokens per second, `flops_fraction` (useful arithmetic over the measured peak) and `memory` in bytes."""
-        amount = self.cost.of(tokens=work.tokens, supervised=work.supervised, images=work.tiles, pairs=work.pairs)
+        images = {"images": work.tiles, "squares": work.squares}
+        amount = self.cost.of(tokens=work.tokens, supervised=work.supervised, pairs=work.pairs, **images)
         return {
             "tokens_per_s": round(work.tokens / seconds, 1),
             "flops_fraction": round(amount / seconds / self.peak, 4),

@@ -43,11 +43,14 @@ class Entry:
     key: Hashable | None = None
     """Equal for conversations with the same prefix; None where nothing is shared."""
     tiles: int = 0
-    """Squares that the tower sees of its images."""
+    """Tiles of its images, which the projector is given; see `Tiling.tiles` for videos."""
     shared_tiles: int = 0
     image_tokens: int = 0
     """How many of its tokens are images'."""
     shared_image_tokens: int = 0
+    squares: int = 0
+    """Squares that the tower sees, where these are not as many as tiles: of videos there are more."""
+    shared_squares: int = 0
 
     @property
     def branch(self) -> int:
@@ -88,8 +91,13 @@ class Tree:
 
     @property
     def tiles(self) -> int:
-        """Squares that the tower sees of them."""
+        """Tiles of them, which the projector is given."""
         return self._once("tiles", "shared_tiles")
+
+    @property
+    def squares(self) -> int:
+        """Squares that the tower sees of them."""
+        return self._once("squares", "shared_squares") or self.tiles
 
     @property
     def image_tokens(self) -> int:

@@ -89,7 +89,7 @@ def plan(
     lengths, val = (_measure(Examples(rows, llava, sizes), name) for rows in (source.train, source.val))
     too_long, untrained, good = _unfit(lengths, val, train.max_tokens)
     images = source.train.keys.height
-    tiles = good.tiles(images)
+    tiles = good.tiles(images, squares=llava.vision_trains)
     there = {"tiles": tiles, "free": free_memory(llava.device, train), "processes": processes}
     foreseen = Foreseen(Foresight(made, train), good.entries(), **there)
     if fit or train.fit:
@@ -153,7 +153,7 @@ def settle_memory(recipe: Recipe, llava: Llava, lengths: Lengths, images: int, p
     free = free_memory(llava.device, train) + (weights if train.memory_gb is None else 0)
     every, tight = int(train.checkpointing == "on"), train.allocator == "tight"
     longest = max(train.pack_tokens, int(lengths.frame["tokens"].max() or 0))  # type: ignore[arg-type]
-    tiles = lengths.tiles(images)
+    tiles = lengths.tiles(images, squares=llava.vision_trains)
     if LOOSE * (at_most(llava, longest) + held_images(llava, tiles, train)) <= MARGIN * free:
         return every, tight, ""
     if train.checkpointing != "auto" and (train.allocator != "auto" or llava.device.type != "cpu"):

@@ -77,7 +77,7 @@ def held_images(llava: Llava, count: int, train: TrainSpec) -> int:
     the images that are opened ahead."""
     pixels = 3 * llava.model.config.vision_config.image_size**2 * 4
     kept = count * pixels if llava.vision_trains else kept_images(llava, count, train)
-    return kept if 0 < kept <= BUDGET else min(count, PENDING * llava.tiling.most) * pixels
+    return kept if 0 < kept <= BUDGET else min(count, PENDING * llava.tiling.most_squares) * pixels
 
 
 def kept_images(llava: Llava, count: int, train: TrainSpec) -> int:

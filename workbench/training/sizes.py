@@ -1,4 +1,4 @@
-"""How large every image of a run is, for models that make more tokens of a larger one.
+"""How large every image of a run is, for models that make more tokens of a larger one; of videos, how many frames.
 
 Knows: sizes that conversations carry or a dataset records, and headers of files for the others. Does not know: what is
 made of a size; that a file is as large as was recorded is checked when it is opened (`features.py`).
@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 
 from workbench.data import tables
 from workbench.data.images import image_size
+from workbench.data.video import Film
 from workbench.errors import ImageError
+from workbench.model.film import film_size
 from workbench.model.tiling import PADDED, Size, Tiling
 from workbench.training.source import Source, refuse_images
 
@@ -63,10 +66,13 @@ def find_sizes(source: Source, files: Mapping[str, Path], tiling: Tiling) -> Siz
         for key, width, height in known.unique("key", keep="first", maintain_order=True).iter_rows():
             if key in files:
                 sizes.setdefault(key, (width, height))
-    unknown = sorted(files.keys() - sizes.keys())
+    films = source.train.videos | source.val.videos
+    unknown = sorted(files.keys() - sizes.keys() - (set() if tiling.frames else films))  # refused by the renderer
     errors = []
     with ThreadPoolExecutor(READERS) as pool:
-        for key, read in zip(unknown, pool.map(_size, (files[key] for key in unknown)), strict=True):
+        reads = (partial(_frames, most=tiling.frames) if key in films else _size for key in unknown)
+        found = pool.map(lambda read, key: read(files[key]), reads, unknown)
+        for key, read in zip(unknown, found, strict=True):
             if isinstance(read, ImageError):
                 errors.append(read)
             else:
@@ -78,6 +84,13 @@ def find_sizes(source: Source, files: Mapping[str, Path], tiling: Tiling) -> Siz
 def _size(path: Path) -> Size | ImageError:
     try:
         return image_size(path)
+    except ImageError as error:
+        return error
+
+
+def _frames(path: Path, most: int) -> Size | ImageError:
+    try:
+        return film_size(Film(path).count(most))
     except ImageError as error:
         return error
 

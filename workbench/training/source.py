@@ -20,7 +20,7 @@ from typing import Any, overload
 import numpy as np
 import polars as pl
 
-from workbench.conversation import Conversation, Image
+from workbench.conversation import Conversation, Image, Media
 from workbench.data import tables
 from workbench.data.dataset import Dataset
 from workbench.data.folder import inside
@@ -39,7 +39,7 @@ SHOWN = 10
 class Rows(Sequence[Conversation]):
     """Conversations as rows of a table; the n-th is made when it is asked for.
 
-    `frame` has the columns `NEEDED`, `keys`: the keys of each conversation's images in order, and
+    `frame` has the columns `NEEDED`, `keys`: the keys of each conversation's images and videos in order, and
     `about`: the content hash, or else the key, of the first.
     """
 
@@ -73,6 +73,12 @@ class Rows(Sequence[Conversation]):
         return Rows(self.frame[numbers])
 
     @property
+    def videos(self) -> set[str]:
+        """The keys of videos among them."""
+        media = tables.images_of(self.frame).filter(pl.col("type") == "video")
+        return set(media.select(pl.format("{}/{}", "root", "path")).to_series())
+
+    @property
     def keys(self) -> pl.DataFrame:
         """Every image once: its `key`, and the `id` of the first conversation that shows it."""
         pairs = self.frame.select("id", key="keys").explode("key").drop_nulls("key")
@@ -85,15 +91,15 @@ class Source:
 
     train: Rows
     val: Rows
-    resolve: Callable[[Image], Path]
-    """Where an image's file lies. Raises `DataError`."""
+    resolve: Callable[[Any], Path]
+    """Where the file of an image or video lies. Raises `DataError`."""
     left_out: int = 0
     """So many conversations of these tasks are not `ok`, or show an image that is not, in whatever split."""
     recorded: Callable[[], pl.DataFrame] = lambda: pl.DataFrame(schema=SIZE_COLUMNS)
     """What is recorded of the sizes of images, beside what conversations carry: columns `SIZE_COLUMNS`."""
 
 
-def image_key(image: Image) -> str:
+def image_key(image: Media) -> str:
     return f"{image.root}/{image.path}"
 
 

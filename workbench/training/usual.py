@@ -28,7 +28,7 @@ def full_pack(tokens: int, tiling: Tiling) -> Pack:
     count = max(1, tokens // (prefix + BRANCH))
     rest = max(0, tokens - count * (prefix + BRANCH))
     branches = [BRANCH + (rest if number == 0 else 0) for number in range(count)]
-    seen = (tiling.most, tiling.most, image, image)
+    seen = (tiling.most, tiling.most, image, image, tiling.most_squares, tiling.most_squares)
     return [Tree((Entry(number, prefix + branch, prefix, SUPERVISED, 1, 1, number, *seen),))
             for number, branch in enumerate(branches)]  # fmt: skip
 
@@ -49,5 +49,5 @@ def operations(llava: Llava, train: TrainSpec, per_token: float) -> float:
     tiling = llava.tiling
     text = CAPTION if train.stage == "align" else PREFIX + BRANCH
     tokens = text + tiling.tokens(PICTURE)
-    tower = 0.0 if llava.vision_trains else step_cost(llava, encodes=True).image - step_cost(llava, encodes=False).image
-    return per_token * tokens + tower * tiling.tiles(PICTURE)
+    tower = 0.0 if llava.vision_trains else step_cost(llava, encodes=True).square
+    return per_token * tokens + tower * tiling.squares(PICTURE)

@@ -18,9 +18,10 @@ from typing import Any
 import traitlets
 
 from workbench.chat_model import ChatModel, SamplingOptions
-from workbench.conversation import Conversation, Image
+from workbench.conversation import Conversation, Media
 from workbench.data.adopt import adopt
 from workbench.data.images import LIMITS, thumbnail_uri
+from workbench.data.video import still
 from workbench.errors import DataError, WorkbenchError
 from workbench.inference import chat as terminal
 from workbench.inference.attachments import open_file
@@ -68,7 +69,7 @@ class ChatView(View):
         self.session = Session(models, self._heard, options)
         self._telling = threading.RLock()
         self._uploads: dict[str, bytearray] = {}
-        self._small: dict[Image, str] = {}
+        self._small: dict[Media, str] = {}
         super().__init__(names=[model.name for model in models], dataset=str(dataset or ""), exchanges=[])
         self._tell()
 
@@ -185,10 +186,10 @@ class ChatView(View):
         replies = [reply.shown() for reply in exchange.replies]
         return {"question": exchange.text, "pictures": self._pictures(exchange.images), "replies": replies}
 
-    def _pictures(self, images: Sequence[Image]) -> list[dict[str, str]]:
+    def _pictures(self, images: Sequence[Media]) -> list[dict[str, str]]:
         for image in images:
             if image not in self._small:
-                self._small[image] = thumbnail_uri(open_file(image), SIDE)
+                self._small[image] = thumbnail_uri(still(open_file(image)), SIDE)
         return [{"name": Path(image.path).name, "picture": self._small[image]} for image in images]
 
 

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from workbench.conversation import Image
 from workbench.data.dataset import Dataset
-from workbench.data.images import load_image
+from workbench.data.video import load_media
 from workbench.inference.attachments import open_file
 
-if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
-
-Opener = Callable[[Image], "Picture"]
+Opener = Callable[[Any], Any]
+"""`Image` -> picture, `Video` -> film."""
 
 
 def opener(dataset: Dataset | str | Path | None) -> Opener:
-    """What opens the pictures of a dataset's conversations; without one a reference's path is a path on this disk."""
+    """What opens media of a dataset's conversations; without one a reference's path is a path on this disk."""
     if dataset is None:
         return open_file
     resolve = Dataset.open(dataset).resolver()
-    return lambda image: load_image(resolve(image))
+    return lambda media: load_media(media, resolve(media))

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from workbench.chat_model import Answer, ChatModel, SamplingOptions
-from workbench.conversation import Conversation, Image, new_id
+from workbench.conversation import Conversation, Media, new_id
 from workbench.errors import WorkbenchError
-from workbench.inference.attachments import attached
+from workbench.inference.attachments import attached_for
 from workbench.inference.chat import LONG, changed
 
 EACH = 0.04
@@ -58,7 +58,7 @@ class Exchange:
     """A question and what each model answered."""
 
     text: str
-    images: list[Image]
+    images: list[Media]
     replies: list[Reply]
 
 
@@ -73,7 +73,7 @@ class Session:
     models: Sequence[ChatModel]
     heard: Callable[[int, int | None, str | None], None]
     options: SamplingOptions = LONG
-    waiting: list[Image] = field(default_factory=list)
+    waiting: list[Media] = field(default_factory=list)
     """Pictures that go with the next question."""
     exchanges: list[Exchange] = field(default_factory=list)
     earlier: list[list[Exchange]] = field(default_factory=list)
@@ -86,10 +86,10 @@ class Session:
         return any(reply.state == "writing" for exchange in self.exchanges[-1:] for reply in exchange.replies)
 
     def attach(self, path: str | Path) -> None:
-        """An image, pages of a PDF file or frames of a video, for the next question. Raises `ImageError`."""
+        """An image, pages of a PDF file, a video or frames of it, for the next question. Raises `ImageError`."""
         if not str(path).strip():
             raise WorkbenchError("attach", found="no path", expected="a path of an image, a video or a PDF file")
-        self.waiting += attached(str(path).strip().strip("'\""))
+        self.waiting += attached_for(str(path).strip().strip("'\""), *self.models)
 
     def ask(self, text: str) -> None:
         """Ask all models; what they answer is told as it comes. Raises `WorkbenchError` while an answer is written."""

@@ -17,6 +17,7 @@ from workbench.chat_model import ChatModel
 from workbench.conversation import Conversation, as_conversation
 from workbench.data.dataset import Dataset
 from workbench.data.images import thumbnail_uri
+from workbench.data.video import still
 from workbench.errors import DataError, ModelError
 from workbench.inference.engine import Engine
 from workbench.inference.opening import open_model
@@ -148,6 +149,6 @@ def _told(
 def _small(image: Any, open_image: Opener) -> str | None:
     """None for a picture that is not there: the ids are told all the same."""
     try:
-        return thumbnail_uri(open_image(image), SIDE)
+        return thumbnail_uri(still(open_image(image)), SIDE)
     except DataError:
         return None

@@ -26,6 +26,7 @@ from transformers import (  # noqa: E402
     AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
+    LlavaNextProcessor,
     LlavaOnevisionProcessor,
     StoppingCriteria,
     TextIteratorStreamer,
@@ -59,7 +60,7 @@ class Answerer:
     def inputs(self, messages: list[dict[str, Any]], settings: Settings) -> Any:
         """What the model reads: `input_ids` (1, T), with an id per image token, and `pixel_values` (N, 3, H, W).
 
-        For a LLaVA-NeXT or OneVision `pixel_values` are (N, tiles, 3, H, W), and `image_sizes` (N, 2) beside them.
+        For a LLaVA-NeXT, its Video or OneVision these are (N, tiles, 3, H, W), and `image_sizes` (N, 2) beside them.
         """
         for mark in self.about["reserved"]:
             if any(part["type"] == "text" and mark in part["text"] for one in messages for part in one["content"]):
@@ -106,9 +107,11 @@ def load_model(folder: Path, about: dict[str, Any]) -> Any:
 
 
 def load_processor(folder: Path) -> Any:
-    """The folder's processor. That of a LLaVA-OneVision is put together here: transformers makes it only around a video
-    processor, which needs torchvision, whose image processors give other pixels."""
+    """The folder's processor. Those of a LLaVA-OneVision and a LLaVA-NeXT-Video are put together here: transformers
+    makes them only around a video processor, which needs torchvision, whose image processors give other pixels."""
     held = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+    if held.get("processor_class") == "LlavaNextVideoProcessor":
+        return _of_pictures(folder, held)
     if held.get("processor_class") != "LlavaOnevisionProcessor":
         return AutoProcessor.from_pretrained(folder, backend="pil")
     from transformers.models.llava_onevision import image_processing_pil_llava_onevision as images
@@ -122,6 +125,20 @@ def load_processor(folder: Path) -> Any:
         setattr(made, name, held[name])
     made.image_token_id = made.tokenizer.convert_tokens_to_ids(made.image_token)
     return made
+
+
+def _of_pictures(folder: Path, held: dict[str, Any]) -> Any:
+    """LLaVA-NeXT's, which gives pictures the same tiles and tokens as LLaVA-NeXT-Video's own."""
+    from transformers.models.llava_next import image_processing_pil_llava_next as images
+
+    told = ("patch_size", "vision_feature_select_strategy", "image_token", "num_additional_image_tokens")
+    template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    return LlavaNextProcessor(
+        images.LlavaNextImageProcessorPil(**held["image_processor"]),
+        AutoTokenizer.from_pretrained(folder),
+        chat_template=template,
+        **{name: held[name] for name in told},
+    )
 
 
 def open_picture(path: str) -> Image.Image:

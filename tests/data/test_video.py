@@ -1,0 +1,84 @@
+"""Which frames of a file are taken, and that they are the very frames however they are found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers.video_utils import VideoMetadata, default_sample_indices_fn
+
+from tests.videos import decoded, moving
+from workbench.conversation import Image, Video
+from workbench.data import video
+from workbench.data.video import Film, load_media, numbers
+from workbench.errors import ImageError
+
+
+@pytest.mark.parametrize(("total", "count"), [(8, 8), (100, 8), (1000, 32), (31, 7), (9, 8), (5, 1)])
+def test_frames_are_those_that_transformers_takes(total: int, count: int) -> None:
+    metadata = VideoMetadata(total_num_frames=total, fps=10.0, duration=total / 10)
+    assert numbers(total, count) == default_sample_indices_fn(metadata, num_frames=count).tolist()
+
+
+def test_a_short_video_gives_all_its_frames(tmp_path: Path) -> None:
+    film = Film(moving(tmp_path / "short.mp4", 3))
+    assert numbers(3, 8) == [0, 1, 2] and film.count(8) == len(film.frames(8)) == 3
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        {},
+        {"gop": 100},
+        {"gop": 1},
+        {"codec": "libx264", "options": {"bf": "2"}, "gop": 6},
+        {"codec": "libvpx-vp9", "kind": "webm"},
+        {"codec": "mpeg4", "kind": "avi"},
+    ],
+    ids=str,
+)
+def test_frames_are_the_same_sought_and_one_after_the_other(
+    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = moving(tmp_path / "clip", 23, **made)
+    for count in (1, 4, 8, 23):
+        expected = decoded(place, numbers(23, count))
+        found = Film(place).frames(count)
+        assert len(found) == count and all(map(_equal, found, expected))
+        with monkeypatch.context() as patch:
+            patch.setattr(video._Index, "seek", lambda *_: [])
+            assert all(map(_equal, Film(place.read_bytes()).frames(count), expected))
+    assert len({one.tobytes() for one in decoded(place, list(range(23)))}) == 23
+
+
+def test_seeking_decodes_few_frames_of_a_long_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = moving(tmp_path / "long.mp4", 200, gop=10)
+    monkeypatch.setattr(video, "_in_order", lambda *_: pytest.fail("decoded from the beginning"))
+    assert all(map(_equal, Film(place).frames(4), decoded(place, [0, 50, 100, 150])))
+
+
+def test_a_damaged_video_says_so(tmp_path: Path) -> None:
+    whole = moving(tmp_path / "clip.avi", 23, kind="avi").read_bytes()
+    (tmp_path / "text.mp4").write_text("no video")
+    for source, told in (
+        (Film(tmp_path / "text.mp4"), r"text.mp4: found a video that cannot be read"),
+        (Film(whole[:600], where="upload"), "upload: found (a video that|no frame that) can"),
+        (Film(tmp_path / "gone.mp4"), r"gone.mp4: found no such file"),
+    ):
+        with pytest.raises(ImageError, match=told):
+            source.frames(8)
+        with pytest.raises(ImageError, match=told):
+            source.count(8)
+
+
+def test_media_are_opened_by_what_a_message_calls_them(tmp_path: Path) -> None:
+    place = moving(tmp_path / "clip.mp4", 2)
+    assert load_media(Video("clip.mp4"), place) == Film(place)
+    with pytest.raises(ImageError, match="clip.mp4: found a damaged or truncated image"):
+        load_media(Image("clip.mp4"), place)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return np.array_equal(np.asarray(one), np.asarray(other))

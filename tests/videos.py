@@ -1,0 +1,61 @@
+"""Small videos made by PyAV: frames that differ, so that a wrong one is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as PILImage
+
+SIZE = (64, 48)
+
+
+def painted(number: int, size: tuple[int, int] = SIZE, seed: int = 0) -> PILImage.Image:
+    """A frame of large coloured patches, another for each number."""
+    colours = np.random.default_rng([seed, number]).integers(0, 255, (3, 4, 3), dtype=np.uint8)
+    return PILImage.fromarray(colours).resize(size, PILImage.Resampling.BILINEAR)
+
+
+def video(path: Path, shades: list[int], side: int = 64) -> Path:
+    """One second of each shade of grey, ten frames a second."""
+    frames = (PILImage.new("L", (side, side), shade) for shade in shades for _ in range(10))
+    return written(path, frames, (side, side))
+
+
+def moving(path: Path, frames: int, size: tuple[int, int] = SIZE, seed: int = 0, **settings: Any) -> Path:
+    """So many frames, ten a second, each with its own picture."""
+    return written(path, (painted(number, size, seed) for number in range(frames)), size, **settings)
+
+
+def written(
+    path: Path,
+    frames: Iterator[PILImage.Image],
+    size: tuple[int, int],
+    *,
+    codec: str = "mpeg4",
+    gop: int = 5,
+    kind: str = "mp4",
+    options: dict[str, str] | None = None,
+) -> Path:
+    """These frames as a file, a key frame every `gop`."""
+    import av
+
+    with av.open(str(path), "w", format=kind) as container:
+        stream: Any = container.add_stream(codec, rate=10, options=options or {})
+        stream.width, stream.height = size
+        stream.time_base, stream.gop_size = Fraction(1, 10), gop
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_image(frame.convert("RGB"))))
+        container.mux(stream.encode())
+    return path
+
+
+def decoded(path: Path, numbers: list[int]) -> list[PILImage.Image]:
+    """Frames of these numbers as transformers' example reads them (`read_video_pyav`): all, one after the other."""
+    import av
+
+    with av.open(str(path)) as container:
+        return [frame.to_image() for number, frame in enumerate(container.decode(video=0)) if number in numbers]
