@@ -22,7 +22,7 @@ from workbench.data.video import Film
 from workbench.errors import ImageError, ModelError, RenderError
 from workbench.model.anyres import AnyRes, pinpoints_of
 from workbench.model.checkpoint import save
-from workbench.model.export import export_hf, export_original, processor, write_folder
+from workbench.model.export import export_hf, processor, write_folder
 from workbench.model.film import film_size
 from workbench.model.joint import tiling_of
 from workbench.model.llava import load
@@ -279,8 +279,6 @@ def test_what_does_not_fit_together_is_refused(hub: Path, video: Made, tmp_path:
         assert held[key] == getattr(config, key)
     with pytest.raises(ModelError, match="videos: found frames of 3 x 3 tokens; expected even numbers"):
         AnyRes(36, 3, ((36, 72),), frames=8)
-    with pytest.raises(ModelError, match="found llava_next_video"):
-        export_original(hub, tmp_path / "own", device="cpu")
 
 
 def test_a_file_that_is_no_video_is_told_by_its_name(video: Made, tmp_path: Path) -> None:

@@ -379,7 +379,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "tiles without newlines": ({"mm_patch_merge_type": "flat"}, "anyres and mm_patch_merge_type flat; expected anyres"),
     "newlines without tiles": ({"image_aspect_ratio": "pad"}, "pad and mm_patch_merge_type spatial_unpad; expected"),
     "tiles of no number": ({"image_aspect_ratio": "anyres_max_"}, "image_aspect_ratio anyres_max_ and mm_patch_merge"),
-    "a video's pooling": ({"mm_resampler_type": "spatial_pool"}, "mm_resampler_type spatial_pool"),
+    "another's pooling": ({"mm_resampler_type": "perceiver"}, "mm_resampler_type perceiver"),
     "no grids": ({"image_grid_pinpoints": None}, "image_grid_pinpoints None; expected a list of .width, height."),
     "a broken range": ({"image_grid_pinpoints": "1x1,...,6x6"}, "image_grid_pinpoints 1x1,...,6x6; expected a list"),
     "halves of pixels": ({"image_grid_pinpoints": [[48.5, 48]]}, r"image_grid_pinpoints \[\[48.5, 48\]\]"),

@@ -121,8 +121,10 @@ def _kind(record: dict[str, Any], side: int) -> tuple[Any, dict[str, Any]]:
         grids = record.setdefault("pinpoints", pinpoints_of(side, ONEVISION_GRIDS))
         return LlavaOnevisionConfig, {"image_grid_pinpoints": grids, "vision_aspect_ratio": mode}
     if mode == ANYRES or reads_videos(mode):
-        kind = LlavaNextVideoConfig if reads_videos(mode) else LlavaNextConfig
-        return kind, {"image_grid_pinpoints": record.setdefault("pinpoints", pinpoints_of(side))}
+        grids = {"image_grid_pinpoints": record.setdefault("pinpoints", pinpoints_of(side))}
+        if not reads_videos(mode):
+            return LlavaNextConfig, grids
+        return LlavaNextVideoConfig, grids | {"spatial_pool_mode": record.get("spatial_pool", "average")}
     return LlavaConfig, {}
 
 

@@ -21,7 +21,7 @@ from huggingface_hub import save_torch_state_dict
 from tokenizers.processors import TemplateProcessing
 
 from workbench.errors import CheckpointError, ModelError
-from workbench.model.joint import ANYRES
+from workbench.model.joint import ANYRES, reads_videos
 from workbench.model.llava import NEWLINE, Llava
 from workbench.model.lora import VISION, adapted, adapter_parameters, has_adapter
 from workbench.model.original import (
@@ -41,7 +41,7 @@ from workbench.model.original import (
 from workbench.model.original_base import base_hashes
 from workbench.model.original_in import load_original
 from workbench.model.original_siglip import check_seen, is_siglip, keep_seen
-from workbench.model.original_tiles import tile_fields
+from workbench.model.original_tiles import film_fields, tile_fields
 from workbench.model.original_tower import FOLDERS, on_hub, write_tower
 from workbench.model.precision import LANGUAGE
 from workbench.model.proof import affordable, prove
@@ -50,7 +50,7 @@ from workbench.model.tensors import same_bits, write_tensors
 from workbench.model.tokenizers import FILES
 from workbench.resources import atomic_folder
 
-KINDS = ("llava", "llava_next", "llava_onevision")
+KINDS = ("llava", "llava_next", "llava_next_video", "llava_onevision")
 """`model_type` in transformers of what LLaVA's own layout can hold."""
 WEIGHTS = ("merged", "adapter", "projector")
 NEAR = {"rtol": 4e-3, "atol": 1e-6}
@@ -127,14 +127,17 @@ def original_config(llava: Llava) -> dict[str, Any]:
     changed = {key: value for key, (value, usual) in facts.items() if config.get(key, usual) != value}
     if "pinpoints" in llava.spec:
         grids, where = llava.spec["pinpoints"], kept or Path("config.json")
-        changed |= tile_fields(config, llava.image_mode.mode, grids, llava.image_mode.side, where)
+        mode, side, film = llava.image_mode.mode, llava.image_mode.side, {}
+        if reads_videos(mode):
+            film = film_fields(llava.model.config.spatial_pool_mode, llava.tower.config.hidden_size)
+        changed |= tile_fields(config, mode, grids, side, where, film)
     return config | changed
 
 
 def _aspect_ratio(mode: str, told: Any) -> Any:
     """`image_aspect_ratio` for an image mode; LLaVA takes everything that is neither padded nor tiles alike."""
     if mode == "pad" or mode.startswith(ANYRES):
-        return mode
+        return ANYRES if reads_videos(mode) else mode
     return "square" if told is None or told == "pad" or str(told).startswith(ANYRES) else told
 
 

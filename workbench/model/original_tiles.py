@@ -1,7 +1,9 @@
-"""LLaVA-NeXT and OneVision in LLaVA's own configuration: the fields that say how pictures are tiles, there and back.
+"""LLaVA-NeXT, its Video and OneVision in LLaVA's own configuration: how pictures are tiles and videos pooled, there
+and back.
 
 Knows: that NeXT's pictures are `anyres` and OneVision's `anyres_max_N`, both with `spatial_unpad`; that grids are
-written as (width, height), as a list, as text, or as a range of tiles such as "(1x1),...,(6x6)".
+written as (width, height), as a list, as text, or as a range of tiles such as "(1x1),...,(6x6)"; that a NeXT with a
+stride of pooling is a NeXT-Video.
 Does not know: tensors (`original.py`), what a grid does (`anyres.py`).
 """
 
@@ -15,7 +17,8 @@ from typing import Any
 
 from workbench.errors import ModelError
 from workbench.model.anyres import from_llava
-from workbench.model.joint import ANYRES, ANYRES_MAX
+from workbench.model.film import POOLS
+from workbench.model.joint import ANYRES, ANYRES_MAX, FRAMES, reads_videos
 
 UNPAD = "spatial_unpad"
 """`mm_patch_merge_type`: tiles beside each other, black borders taken off, a newline after each row."""
@@ -24,13 +27,32 @@ TILES = re.compile(r"\((\d+)x(\d+)\)")
 """One grid of a range, as tiles across and down."""
 VIDEO = {"mm_spatial_pool_mode": "bilinear", "mm_newline_position": "one_token"}
 """How a OneVision's videos are shown, which is not computed here, as its own code looks for it."""
+POOLED, STRIDE = "spatial_pool", 2
+"""`mm_resampler_type` of a LLaVA-NeXT-Video, and how many tokens across and down become one."""
 
 
 def tiles_of(config: Mapping[str, Any]) -> str | None:
-    """The image mode of a configuration that cuts pictures into tiles, `anyres` or `anyres_max_N`; None for 1.5."""
+    """The image mode of a configuration that cuts pictures into tiles: `anyres`, `anyres_max_N`, or `anyres_video_8`,
+    of whose frames it says no number; None for 1.5."""
     ratio = str(config.get("image_aspect_ratio"))
-    cut = ratio == ANYRES or ANYRES_MAX.fullmatch(ratio)
-    return ratio if cut and _merge(config) == UNPAD else None
+    if _merge(config) != UNPAD:
+        return None
+    if ratio == ANYRES:
+        return f"{ANYRES}_video_{FRAMES}" if pool_of(config) else ANYRES
+    return ratio if ANYRES_MAX.fullmatch(ratio) else None
+
+
+def pool_of(config: Mapping[str, Any]) -> str | None:
+    """How a LLaVA-NeXT-Video pools the tokens of a frame; None for what pools none."""
+    if config.get("mm_resampler_type") != POOLED and not config.get("mm_spatial_pool_stride"):
+        return None
+    return str(config.get("mm_spatial_pool_mode") or "average")
+
+
+def film_fields(pool: str, width: int) -> dict[str, Any]:
+    """What LLaVA's configuration has to say of a LLaVA-NeXT-Video with this pooling and a tower this wide."""
+    size = {"mm_spatial_pool_stride": STRIDE, "mm_spatial_pool_out_channels": width}
+    return {"mm_resampler_type": POOLED, "mm_spatial_pool_mode": pool, **size, "mm_newline_position": "no_token"}
 
 
 def check_tiles(config: Mapping[str, Any], where: Path) -> None:
@@ -41,9 +63,13 @@ def check_tiles(config: Mapping[str, Any], where: Path) -> None:
         found = f"image_aspect_ratio {ratio} and mm_patch_merge_type {merge}"
         expected = f"{ANYRES} (LLaVA-NeXT) or {ANYRES}_max_9 (OneVision) and {UNPAD}, or neither (LLaVA 1.5)"
         raise ModelError(str(where), found=found, expected=expected)
-    if config.get("mm_resampler_type"):
-        found = f"mm_resampler_type {config['mm_resampler_type']}, which makes fewer tokens of a picture"
+    resampler, pool = config.get("mm_resampler_type"), pool_of(config)
+    if resampler and (resampler != POOLED or ratio != ANYRES):
+        found = f"mm_resampler_type {resampler}, which makes fewer tokens of a picture"
         raise ModelError(str(where), found=found, expected="a LLaVA 1.5, NeXT or OneVision, which keep them all")
+    if ratio == ANYRES and pool and (pool not in POOLS or config.get("mm_spatial_pool_stride") != STRIDE):
+        found = f"mm_spatial_pool_mode {pool} with mm_spatial_pool_stride {config.get('mm_spatial_pool_stride')}"
+        raise ModelError(str(where), found=found, expected=f"{' or '.join(POOLS)} with {STRIDE}: no weights of its own")
     if tiles:
         pinpoints_in(config, where)
 
@@ -68,13 +94,19 @@ def pinpoints_in(config: Mapping[str, Any], where: Path, side: int = 1) -> list[
 
 
 def tile_fields(
-    config: Mapping[str, Any], mode: str, pinpoints: list[list[int]], side: int, where: Path
+    config: Mapping[str, Any], mode: str, pinpoints: list[list[int]], side: int, where: Path, film: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What LLaVA's configuration has to say of a model with this mode and these grids, each [height, width]."""
-    if tiles_of(config) == mode and pinpoints_in(config, where, side) == pinpoints:
+    """What LLaVA's configuration has to say of a model with this mode and these grids, each [height, width].
+
+    film: as `film_fields` has it, where the mode is a LLaVA-NeXT-Video's.
+    """
+    told = tiles_of(config)
+    same = bool(film) and told is not None and reads_videos(told) and pool_of(config) == film["mm_spatial_pool_mode"]
+    if (told == mode or same) and pinpoints_in(config, where, side) == pinpoints:
         return {}  # as it stands there, be it a list or text
-    video = {key: config.get(key, usual) for key, usual in VIDEO.items()} if mode != ANYRES else {}
-    return {"image_aspect_ratio": mode, "mm_patch_merge_type": UNPAD, GRIDS: from_llava(pinpoints)} | video
+    more = {key: config.get(key, usual) for key, usual in VIDEO.items()} if ANYRES_MAX.fullmatch(mode) else film
+    ratio = ANYRES if film else mode
+    return {"image_aspect_ratio": ratio, "mm_patch_merge_type": UNPAD, GRIDS: from_llava(pinpoints), **more}
 
 
 def _range(told: str, side: int) -> list[list[int]]:
