@@ -111,7 +111,8 @@ def test_a_picture_counts_by_the_way_it_is_shown_and_never_shares_across_two_way
     assert entries["both1"].image_tokens == 2 * (9 + 1) and entries["both1"].tiles == 2
     assert entries["both1"].key == entries["both2"].key
     assert len({entries[id].key for id in ("both1", "joined", "c0.0")}) == 3
-    asked = sorted(map(file_key, shown_keys(source, files, tiling)))
+    shown = {key for rows in (source.train, source.val) for keys in shown_keys(rows, tiling) for key in keys}
+    asked = sorted(map(file_key, shown))
     assert asked == sorted([*files, "images/0.png", "images/2.png", "images/4.png"])
 
 
