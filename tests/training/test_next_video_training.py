@@ -225,7 +225,9 @@ def test_memory_is_foreseen_as_the_step_takes_it(
 def test_models_that_read_no_videos_refuse_to_train_on_them(films: Dataset, make_recipe: Made, tmp_path: Path) -> None:
     for mode in ("pad", "anyres"):
         recipe = make_recipe(films, f"image_mode={mode}", "train.max_tokens=500")
-        with pytest.raises(TrainingError, match=r"(?s)10 of 19 conversations.*found a video; .*: 10: a.mp4.0, message 0; a.mp4.1"):
+        with pytest.raises(
+            TrainingError, match=r"(?s)10 of 19 conversations.*found a video; .*: 10: a.mp4.0, message 0; a.mp4.1"
+        ):
             train(recipe, out=tmp_path / mode, progress=False)
 
 
