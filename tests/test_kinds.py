@@ -15,7 +15,8 @@ from workbench.inference.attachments import listed
 from workbench.widgets.session import Session
 
 OTHERS = {
-    "scenes", "clean", "Budget", "SamplingOptions", "ScriptedModel", "Image", "Video", "WorkbenchError", "Recipe", "Run", "Dataset", "Results", "Engine", "Server", "Renderer",
+    "scenes", "clean", "Budget", "SamplingOptions", "ScriptedModel", "Image", "Video", "WorkbenchError",
+    "Recipe", "Run", "Dataset", "Results", "Engine", "Server", "Renderer",
     "CurateRecipe", "RemoteModel", "doctor", "benchmarks", "quickstart", "open_images",
 }  # fmt: skip
 """Values, whose own fields are checked where they are used, and what takes a folder to write, or nothing."""
@@ -49,30 +50,36 @@ def test_a_value_of_a_wrong_kind_is_told(name: str, tmp_path: Path, monkeypatch:
     [
         (lambda: wb.tokens(3), "conversation: found 3, of type int; expected a Conversation"),  # type: ignore[arg-type]
         (lambda: wb.gallery("x"), "x: found no such folder; expected a dataset"),
-        (lambda: wb.gallery(None), "gallery: found None; expected a dataset, results, their"),  # type: ignore[arg-type]
+        (lambda: wb.gallery(None), "gallery: found None; expected a dataset, results, their folder, or conv"),  # type: ignore[arg-type]
         (lambda: wb.heatmap(None, None), "conversation: found None; expected a Conversation"),  # type: ignore[arg-type]
         (lambda: wb.chat(3), "model: found 3, of type int; expected a model that answers"),  # type: ignore[arg-type]
-        (lambda: wb.train(3, out="x"), "recipe: found 3, of type int; expected a recip"),  # type: ignore[call-overload]
+        (lambda: wb.train(3, out="x"), "recipe: found 3, of type int; expected a recipe, its file"),  # type: ignore[call-overload]
         (lambda: wb.curate(None), "dataset: found None; expected a Dataset, or its folder"),  # type: ignore[arg-type]
-        (lambda: wb.SamplingOptions(temperature="hot"), "sampling option temperature: found"),  # type: ignore[arg-type]
-        (lambda: wb.SamplingOptions(max_tokens=2.5), "sampling option max_tokens: found 2.5"),  # type: ignore[arg-type]
-        (lambda: wb.SamplingOptions(seed="x"), "sampling option seed: found 'x', of type st"),  # type: ignore[arg-type]
-        (lambda: wb.SamplingOptions(stop=3), "sampling option stop: found 3, of type int; e"),  # type: ignore[arg-type]
-        (lambda: wb.SamplingOptions(stop=[3]), "sampling option stop: found (3,), of type t"),  # type: ignore[arg-type]
-        (lambda: wb.Message("user", 42), "message: found 42, of type int; expected a text,"),  # type: ignore[arg-type]
-        (lambda: wb.Message("user", ["a", 42]), "message: found 42, of type int; expected a"),  # type: ignore[arg-type]
-        (lambda: wb.Message("user", {"text": "a"}), "message: found {'text': 'a'}, of type"),  # type: ignore[arg-type]
-        (lambda: wb.Conversation("1", "hello"), "conversation 1: found 'hello', of type str"),  # type: ignore[arg-type]
-        (lambda: wb.Conversation("1", ["hello"]), "conversation 1: found 'hello', of type s"),  # type: ignore[arg-type]
-        (lambda: wb.Conversation("1", wb.Message("user", "a")), "conversation 1: found Mess"),  # type: ignore[arg-type]
-        (lambda: wb.Recipe.load("tiny-align", 42), "override: found 42, of type int; expect"),  # type: ignore[arg-type]
+        (lambda: wb.SamplingOptions(temperature="hot"),  # type: ignore[arg-type]
+         "sampling option temperature: found 'hot', of type str; expected a number"),
+        (lambda: wb.SamplingOptions(max_tokens=2.5),  # type: ignore[arg-type]
+         "sampling option max_tokens: found 2.5, of type float; expected a whole"),
+        (lambda: wb.SamplingOptions(seed="x"), "sampling option seed: found 'x', of type str; expected a whole number"),  # type: ignore[arg-type]
+        (lambda: wb.SamplingOptions(stop=3), "sampling option stop: found 3, of type int; expected texts"),  # type: ignore[arg-type]
+        (lambda: wb.SamplingOptions(stop=[3]), "sampling option stop: found (3,), of type tuple; expected texts"),  # type: ignore[arg-type]
+        (lambda: wb.Message("user", 42), "message: found 42, of type int; expected a text, an Image, a Video"),  # type: ignore[arg-type]
+        (lambda: wb.Message("user", ["a", 42]), "message: found 42, of type int; expected a text, an Image, a Video"),  # type: ignore[arg-type]
+        (lambda: wb.Message("user", {"text": "a"}), "message: found {'text': 'a'}, of type dict; expected a text"),  # type: ignore[arg-type]
+        (lambda: wb.Conversation("1", "hello"),  # type: ignore[arg-type]
+         "conversation 1: found 'hello', of type str; expected a list of Messages"),
+        (lambda: wb.Conversation("1", ["hello"]),  # type: ignore[arg-type]
+         "conversation 1: found 'hello', of type str; expected a list of Mess"),
+        (lambda: wb.Conversation("1", wb.Message("user", "a")), "conversation 1: found Message("),  # type: ignore[arg-type]
+        (lambda: wb.Recipe.load("tiny-align", 42), "override: found 42, of type int; expected a text, for example"),  # type: ignore[arg-type]
         (lambda: wb.compare("run"), "compare: found 'run', of type str; expected a list of runs, or of their folders"),
         (lambda: wb.compare(["run"]), "run: found no run.json; expected a run folder"),
-        (lambda: wb.compare([42]), "run: found 42, of type int; expected a Run, or its fol"),  # type: ignore[list-item]
-        (lambda: wb.chat(wb.ScriptedModel([]), options={"temperature": 1}), "options: found"),  # type: ignore[arg-type]
-        (lambda: wb.chat(wb.ScriptedModel([]), image=ARRAY), "image: found array([[[0., 0.,"),  # type: ignore[arg-type]
-        (lambda: wb.chat(wb.ScriptedModel([]), image=[ARRAY]), "image: found array([[[0.,"),  # type: ignore[list-item]
-        (lambda: wb.tokens("run", ASKED), "tokens: found a conversation in the place of the"),  # type: ignore[arg-type]
+        (lambda: wb.compare([42]), "run: found 42, of type int; expected a Run, or its folder"),  # type: ignore[list-item]
+        (lambda: wb.chat(wb.ScriptedModel([]), options={"temperature": 1}),  # type: ignore[arg-type]
+         "options: found {'temperature': 1}, of type dict; expected SamplingOptions"),
+        (lambda: wb.chat(wb.ScriptedModel([]), image=ARRAY), "image: found array([[[0., 0., 0.],"),  # type: ignore[arg-type]
+        (lambda: wb.chat(wb.ScriptedModel([]), image=[ARRAY]), "image: found array([[[0., 0., 0.],"),  # type: ignore[list-item]
+        (lambda: wb.tokens("run", ASKED),  # type: ignore[arg-type]
+         "tokens: found a conversation in the place of the model; expected the conversation first"),
     ],
 )  # fmt: skip
 def test_it_says_what_was_expected(call: Any, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
