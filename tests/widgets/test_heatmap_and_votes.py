@@ -37,7 +37,13 @@ def test_a_heat_map_is_shown_changed_and_saved(llava: Llava, asked: Conversation
     while not view.problem or view.busy:
         threading.Event().wait(0.02)
     assert "token 99" in view.problem
-    assert PIL.Image.open(view.save(tmp_path / "map.png")).size == (SIDE, SIDE)
+    for _ in range(2):  # over itself it may be written again
+        assert PIL.Image.open(view.save(tmp_path / "map.png")).size == (SIDE, SIDE)
+    before = (tmp_path / "red.png").read_bytes()
+    for name, found in (("red.png", "a file that is no heat map"), ("map.jpg", "the ending '.jpg'")):
+        with pytest.raises(DataError, match=found):
+            view.save(tmp_path / name)
+    assert (tmp_path / "red.png").read_bytes() == before
     data, _ = view._repr_mimebundle_()
     assert "&lt;b&gt;" in data["text/html"] and "data:image/jpeg" in data["text/html"]
     assert heatmap(llava, asked).tokens, "the model's own answer"
