@@ -6,18 +6,23 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import workbench as wb
 from workbench.errors import WorkbenchError
+from workbench.inference.attachments import listed
+from workbench.widgets.session import Session
 
 OTHERS = {
-    "scenes", "clean", "compare", "Budget", "SamplingOptions", "ScriptedModel", "Message", "Image", "Video",
-    "Conversation", "WorkbenchError", "Recipe", "Run", "Dataset", "Results", "Engine", "Server", "Renderer",
+    "scenes", "clean", "Budget", "SamplingOptions", "ScriptedModel", "Image", "Video", "WorkbenchError", "Recipe", "Run", "Dataset", "Results", "Engine", "Server", "Renderer",
     "CurateRecipe", "RemoteModel", "doctor", "benchmarks", "quickstart", "open_images",
 }  # fmt: skip
 """Values, whose own fields are checked where they are used, and what takes a folder to write, or nothing."""
 FUNCTIONS = sorted({*wb.__all__, "open"} - OTHERS - {"__version__"})
+
+ASKED = wb.Conversation("1", (wb.Message("user", ("What is it?",)),))
+ARRAY = np.zeros((4, 4, 3))
 
 
 class Wrong:
@@ -44,11 +49,30 @@ def test_a_value_of_a_wrong_kind_is_told(name: str, tmp_path: Path, monkeypatch:
     [
         (lambda: wb.tokens(3), "conversation: found 3, of type int; expected a Conversation"),  # type: ignore[arg-type]
         (lambda: wb.gallery("x"), "x: found no such folder; expected a dataset"),
-        (lambda: wb.gallery(None), "gallery: found None; expected a dataset, results, their folder, or conv"),  # type: ignore[arg-type]
+        (lambda: wb.gallery(None), "gallery: found None; expected a dataset, results, their"),  # type: ignore[arg-type]
         (lambda: wb.heatmap(None, None), "conversation: found None; expected a Conversation"),  # type: ignore[arg-type]
         (lambda: wb.chat(3), "model: found 3, of type int; expected a model that answers"),  # type: ignore[arg-type]
-        (lambda: wb.train(3, out="x"), "recipe: found 3, of type int; expected a recipe, its file"),  # type: ignore[call-overload]
+        (lambda: wb.train(3, out="x"), "recipe: found 3, of type int; expected a recip"),  # type: ignore[call-overload]
         (lambda: wb.curate(None), "dataset: found None; expected a Dataset, or its folder"),  # type: ignore[arg-type]
+        (lambda: wb.SamplingOptions(temperature="hot"), "sampling option temperature: found"),  # type: ignore[arg-type]
+        (lambda: wb.SamplingOptions(max_tokens=2.5), "sampling option max_tokens: found 2.5"),  # type: ignore[arg-type]
+        (lambda: wb.SamplingOptions(seed="x"), "sampling option seed: found 'x', of type st"),  # type: ignore[arg-type]
+        (lambda: wb.SamplingOptions(stop=3), "sampling option stop: found 3, of type int; e"),  # type: ignore[arg-type]
+        (lambda: wb.SamplingOptions(stop=[3]), "sampling option stop: found (3,), of type t"),  # type: ignore[arg-type]
+        (lambda: wb.Message("user", 42), "message: found 42, of type int; expected a text,"),  # type: ignore[arg-type]
+        (lambda: wb.Message("user", ["a", 42]), "message: found 42, of type int; expected a"),  # type: ignore[arg-type]
+        (lambda: wb.Message("user", {"text": "a"}), "message: found {'text': 'a'}, of type"),  # type: ignore[arg-type]
+        (lambda: wb.Conversation("1", "hello"), "conversation 1: found 'hello', of type str"),  # type: ignore[arg-type]
+        (lambda: wb.Conversation("1", ["hello"]), "conversation 1: found 'hello', of type s"),  # type: ignore[arg-type]
+        (lambda: wb.Conversation("1", wb.Message("user", "a")), "conversation 1: found Mess"),  # type: ignore[arg-type]
+        (lambda: wb.Recipe.load("tiny-align", 42), "override: found 42, of type int; expect"),  # type: ignore[arg-type]
+        (lambda: wb.compare("run"), "compare: found 'run', of type str; expected a list of runs, or of their folders"),
+        (lambda: wb.compare(["run"]), "run: found no run.json; expected a run folder"),
+        (lambda: wb.compare([42]), "run: found 42, of type int; expected a Run, or its fol"),  # type: ignore[list-item]
+        (lambda: wb.chat(wb.ScriptedModel([]), options={"temperature": 1}), "options: found"),  # type: ignore[arg-type]
+        (lambda: wb.chat(wb.ScriptedModel([]), image=ARRAY), "image: found array([[[0., 0.,"),  # type: ignore[arg-type]
+        (lambda: wb.chat(wb.ScriptedModel([]), image=[ARRAY]), "image: found array([[[0.,"),  # type: ignore[list-item]
+        (lambda: wb.tokens("run", ASKED), "tokens: found a conversation in the place of the"),  # type: ignore[arg-type]
     ],
 )  # fmt: skip
 def test_it_says_what_was_expected(call: Any, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -57,3 +81,23 @@ def test_it_says_what_was_expected(call: Any, said: str, monkeypatch: pytest.Mon
     with pytest.raises(WorkbenchError) as error:
         call()
     assert str(error.value).startswith(said)
+
+
+def test_a_search_says_what_it_searches_for(tmp_path: Path) -> None:
+    data = wb.scenes(tmp_path / "data", count=4)
+    with pytest.raises(WorkbenchError, match="search, text: found 42, of type int; expected a few words"):
+        wb.search(data, 42)  # type: ignore[arg-type]
+    with pytest.raises(WorkbenchError, match="search, count: found '3', of type str; expected a whole number"):
+        wb.search(data, "red", count="3")  # type: ignore[arg-type]
+
+
+def test_an_array_is_told_how_it_becomes_a_picture() -> None:
+    """Also to `ask` of the widget, which takes pictures one by one."""
+    for given in (lambda: listed(ARRAY), lambda: Session([], lambda *told: None).attach(ARRAY)):  # type: ignore[arg-type]
+        with pytest.raises(WorkbenchError, match=r"PIL\.Image\.fromarray"):
+            given()
+
+
+def test_one_override_is_one_override() -> None:
+    assert wb.Recipe.load("tiny-align", "train.lr=2e-4").train.lr == 2e-4
+    assert wb.Recipe.load("tiny-align", ["train.lr=2e-4"]).train.lr == 2e-4

@@ -308,6 +308,7 @@ def test_compare_shows_the_settings_that_differ_and_the_last_metrics(tmp_path: P
     assert (first["status"], second["status"]) == ("finished", "failed")
     assert first["metrics"] == {"step": 1, "loss": 2.0}
     json.dumps([first, second])
+    assert compare([tmp_path / "a", str(tmp_path / "b")]) == [first, second], "folders are runs too"
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from numbers import Integral, Real
+from types import NoneType
+from typing import Any, Protocol
 
 from workbench.conversation import Conversation
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, kind_of
 
 
 @dataclass(frozen=True)
@@ -47,21 +49,12 @@ class SamplingOptions:
     """A JSON schema, as JSON text: only answers that satisfy it can be written."""
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        object.__setattr__(self, "stop", stop)
-        for name, legal, expected in (
-            ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
-            ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
-            ("top_k", self.top_k >= 0, "0 (all) or more"),
-            ("max_tokens", self.max_tokens >= 1, "1 or more"),
-            ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
-            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "more than 0; 1 is off"),
-            ("logprobs", self.logprobs is None or 0 <= self.logprobs <= 20, "from 0 to 20"),
-            ("stop", all(stop), "texts that are not empty"),
-            ("json_schema", self.json_schema is None or _is_object(self.json_schema), "a JSON object, as text"),
-        ):
-            if not legal:
-                raise WorkbenchError(f"sampling option {name}", found=repr(getattr(self, name)), expected=expected)
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        object.__setattr__(self, "stop", tuple(stop) if isinstance(stop, Iterable) else stop)
+        for name, kind, legal, expected in _LEGAL:
+            value = getattr(self, name)
+            if not (isinstance(value, kind) and legal(value)):
+                raise WorkbenchError(f"sampling option {name}", found=kind_of(value), expected=expected)
 
     @property
     def greedy(self) -> bool:
@@ -71,9 +64,23 @@ class SamplingOptions:
 def _is_object(text: str) -> bool:
     try:
         return isinstance(json.loads(text), dict)
-    except (ValueError, TypeError):
+    except ValueError:
         return False
 
+
+_LEGAL: tuple[tuple[str, tuple[type, ...], Callable[[Any], bool], str], ...] = (
+    ("temperature", (Real,), lambda value: 0 <= value < float("inf"), "a number, 0 (greedy) or more"),
+    ("top_p", (Real,), lambda value: 0 < value <= 1, "a number, more than 0 and at most 1"),
+    ("top_k", (Integral,), lambda value: value >= 0, "a whole number, 0 (all) or more"),
+    ("max_tokens", (Integral,), lambda value: value >= 1, "a whole number, 1 or more"),
+    ("seed", (Integral, NoneType), lambda value: True, "a whole number, or None"),
+    ("min_p", (Real,), lambda value: 0 <= value <= 1, "a number from 0 to 1"),
+    ("repetition_penalty", (Real,), lambda value: 0 < value < float("inf"), "a number, more than 0; 1 is off"),
+    ("logprobs", (Integral, NoneType), lambda value: value is None or 0 <= value <= 20, "a whole number from 0 to 20"),
+    ("stop", (tuple,), lambda value: all(isinstance(one, str) and one for one in value), "texts that are not empty"),
+    ("json_schema", (str, NoneType), lambda value: value is None or _is_object(value), "a JSON object, as text"),
+)
+"""Of each option the kinds it can have, whether a value makes sense, and what is expected instead."""
 
 GREEDY = SamplingOptions()
 

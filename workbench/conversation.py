@@ -46,11 +46,28 @@ class Video:
 
 Media = Image | Video
 Part = str | Media
+_CONTENT = "a text, an Image, a Video, or a list of them"
+_MESSAGES = 'a list of Messages, such as [wb.Message("user", "What is it?")]'
+
+
+def _all(values: Any, kinds: tuple[type, ...], where: str, expected: str) -> tuple[Any, ...]:
+    """The values as a tuple, all of these kinds. A mapping or a text has parts too, but those are never meant."""
+    if not isinstance(values, tuple):
+        if isinstance(values, (str, Mapping)) or not isinstance(values, Iterable):
+            raise ConversationError(where, found=kind_of(values), expected=expected)
+        values = tuple(values)
+    for value in values:
+        if not isinstance(value, kinds):
+            raise ConversationError(where, found=kind_of(value), expected=expected)
+    return values
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. `content` keeps text and media in order; a plain string is one text part."""
+    """One turn. `content` keeps text and media in order; a plain string is one text part.
+
+    Raises `ConversationError` for content of another kind.
+    """
 
     role: str
     content: tuple[Part, ...]
@@ -58,8 +75,7 @@ class Message:
     def __post_init__(self) -> None:
         if isinstance(self.content, (str, Image, Video)):
             object.__setattr__(self, "content", (self.content,))
-        elif not isinstance(self.content, tuple):
-            object.__setattr__(self, "content", tuple(self.content))
+        object.__setattr__(self, "content", _all(self.content, (str, Image, Video), "message", _CONTENT))
 
     @property
     def text(self) -> str:
@@ -78,7 +94,8 @@ class Message:
 class Conversation:
     """A frozen conversation. The same value trains, is scored, is reviewed and grows in a chat.
 
-    `id` is assigned once and kept for ever; a foreign file's own id goes to `source["foreign_id"]`.
+    `id` is assigned once and kept for ever; a foreign file's own id goes to `source["foreign_id"]`. Raises
+    `ConversationError` for messages that are not a list of `Message`; `check_conversation` looks at their order.
 
     >>> asked = wb.Message("user", (wb.Image("a.png"), "What is it?"))
     >>> said = wb.Conversation("1", (asked, wb.Message("assistant", "A cat.")))
@@ -95,8 +112,7 @@ class Conversation:
     metadata: Mapping[str, Any] = field(default_factory=dict, compare=False, hash=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.messages, tuple):
-            object.__setattr__(self, "messages", tuple(self.messages))
+        object.__setattr__(self, "messages", _all(self.messages, (Message,), f"conversation {self.id}", _MESSAGES))
 
     def _repr_html_(self) -> str:
         """Its turns; pictures by name, because a conversation does not know where they lie. `wb.gallery` shows them."""

@@ -318,7 +318,7 @@ class Recipe(Section):
 
     @classmethod
     def load(cls, path_or_name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-        """Read a YAML file, or a shipped recipe by its name, and apply overrides such as `train.lr=2e-4`.
+        """Read a YAML file, or a shipped recipe by its name, and apply an override such as `train.lr=2e-4`, or several.
 
         Overriding `model.checkpoint` replaces `model.vision` and `model.language`, and the other way round. Raises
         `RecipeError` naming file and key.

@@ -16,7 +16,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from workbench.errors import RecipeError
+from workbench.errors import RecipeError, kind_of
 from workbench.resources import expanded
 
 
@@ -77,9 +77,12 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> list[str]:
-    """Write `dotted.key=value` texts into `data`, values read as YAML; returns the dotted keys."""
+    """Write `dotted.key=value` texts, or one of them, into `data`, values read as YAML; returns the dotted keys."""
     changed = []
-    for text in overrides:
+    given = [overrides] if isinstance(overrides, str) or not isinstance(overrides, Iterable) else overrides
+    for text in given:
+        if not isinstance(text, str):
+            raise RecipeError("override", found=kind_of(text), expected="a text, for example train.lr=2e-4")
         key, separator, value = text.partition("=")
         if not separator or not all(key.split(".")):
             raise RecipeError(f"override {text!r}", found="no key=value", expected="for example train.lr=2e-4")

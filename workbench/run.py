@@ -357,15 +357,19 @@ class Run:
         self._lock.release()
 
 
-def compare(runs: Iterable[Run]) -> Rows:
+def compare(runs: Iterable[Run | str | os.PathLike[str]]) -> Rows:
     """A row per run: path, name, kind, status, error, seconds, its last metrics, and the settings that differ.
 
-    A damaged folder gets a row too, with what is wrong in it as its error.
+    runs: runs, or their folders. A damaged folder gets a row too, with what is wrong in it as its error. Raises
+    `RunError` for what is no run folder.
 
     >>> [row["status"] for row in wb.compare(wb.Run.list("runs"))]
     ['finished']
     """
-    read = [(run, *_read(run)) for run in runs]
+    if isinstance(runs, (str, os.PathLike, Run)) or not isinstance(runs, Iterable):
+        fix = "wb.Run.list(folder) gives those below a folder"
+        raise RunError("compare", found=kind_of(runs), expected="a list of runs, or of their folders", fix=fix)
+    read = [(run, *_read(run)) for run in map(Run.open, runs)]
     flat = [settings for _, _, settings in read if settings is not None]
     keys = [key for key in dict.fromkeys(key for one in flat for key in one) if key != "name"]
     differing = [key for key in keys if len({json.dumps(one.get(key), default=str) for one in flat}) > 1]

@@ -132,7 +132,8 @@ class CurateRecipe(Section):
 
     @classmethod
     def load(cls, path_or_name: str | Path, overrides: Iterable[str] = ()) -> CurateRecipe:
-        """Read a YAML file, or a shipped recipe by its name, with overrides such as `filters.similarity.min=0.25`.
+        """Read a YAML file, or a shipped recipe by its name, with an override, or several, such as
+        `filters.similarity.min=0.25`.
 
         Raises `RecipeError` naming file and key.
         """

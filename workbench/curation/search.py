@@ -8,6 +8,7 @@ model to model, so look at both ends of the order.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import polars as pl
 
 from workbench.curation.measures import measured_once, ok_images, pair_keys, vectors
 from workbench.data.dataset import Dataset
-from workbench.errors import DataError
+from workbench.errors import DataError, kind_of
 from workbench.model.clip import Clip
 from workbench.progress import progress
 
@@ -29,15 +30,17 @@ def search(
     """The `count` images most like the text, best first. Columns: id, path, similarity (cosine, -1 to 1).
 
     Only images that are ok are searched. `model`: `tiny`, a CLIP's folder or Hub name, or a `Clip` that is loaded
-    already, which spares loading it for every search. Raises `DataError` for an empty text, or a `count` below 1.
+    already, which spares loading it for every search. Raises `DataError` for an empty text, a `count` below 1, and
+    values of other kinds.
 
     >>> wb.search("data", "a red star", count=3).columns
     ['id', 'path', 'similarity']
     """
     dataset = Dataset.open(dataset)
-    if not text.strip() or count < 1:
-        expected = "a few words, and a count of at least 1"
-        raise DataError("search", found=f"text {text!r} and count {count}", expected=expected)
+    if not isinstance(text, str) or not text.strip():
+        raise DataError("search, text", found=kind_of(text), expected="a few words")
+    if not isinstance(count, Integral) or count < 1:
+        raise DataError("search, count", found=kind_of(count), expected="a whole number of at least 1")
     clip = clip_of(model)
     images = vectors(dataset, clip.embed_images, name=clip.name)
     similarity = _matrix(images["vector"], clip) @ clip.embed_texts([text])[0]

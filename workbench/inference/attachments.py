@@ -84,8 +84,9 @@ def attached(path: Attached, *, frames: int = FRAMES, pages: int = PAGES) -> lis
 
 
 def listed(given: Attached | Sequence[Attached] | None) -> list[Attached]:
-    """What a caller gives as nothing, one or several to attach."""
-    return [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]  # type: ignore[list-item]
+    """What a caller gives as nothing, one or several to attach. Raises `ImageError` for what cannot be attached."""
+    several: Any = [] if given is None else given if isinstance(given, (list, tuple)) else [given]
+    return [one if isinstance(one, (str, Path)) else _picture(one) for one in several]
 
 
 def uploaded(data: bytes, name: str) -> Path:
@@ -96,14 +97,20 @@ def uploaded(data: bytes, name: str) -> Path:
     return place
 
 
+def _picture(given: Any) -> Picture:
+    """The PIL image, if it is one."""
+    from PIL import Image as PILImage
+
+    if not isinstance(given, PILImage.Image):
+        expected = "a path of an image, a video or a PDF file, or a PIL image"
+        fix = "PIL.Image.fromarray makes one of an array" if hasattr(given, "__array__") else ""
+        raise ImageError("image", found=" ".join(kind_of(given).split()), expected=expected, fix=fix)
+    return given
+
+
 def _place(path: Attached) -> Path:
     if not isinstance(path, (str, Path)):
-        from PIL import Image as PILImage
-
-        if not isinstance(path, PILImage.Image):
-            expected = "a path of an image, a video or a PDF file, or a PIL image"
-            raise ImageError("image", found=kind_of(path), expected=expected)
-        return uploaded(to_png(path), "picture.png").resolve()
+        return uploaded(to_png(_picture(path)), "picture.png").resolve()
     if _ADDRESS.match(str(path)):
         fix = "download the picture and give its path"
         raise ImageError(str(path), found="a web address", expected="a file of this machine", fix=fix)

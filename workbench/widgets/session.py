@@ -15,7 +15,7 @@ from typing import Any
 
 from workbench.chat_model import Answer, ChatModel, SamplingOptions
 from workbench.conversation import Conversation, Media, new_id
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, kind_of
 from workbench.inference.attachments import Attached, attached_for
 from workbench.inference.chat import LONG, changed
 
@@ -79,6 +79,11 @@ class Session:
     """Chats before this one, the latest last."""
     _threads: list[threading.Thread] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.options, SamplingOptions):
+            expected = "SamplingOptions, such as wb.SamplingOptions(temperature=1)"
+            raise WorkbenchError("options", found=kind_of(self.options), expected=expected)
+
     @property
     def busy(self) -> bool:
         """Whether an answer is being written."""
@@ -87,7 +92,7 @@ class Session:
     def attach(self, given: Attached) -> None:
         """An image, pages of a PDF file, a video or frames of it, for the next question. Raises `ImageError`."""
         given = given.strip().strip("'\"") if isinstance(given, str) else given
-        if given == "":
+        if isinstance(given, str) and not given:
             raise WorkbenchError("attach", found="no path", expected="a path of an image, a video or a PDF file")
         self.waiting += attached_for(given, *self.models)
 

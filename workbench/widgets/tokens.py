@@ -76,6 +76,11 @@ def tokens(
     >>> wb.tokens(dataset.conversations("train")[0], dataset=dataset)
     tokens of ...: ... trained
     """
+    if isinstance(model, (Conversation, Rendered)):
+        found, expected = "a conversation in the place of the model", "the conversation first, the model after it"
+        raise ModelError("tokens", found=found, expected=expected, fix="wb.tokens(conversation, model)")
+    if not isinstance(conversation, Rendered):
+        as_conversation(conversation)  # before a model is opened for it
     if isinstance(model, (str, Path)):
         model = open_model(model)
     renderer = _renderer(model, template, tokenizer)
