@@ -84,3 +84,30 @@ def test_models_of_one_name_are_told_apart_and_too_few_are_refused() -> None:
         compare_answers([ScriptedModel(["a"])], "Why?", votes=None)
     with pytest.raises(DataError, match="no question"):
         compare_answers([ScriptedModel(["a"]), ScriptedModel(["b"])], [], votes=None)
+
+
+def test_a_failure_is_no_answer(asked: Conversation, tmp_path: Path) -> None:
+    def failing(one: Conversation) -> str:
+        raise ModelError("<i>card", found="no room")
+
+    def faulty(one: Conversation) -> str:
+        raise KeyError("fault")
+
+    file = tmp_path / "votes.jsonl"
+    models = {
+        name: ScriptedModel(says) for name, says in {"no": failing, "bad": faulty, "yes": lambda one: "red"}.items()
+    }
+    view = compare_answers(models, [asked], votes=file).wait()
+    (row,) = view.rows
+    assert row["answers"] == [None, None, [["red", False]]], "the answer is compared with no failure"
+    assert row["failures"] == ["<i>card: found no room", "KeyError: 'fault'", None]
+    page = view.html()
+    assert (
+        page.count("border:1px solid #dc2626") == 2 and "&lt;i&gt;card: found no room" in page and "<mark" not in page
+    )
+    for name in ("no", "bad", "equal"):
+        view._asked(view, {"do": "vote", "number": 0, "name": name}, [])
+        assert "expected a vote between answers" in view.problem
+    assert view.tally == {} and not file.exists()
+    view.vote(0, "yes")
+    assert json.loads(file.read_text())["answers"] == {"yes": "red"}

@@ -37,7 +37,8 @@ Question = str | Conversation
 
 
 class AnswersView(View):
-    """The widget. `rows` are {id, question, reference, picture, answers: [[[text, differs]] or null], vote}.
+    """The widget. `rows` are {id, question, reference, picture, answers: [[[text, differs]] or null],
+    failures: [why there is no answer, or null], vote}; both null while a model is asked.
 
     A vote is the name of a model, or `equal`; the last one of a question counts. `tally` counts them.
     """
@@ -84,14 +85,18 @@ class AnswersView(View):
         self.vote(int(given.get("number", -1)), str(given.get("name")))
 
     def vote(self, number: int, name: str) -> None:
-        """Say which model answered question `number` best. Raises `DataError` for a question or name that is not."""
+        """Say which model answered question `number` best. Raises `DataError` for a question or name that is not there,
+        and for a model that did not answer."""
         if not 0 <= number < len(self.rows) or name not in (*self.names, EQUAL):
             raise DataError(
                 f"vote on question {number}", found=repr(name), expected=f"{', '.join(self.names)} or equal"
             )
-        row = {**self.rows[number], "vote": name}
+        row = self.rows[number]
+        answers = {key: said(one) for key, one in zip(self.names, row["answers"], strict=True) if one is not None}
+        if name != EQUAL and name not in answers or name == EQUAL and len(answers) < 2:
+            found = f"no answer of {name}" if name != EQUAL else f"{len(answers)} of {len(self.names)} answers"
+            raise DataError(f"vote on question {number}", found=found, expected="a vote between answers")
         if self._votes is not None:
-            answers = {key: said(value) for key, value in zip(self.names, row["answers"], strict=True)}
             kept = {"id": row["id"], "vote": name, "question": row["question"], "answers": answers}
             self._votes.append({**kept, "time": round(time.time(), 3)})
             self._votes.sync()
@@ -103,7 +108,8 @@ class AnswersView(View):
             picture = thumbnail_uri(self._open_image(asked.images[0]), SIDE) if asked.images else None
         vote = before["vote"] if before is not None and before["vote"] in (*self._models, EQUAL) else None
         row = {"id": asked.id, "question": asked.prompt.messages[-1].text, "reference": asked.reference}
-        return {**row, "picture": picture, "answers": [None] * len(self._models), "vote": vote}
+        empty = [None] * len(self._models)
+        return {**row, "picture": picture, "answers": empty, "failures": empty, "vote": vote}
 
     def _put(self, number: int, **changed: Any) -> None:
         rows = list(self.rows)
@@ -112,13 +118,19 @@ class AnswersView(View):
 
     def _ask_all(self) -> None:
         for number, asked in enumerate(self._questions):
-            texts = []
-            for model in self._models.values():
-                try:
-                    texts.append(model.reply(self._sent(model, asked.prompt), self._options).text.strip())
-                except WorkbenchError as error:
-                    texts.append(f"({error})")
-            self._put(number, answers=marked(texts))
+            tried = [self._ask(model, asked.prompt) for model in self._models.values()]
+            pieces = iter(marked([text for text, failure in tried if failure is None]))
+            answers = [next(pieces) if failure is None else None for _, failure in tried]
+            self._put(number, answers=answers, failures=[failure for _, failure in tried])
+
+    def _ask(self, model: ChatModel, prompt: Conversation) -> tuple[str, str | None]:
+        """(answer, None), or (nothing, why there is none)."""
+        try:
+            return model.reply(self._sent(model, prompt), self._options).text.strip(), None
+        except WorkbenchError as error:
+            return "", str(error)
+        except Exception as error:  # of a model that is not ours: shown, or the others would never be asked
+            return "", f"{type(error).__name__}: {error}"
 
     def _sent(self, model: ChatModel, prompt: Conversation) -> Conversation:
         """A model that opens files is told where they lie; one with an opener of its own knows better."""
