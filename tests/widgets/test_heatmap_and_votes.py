@@ -111,3 +111,29 @@ def test_a_failure_is_no_answer(asked: Conversation, tmp_path: Path) -> None:
     assert view.tally == {} and not file.exists()
     view.vote(0, "yes")
     assert json.loads(file.read_text())["answers"] == {"yes": "red"}
+
+
+@pytest.mark.parametrize(
+    "text", ["buy milk\n", "", '{"id": "1", "vote": "a"}\nbuy milk', '{"step": 1, "loss": 2.0}\n', "[1]\n", "folder"]
+)
+def test_a_file_that_keeps_no_votes_is_left_alone(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "notes.txt"
+    models = [ScriptedModel(["a"]), ScriptedModel(["b"])]
+    if text == "folder":
+        file.mkdir()
+    else:
+        file.write_text(text)
+    if not text:  # nobody's words are in it
+        return compare_answers(models, "Why?", votes=file).wait().vote(0, "equal")
+    with pytest.raises(DataError, match=r"notes.txt.*expected.*votes.*name a new file"):
+        compare_answers(models, "Why?", votes=file)
+    assert text == "folder" or file.read_text() == text
+
+
+def test_a_vote_that_a_killed_writer_left_torn_is_passed_over(tmp_path: Path) -> None:
+    file = tmp_path / "votes.jsonl"
+    for torn in ('{"i', '{"id": "question-1", "vo'):
+        file.write_text(torn)
+        compare_answers([ScriptedModel(["a"]), ScriptedModel(["b"])], "Why?", votes=file).wait().vote(0, "equal")
+        view = compare_answers([ScriptedModel(["a"]), ScriptedModel(["b"])], "Why?", votes=file).wait()
+        assert view.tally == {"equal": 1}

@@ -1,7 +1,7 @@
 """Several models answer the same questions: answers side by side, what differs marked, and a person's votes kept.
 
-Knows: which words of an answer the others lack, and the file of votes.
-Does not know: how models answer, how it looks (`votes.js`, `votes.css`).
+Knows: which words of an answer the others lack, and between which answers a person can vote.
+Does not know: how models answer, the file of votes (`vote_file.py`), how it looks (`votes.js`, `votes.css`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import re
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,10 +23,10 @@ from workbench.data.images import thumbnail_uri
 from workbench.errors import DataError, WorkbenchError, kind_of
 from workbench.inference.attachments import Attached, attached, open_file
 from workbench.inference.opening import open_model
-from workbench.json_lines import JsonLines
 from workbench.widgets.base import View, front
 from workbench.widgets.pictures import Opener, opener
 from workbench.widgets.static import page
+from workbench.widgets.vote_file import VoteFile
 
 SIDE = 200
 """Pixels of the pictures at most."""
@@ -55,9 +54,8 @@ class AnswersView(View):
         self._open_image: Opener = given.pop("open_image")
         self._options: SamplingOptions = given.pop("options")
         self._resolve: Callable[[Image], Path] | None = given.pop("resolve")
-        path = given.pop("votes")
-        self._votes = None if path is None else JsonLines(Path(path))
-        before = {row["id"]: row for row in self._votes.rows() if "vote" in row} if self._votes else {}
+        self._votes: VoteFile | None = given.pop("votes")
+        before = self._votes.last() if self._votes else {}
         rows = [self._row(one, before.get(one.id)) for one in self._questions]
         super().__init__(names=list(self._models), rows=rows, **given)
         self._thread = threading.Thread(target=self._ask_all, name="answers", daemon=True)
@@ -97,16 +95,14 @@ class AnswersView(View):
             found = f"no answer of {name}" if name != EQUAL else f"{len(answers)} of {len(self.names)} answers"
             raise DataError(f"vote on question {number}", found=found, expected="a vote between answers")
         if self._votes is not None:
-            kept = {"id": row["id"], "vote": name, "question": row["question"], "answers": answers}
-            self._votes.append({**kept, "time": round(time.time(), 3)})
-            self._votes.sync()
+            self._votes.add(row["id"], name, row["question"], answers)
         self._put(number, vote=name)
 
-    def _row(self, asked: Conversation, before: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _row(self, asked: Conversation, before: str | None) -> dict[str, Any]:
         picture = None
         with suppress(DataError):  # the models say themselves what is wrong with a picture
             picture = thumbnail_uri(self._open_image(asked.images[0]), SIDE) if asked.images else None
-        vote = before["vote"] if before is not None and before["vote"] in (*self._models, EQUAL) else None
+        vote = before if before in (*self._models, EQUAL) else None
         row = {"id": asked.id, "question": asked.prompt.messages[-1].text, "reference": asked.reference}
         empty = [None] * len(self._models)
         return {**row, "picture": picture, "answers": empty, "failures": empty, "vote": vote}
@@ -156,7 +152,8 @@ def compare_answers(
     the reference; or a dataset, the first `limit` of its held-out ones. dataset: where pictures of conversations lie.
     votes: the file that keeps votes, a line each; None keeps none. blind: names are hidden until a vote is cast.
 
-    Raises `DataError` for fewer than two models or no question, and what opening a model raises.
+    Raises `DataError` for fewer than two models, no question, or a file in the place of `votes` that holds anything else,
+    and what opening a model raises.
 
     >>> models = [wb.ScriptedModel(["A cat."], name="one"), wb.ScriptedModel(["A dog."], name="two")]
     >>> wb.compare_answers(models, ["What is it?"], votes=None).wait()
@@ -175,9 +172,10 @@ def compare_answers(
         asked = _asked([questions] if isinstance(questions, str) else questions, image)
     if not asked:
         raise DataError("compare_answers", found="no question", expected="at least one")
+    kept = None if votes is None else VoteFile(votes)
     open_image, resolve = opener(dataset), None if dataset is None else Dataset.open(dataset).resolver()
     opened = {name: open_model(one, open_image=open_image) for name, one in named.items()}
-    told = {"open_image": open_image, "resolve": resolve, "options": options, "votes": votes, "blind": blind}
+    told = {"open_image": open_image, "resolve": resolve, "options": options, "votes": kept, "blind": blind}
     return AnswersView(opened, asked, **told)
 
 
