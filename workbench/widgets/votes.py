@@ -152,8 +152,8 @@ def compare_answers(
     the reference; or a dataset, the first `limit` of its held-out ones. dataset: where pictures of conversations lie.
     votes: the file that keeps votes, a line each; None keeps none. blind: names are hidden until a vote is cast.
 
-    Raises `DataError` for fewer than two models, no question, or a file in the place of `votes` that holds anything else,
-    and what opening a model raises.
+    Raises `DataError` for fewer than two models, no question, or a `votes` file that holds anything else, and what
+    opening a model raises.
 
     >>> models = [wb.ScriptedModel(["A cat."], name="one"), wb.ScriptedModel(["A dog."], name="two")]
     >>> wb.compare_answers(models, ["What is it?"], votes=None).wait()
