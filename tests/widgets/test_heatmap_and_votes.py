@@ -137,3 +137,14 @@ def test_a_vote_that_a_killed_writer_left_torn_is_passed_over(tmp_path: Path) ->
         compare_answers([ScriptedModel(["a"]), ScriptedModel(["b"])], "Why?", votes=file).wait().vote(0, "equal")
         view = compare_answers([ScriptedModel(["a"]), ScriptedModel(["b"])], "Why?", votes=file).wait()
         assert view.tally == {"equal": 1}
+
+
+def test_what_was_said_before_the_question_is_shown_above_it(asked: Conversation) -> None:
+    talk = asked.add("assistant", "A <u>field").add("user", "Which colour?").add("assistant", "red")
+    models = [ScriptedModel(["red"], name="a"), ScriptedModel(["blue"], name="b")]
+    view = compare_answers(models, [talk, "Why?"], votes=None).wait()
+    first, second = view.rows
+    assert first["earlier"] == [{"role": "user", "text": "What <b>?"}, {"role": "assistant", "text": "A <u>field"}]
+    assert first["question"] == "Which colour?" and second["earlier"] == []
+    page = view.html()
+    assert 0 < page.index("What &lt;b&gt;?") < page.index("A &lt;u&gt;field") < page.index("Which colour?")

@@ -24,12 +24,13 @@ function render({ model, el }) {
         make("small", {}, shown), answerBox(row.answers[side], failure),
         failure ? null : button(chosen ? "✓ best" : "best", () => vote(name), { "aria-pressed": String(chosen), "aria-label": `best: ${shown}`, disabled: !can(name) }));
     });
+    const earlier = row.earlier.map((one) => make("p", {}, make("small", {}, make("b", {}, one.role), ` ${one.text}`)));
     const even = row.vote === EQUAL;
     const asked = make("div", { className: "wb-question-row" }, make("b", {}, row.question),
       row.reference ? make("small", {}, `expected: ${row.reference}`) : null,
       button(even ? "✓ equal" : "equal", () => vote(EQUAL), { "aria-pressed": String(even), disabled: !can(EQUAL) }));
     const made = make("article", { className: "wb-compared", tabIndex: 0, "aria-label": row.question },
-      row.picture ? make("img", { src: row.picture, alt: "" }) : null, make("div", {}, asked, make("div", { className: "wb-columns" }, ...columns)));
+      row.picture ? make("img", { src: row.picture, alt: "" }) : null, make("div", {}, earlier.length ? make("div", { className: "wb-earlier" }, ...earlier) : null, asked, make("div", { className: "wb-columns" }, ...columns)));
     made.addEventListener("keydown", (event) => {
       const name = event.key === "0" ? EQUAL : names[Number(event.key) - 1];
       if (name && can(name)) vote(name);

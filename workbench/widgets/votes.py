@@ -36,9 +36,10 @@ Question = str | Conversation
 
 
 class AnswersView(View):
-    """The widget. `rows` are {id, question, reference, picture, answers: [[[text, differs]] or null],
-    failures: [why there is no answer, or null], vote}; both null while a model is asked.
+    """The widget. `rows` are {id, earlier, question, reference, picture, answers, failures, vote}.
 
+    earlier: what was said before the question, {role, text} each. answers: [[text, differs]] of each model, or null;
+    failures: why there is no answer, or null; both null while a model is asked.
     A vote is the name of a model, or `equal`; the last one of a question counts. `tally` counts them.
     """
 
@@ -103,7 +104,9 @@ class AnswersView(View):
         with suppress(DataError):  # the models say themselves what is wrong with a picture
             picture = thumbnail_uri(self._open_image(asked.images[0]), SIDE) if asked.images else None
         vote = before if before in (*self._models, EQUAL) else None
-        row = {"id": asked.id, "question": asked.prompt.messages[-1].text, "reference": asked.reference}
+        *before_it, last = asked.prompt.messages
+        earlier = [{"role": one.role, "text": _told(one)} for one in before_it]
+        row = {"id": asked.id, "earlier": earlier, "question": last.text, "reference": asked.reference}
         empty = [None] * len(self._models)
         return {**row, "picture": picture, "answers": empty, "failures": empty, "vote": vote}
 
@@ -198,6 +201,11 @@ def _asked(questions: Sequence[Question], image: Attached | None) -> list[Conver
         else one
         for one in questions
     ]
+
+
+def _told(message: Message) -> str:
+    """Its text, or the names of its pictures where it has no other."""
+    return message.text.strip() or ", ".join(Path(media.path).name for media in message.media)
 
 
 def marked(texts: Sequence[str]) -> list[list[list[Any]]]:
