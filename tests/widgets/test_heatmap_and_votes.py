@@ -14,8 +14,9 @@ from workbench.conversation import Conversation, Image, Message
 from workbench.errors import DataError, ModelError
 from workbench.inference.engine import Engine
 from workbench.model.llava import Llava
+from workbench.widgets.differing import marked, said
 from workbench.widgets.heatmap import SIDE, heatmap
-from workbench.widgets.votes import compare_answers, marked, said
+from workbench.widgets.votes import compare_answers
 
 
 @pytest.fixture

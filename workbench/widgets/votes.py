@@ -1,13 +1,12 @@
 """Several models answer the same questions: answers side by side, what differs marked, and a person's votes kept.
 
-Knows: which words of an answer the others lack, and between which answers a person can vote.
-Does not know: how models answer, the file of votes (`vote_file.py`), how it looks (`votes.js`, `votes.css`).
+Knows: between which answers a person can vote, and that a failure is none.
+Does not know: how models answer, which words differ (`differing.py`), the file of votes (`vote_file.py`), or how it looks
+(`votes.js`, `votes.css`).
 """
 
 from __future__ import annotations
 
-import difflib
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -24,6 +23,7 @@ from workbench.errors import DataError, WorkbenchError, kind_of
 from workbench.inference.attachments import Attached, attached, open_file
 from workbench.inference.opening import open_model
 from workbench.widgets.base import View, front
+from workbench.widgets.differing import marked, said
 from workbench.widgets.pictures import Opener, opener
 from workbench.widgets.static import page
 from workbench.widgets.vote_file import VoteFile
@@ -206,27 +206,3 @@ def _asked(questions: Sequence[Question], image: Attached | None) -> list[Conver
 def _told(message: Message) -> str:
     """Its text, or the names of its pictures where it has no other."""
     return message.text.strip() or ", ".join(Path(media.path).name for media in message.media)
-
-
-def marked(texts: Sequence[str]) -> list[list[list[Any]]]:
-    """Each text as [piece, differs]: what the text before it (the first: the second) does not say is marked."""
-    split = [re.findall(r"\s*\S+", text) for text in texts]
-    made = []
-    for number, words in enumerate(split):
-        other = split[1 if number == 0 else 0] if len(split) > 1 else words
-        pieces: list[list[Any]] = []
-        matcher = difflib.SequenceMatcher(a=[_plain(word) for word in other], b=[_plain(word) for word in words])
-        for kind, _, _, begin, end in matcher.get_opcodes():
-            if begin < end:
-                pieces.append(["".join(words[begin:end]), kind != "equal"])
-        made.append(pieces)
-    return made
-
-
-def said(answer: Sequence[Sequence[Any]] | None) -> str:
-    """The text of a marked answer."""
-    return "".join(piece for piece, _ in answer or ())
-
-
-def _plain(word: str) -> str:
-    return word.strip().strip(".,;:!?").lower()
