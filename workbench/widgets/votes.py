@@ -1,8 +1,8 @@
 """Several models answer the same questions: answers side by side, what differs marked, and a person's votes kept.
 
 Knows: between which answers a person can vote, and that a failure is none.
-Does not know: how models answer, which words differ (`differing.py`), the file of votes (`vote_file.py`), or how it looks
-(`votes.js`, `votes.css`).
+Does not know: how models answer, which words differ (`differing.py`), the file of votes (`vote_file.py`), or how it
+looks (`votes.js`, `votes.css`).
 """
 
 from __future__ import annotations
