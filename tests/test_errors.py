@@ -38,3 +38,13 @@ def test_every_error_is_of_the_family_and_keeps_its_parts(kind: type[WorkbenchEr
     assert isinstance(error, WorkbenchError)
     assert (error.where, error.found, error.expected, error.fix) == ("here", "this", "that", "do so")
     assert kind.__doc__
+
+
+def test_a_notebook_shows_the_one_line_of_the_command_line() -> None:
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.utils.capture import capture_output
+
+    shell = InteractiveShell()
+    with capture_output() as shown:
+        shell.run_cell("from workbench.errors import DataError\nraise DataError('a.png', found='no such file')")
+    assert [line for line in shown.stdout.splitlines() if line] == ["\x1b[31merror:\x1b[0m a.png: found no such file"]

@@ -117,6 +117,8 @@ def test_every_public_name_is_there() -> None:
     for name in workbench.__all__:
         assert getattr(workbench, name) is not None
         assert name in dir(workbench)
+    shown = {name for name in dir(workbench) if not name.startswith("__")}
+    assert shown == {*workbench.__all__, "open"} - {"__version__"}, "what a notebook offers after wb."
     with pytest.raises(AttributeError, match="has no attribute 'trian'"):
         _ = workbench.trian
 

@@ -15,9 +15,9 @@ from workbench.inference.attachments import listed
 from workbench.widgets.session import Session
 
 OTHERS = {
-    "scenes", "clean", "Budget", "SamplingOptions", "ScriptedModel", "Image", "Video", "WorkbenchError",
-    "Recipe", "Run", "Dataset", "Results", "Engine", "Server", "Renderer",
-    "CurateRecipe", "RemoteModel", "doctor", "benchmarks", "quickstart", "open_images",
+    "scenes", "clean", "Budget", "SamplingOptions", "ScriptedModel", "Image", "Video", "WorkbenchError", "Recipe",
+    "Run", "Dataset", "Results", "Engine", "Server", "Renderer", "CurateRecipe", "RemoteModel", "doctor",
+    "benchmarks", "quickstart", "open_images",
 }  # fmt: skip
 """Values, whose own fields are checked where they are used, and what takes a folder to write, or nothing."""
 FUNCTIONS = sorted({*wb.__all__, "open"} - OTHERS - {"__version__"})

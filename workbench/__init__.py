@@ -193,7 +193,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """The public names alone, whatever was imported meanwhile; `open` is not among `__all__`."""
+    return sorted({*_HOMES, *(name for name in globals() if name.startswith("__"))})
 
 
 class _Package(ModuleType):

@@ -20,6 +20,10 @@ class WorkbenchError(Exception):
         body = "; ".join(part for part in parts if part)
         super().__init__(f"{where}: {body}" if where and body else where or body)
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows, which IPython asks for: the command line's one line. `%debug` has the rest."""
+        return [f"\x1b[31merror:\x1b[0m {self}"]
+
 
 def kind_of(value: object) -> str:
     """What a value is, in a few words, for the `found` of an error.

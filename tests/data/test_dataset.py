@@ -650,3 +650,9 @@ def test_a_disk_that_is_full_at_any_step_leaves_the_state_before_or_after(
         found = Dataset.open(dataset.path).images["label"].to_list()
         assert found in (before, after, [f"{step}"] * 3)
         assert not list(dataset.path.glob("*.tmp"))
+
+
+def test_a_file_is_no_dataset(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(DataError, match="notes.txt: found a file; expected the folder of a dataset"):
+        Dataset.open(tmp_path / "notes.txt")

@@ -325,7 +325,9 @@ def test_videos_come_in_and_go_out_and_one_that_is_missing_is_named(
     told = [{"system": "Be brief.", **one} for one in records]
     assert recognise(file) == recognise(write(tmp_path / "told.json", told)) == "llava"
     dataset = import_llava(file, tmp_path / "media", tmp_path / "out")
-    assert "gone: gone.mp4: no such file" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "gone: gone.mp4: no such file" in said and "3 conversations about 1 images and 2 videos in " in said
+    assert dataset.card["import"]["videos"] == 2
     made = dataset.conversations()
     assert [type(part).__name__ for one in made for part in one.media] == ["Video", "Video", "Image", "Video"]
     assert all(dataset.resolve(part).is_file() for one in made for part in one.media)

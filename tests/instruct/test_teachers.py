@@ -104,6 +104,9 @@ def test_what_a_check_rejects_is_kept_with_the_reason_and_can_be_asked_for_again
     made = generate(scenes, teacher=bad, tasks=["conversation"])
     rows = scenes.conversation_rows
     assert made.counts == {} and sum(made.rejected.values()) == 12 and scenes.conversations() == []
+    told = ["  wanted: 12", "  answered: 12", "  passed the check format: 0 (12 rejected)", "  kept: 0"]
+    assert str(made).splitlines()[-4:] == told
+    assert made.funnel.rows()[-2:] == [("passed the check format", 12, 0), ("kept", 0, 0)]
     assert set(rows["status"]) == {"removed"} and all(reason.startswith("check ") for reason in rows["reason"])
     assert all("sorry" in messages[-1]["content"][0]["text"] for messages in rows["messages"])
     same = teacher("unused")

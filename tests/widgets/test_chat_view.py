@@ -97,7 +97,8 @@ def test_questions_edits_and_regeneration_make_the_conversation(red: Path) -> No
     view.do("clear")
     view.do("ask", text="new")
     view.do("restore", number=0)
-    assert view.exchanges[0]["question"] == "really?" and view.earlier == ["new"]
+    assert [one["question"] for one in view.exchanges] == ["what?", "and?"], "what an edit cut off is an earlier chat"
+    assert view.earlier == ["really?", "new"]
 
 
 def test_an_answer_is_told_word_by_word_and_stopped() -> None:

@@ -14,8 +14,9 @@ from workbench.conversation import Conversation, Image, Message
 from workbench.errors import DataError, ModelError
 from workbench.inference.engine import Engine
 from workbench.model.llava import Llava
+from workbench.widgets.differing import marked, said
 from workbench.widgets.heatmap import SIDE, heatmap
-from workbench.widgets.votes import compare_answers, marked, said
+from workbench.widgets.votes import compare_answers
 
 
 @pytest.fixture
@@ -37,7 +38,13 @@ def test_a_heat_map_is_shown_changed_and_saved(llava: Llava, asked: Conversation
     while not view.problem or view.busy:
         threading.Event().wait(0.02)
     assert "token 99" in view.problem
-    assert PIL.Image.open(view.save(tmp_path / "map.png")).size == (SIDE, SIDE)
+    for _ in range(2):  # over itself it may be written again
+        assert PIL.Image.open(view.save(tmp_path / "map.png")).size == (SIDE, SIDE)
+    before = (tmp_path / "red.png").read_bytes()
+    for name, found in (("red.png", "a file that is no heat map"), ("map.jpg", "the ending '.jpg'")):
+        with pytest.raises(DataError, match=found):
+            view.save(tmp_path / name)
+    assert (tmp_path / "red.png").read_bytes() == before
     data, _ = view._repr_mimebundle_()
     assert "&lt;b&gt;" in data["text/html"] and "data:image/jpeg" in data["text/html"]
     assert heatmap(llava, asked).tokens, "the model's own answer"
@@ -84,3 +91,67 @@ def test_models_of_one_name_are_told_apart_and_too_few_are_refused() -> None:
         compare_answers([ScriptedModel(["a"])], "Why?", votes=None)
     with pytest.raises(DataError, match="no question"):
         compare_answers([ScriptedModel(["a"]), ScriptedModel(["b"])], [], votes=None)
+
+
+def test_a_failure_is_no_answer(asked: Conversation, tmp_path: Path) -> None:
+    def failing(one: Conversation) -> str:
+        raise ModelError("<i>card", found="no room")
+
+    def faulty(one: Conversation) -> str:
+        raise KeyError("fault")
+
+    file = tmp_path / "votes.jsonl"
+    models = {
+        name: ScriptedModel(says) for name, says in {"no": failing, "bad": faulty, "yes": lambda one: "red"}.items()
+    }
+    view = compare_answers(models, [asked], votes=file).wait()
+    (row,) = view.rows
+    assert row["answers"] == [None, None, [["red", False]]], "the answer is compared with no failure"
+    assert row["failures"] == ["<i>card: found no room", "KeyError: 'fault'", None]
+    page = view.html()
+    assert (
+        page.count("border:1px solid #dc2626") == 2 and "&lt;i&gt;card: found no room" in page and "<mark" not in page
+    )
+    for name in ("no", "bad", "equal"):
+        view._asked(view, {"do": "vote", "number": 0, "name": name}, [])
+        assert "expected a vote between answers" in view.problem
+    assert view.tally == {} and not file.exists()
+    view.vote(0, "yes")
+    assert json.loads(file.read_text())["answers"] == {"yes": "red"}
+
+
+@pytest.mark.parametrize(
+    "text", ["buy milk\n", "", '{"id": "1", "vote": "a"}\nbuy milk', '{"step": 1, "loss": 2.0}\n', "[1]\n", "folder"]
+)
+def test_a_file_that_keeps_no_votes_is_left_alone(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "notes.txt"
+    models = [ScriptedModel(["a"]), ScriptedModel(["b"])]
+    if text == "folder":
+        file.mkdir()
+    else:
+        file.write_text(text)
+    if not text:  # nobody's words are in it
+        return compare_answers(models, "Why?", votes=file).wait().vote(0, "equal")
+    with pytest.raises(DataError, match=r"notes.txt.*expected.*votes.*name a new file"):
+        compare_answers(models, "Why?", votes=file)
+    assert text == "folder" or file.read_text() == text
+
+
+def test_a_vote_that_a_killed_writer_left_torn_is_passed_over(tmp_path: Path) -> None:
+    file = tmp_path / "votes.jsonl"
+    for torn in ('{"i', '{"id": "question-1", "vo'):
+        file.write_text(torn)
+        compare_answers([ScriptedModel(["a"]), ScriptedModel(["b"])], "Why?", votes=file).wait().vote(0, "equal")
+        view = compare_answers([ScriptedModel(["a"]), ScriptedModel(["b"])], "Why?", votes=file).wait()
+        assert view.tally == {"equal": 1}
+
+
+def test_what_was_said_before_the_question_is_shown_above_it(asked: Conversation) -> None:
+    talk = asked.add("assistant", "A <u>field").add("user", "Which colour?").add("assistant", "red")
+    models = [ScriptedModel(["red"], name="a"), ScriptedModel(["blue"], name="b")]
+    view = compare_answers(models, [talk, "Why?"], votes=None).wait()
+    first, second = view.rows
+    assert first["earlier"] == [{"role": "user", "text": "What <b>?"}, {"role": "assistant", "text": "A <u>field"}]
+    assert first["question"] == "Which colour?" and second["earlier"] == []
+    page = view.html()
+    assert 0 < page.index("What &lt;b&gt;?") < page.index("A &lt;u&gt;field") < page.index("Which colour?")

@@ -52,8 +52,9 @@ def import_conversations(
         raise DataError(str(folder), found="no such folder", expected="the folder that the image paths start from")
     dataset = Folder(out)
     paths: dict[str, None] = {}
+    films: set[str] = set()
     bad: list[str] = []
-    good = _good(records, folder, paths, bad)
+    good = _good(records, folder, paths, films, bad)
     first = next(good, None)
     if first is None:
         found = f"no conversation among {len(bad)} records; the first: {bad[0]}" if bad else "no record"
@@ -65,20 +66,28 @@ def import_conversations(
         images = image_rows(folder, list(paths), out, workers=workers)
         refuse_missing(str(source), folder, images)
         dataset.fill("images", [as_images(images)])
-        report = {"conversations": count, **(noted or {}), "quarantined images": by_reason(images), "bad records": bad}
+        shown = {"videos": len(films)} if films else {}
+        report = {
+            "conversations": count,
+            **shown,
+            **(noted or {}),
+            "quarantined images": by_reason(images),
+            "bad records": bad,
+        }
         write_report(out, report)
         name = name or source.stem
         sections = {"made": f"imported from {kind}: {source.name}", **(card or {}), "import": numbers(report)}
         dataset.write_card(new_card(name, {ROOT: root_for(folder, out)}, sections))
-    print(summary(f"{name}: {count} conversations about {images.height} images in {out}", report))
+    about = f"{images.height} images" + (f" and {len(films)} videos" if films else "")
+    print(summary(f"{name}: {count} conversations about {about} in {out}", report))
     return Dataset(out)
 
 
 def _good(
-    records: Iterable[Conversation | BadRecord], folder: Path, paths: dict[str, None], bad: list[str]
+    records: Iterable[Conversation | BadRecord], folder: Path, paths: dict[str, None], films: set[str], bad: list[str]
 ) -> Iterator[Conversation]:
-    """The conversations, one by one; their image paths, bad records and those without their video are noted on the
-    way."""
+    """The conversations, one by one; paths of their images and videos, bad records and those without their video are
+    noted on the way."""
     for record in records:
         if isinstance(record, BadRecord):
             bad.append(f"{record.id}: {record.error}")
@@ -88,6 +97,7 @@ def _good(
                 bad.append(f"{record.source.get('foreign_id', record.id)}: {lost[0]}: {NO_FILE}")
                 continue
             paths.update((image.path, None) for image in record.images)
+            films.update(one.path for one in record.media if isinstance(one, Video))
             yield record
 
 

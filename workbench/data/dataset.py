@@ -78,6 +78,8 @@ class Dataset:
         path = Path(path)
         if len(path.parts) == 1 and not path.exists() and (state_folder() / "datasets" / path).exists():
             path = state_folder() / "datasets" / path
+        if path.is_file():
+            raise DataError(str(path), found="a file", expected="the folder of a dataset")
         dataset = Dataset(path)
         dataset._folder.card()
         for table in tables.COLUMNS:

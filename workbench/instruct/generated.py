@@ -58,13 +58,13 @@ class Generated(AsPrinted):
 
     @property
     def funnel(self) -> pl.DataFrame:
-        """How many were left after every step. Columns: step, removed, left."""
+        """How many were left after every step, the last of which is `kept`. Columns: step, removed, left."""
         left = self._asked.total()
         rows: list[tuple[str, int, int]] = [("wanted", 0, left)]
-        steps = {"answered": left - self._answered.total(), **self._rejected}
-        for step, removed in steps.items():
+        checked = {f"passed the check {name}": count for name, count in self._rejected.items()}
+        for step, removed in {"answered": left - self._answered.total(), **checked, "kept": 0}.items():
             left -= removed
-            rows.append((step if step == "answered" else f"check {step}", removed, left))
+            rows.append((step, removed, left))
         return pl.DataFrame(rows, schema=["step", "removed", "left"], orient="row")
 
     def summary(self) -> dict[str, Any]:
@@ -81,7 +81,13 @@ class Generated(AsPrinted):
             path, reason = next(iter(self.skipped.items()))
             lines.append(f"{len(self.skipped)} images gave none, for example {path}: {reason}")
         if self.outcome is not None:
-            lines += [str(self.outcome), *(f"  {step:<24} {left:>8,}" for step, _, left in self.funnel.iter_rows())]
+            lines += [str(self.outcome), *(_told(*row) for row in self.funnel.iter_rows())]
         if self.failed:
             lines.append(f"{len(self.failed)} were not answered, for example {next(iter(self.failed.values()))}")
         return "\n".join(lines)
+
+
+def _told(step: str, removed: int, left: int) -> str:
+    """A line of the funnel."""
+    lost = "without an answer" if step == "answered" else "rejected"
+    return f"  {step}: {left:,}" + (f" ({removed:,} {lost})" if removed else "")

@@ -52,7 +52,8 @@ def write(template: Template, conversation: Conversation, bos: str, eos: str, *,
         if form is None:
             raise _no_place(template, conversation, number, "another question", "one question and one answer")
         if not videos and any(isinstance(part, Video) for part in message.media):
-            where, fix = f"{conversation.id}, message {number}", "put frames of it into the message as images"
+            where = f"{conversation.id}, message {number}"
+            fix = "put frames of it into the message as images, or train with image_mode: anyres_video_8"
             raise RenderError(where, found="a video", expected="images: the model reads no videos", fix=fix)
         content = _content(template, message, number)
         made += _fill(form, number, tokens, system=wrapped, content=content)

@@ -110,7 +110,7 @@ def measure(examples: Examples, *, name: str, bar: Progress | None = None) -> Le
         part = absent[start : start + SAVE_EVERY]
         index.add(stamped[part], _measured(examples, part, problems, bar))
     if problems:
-        refuse(problems, len(examples), "conversations", FIX)
+        refuse(problems, len(examples), "conversations", "correct or reject them in the dataset")
     if len(absent):
         index.keep(stamped)
         found = stamped.join(index.rows, on=STAMPS, how="left", maintain_order="left")

@@ -184,7 +184,11 @@ function render({ model, el }) {
     });
     const grew = now.length > drawn.length;
     drawn = now.map((exchange, number) => ({ exchange, last: number === now.length - 1 }));
-    if (end || grew) log.scrollTop = log.scrollHeight;
+    const toEnd = () => (log.scrollTop = log.scrollHeight);
+    if (end || grew) {
+      toEnd();
+      for (const image of log.querySelectorAll("img")) if (!image.complete) image.addEventListener("load", toEnd, { once: true });
+    }
     log.hidden = !now.length;
     go.textContent = busy() ? "Stop" : "Send";
     go.classList.toggle("wb-stop", busy());

@@ -19,7 +19,7 @@ from workbench.chat_model import Answer, ChatModel, SamplingOptions
 from workbench.conversation import Conversation, as_conversation
 from workbench.data.dataset import Dataset
 from workbench.data.images import thumbnail_uri
-from workbench.errors import ModelError, WorkbenchError
+from workbench.errors import DataError, ModelError, WorkbenchError
 from workbench.inference.engine import Engine
 from workbench.inference.opening import open_model
 from workbench.inference.relevance import METHODS, Relevance
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image as Picture
 
+MARK = "workbench heat map"
+"""What a written one says of itself; another picture is not written over."""
 SIDE = 384
 """Pixels of the pictures that are shown."""
 STRENGTH = 0.75
@@ -92,16 +94,29 @@ class HeatmapView(View):
         return _over(self._squares[image], self._map[image])
 
     def save(self, path: str | Path) -> Path:
-        """Write what is shown as a PNG, several images beside each other. Raises `DiskError`."""
-        from PIL import Image as PILImage
+        """Write what is shown as a PNG, several images beside each other, over nothing but an earlier heat map.
 
+        Raises `DataError` for another file that is there or another ending than `.png`, and `DiskError`.
+        """
+        from PIL import Image as PILImage
+        from PIL.PngImagePlugin import PngInfo
+
+        file = expanded(path)
+        if file.suffix.lower() != ".png":
+            raise DataError(str(path), found=f"the ending {file.suffix!r}", expected=".png, which is what is written")
+        if file.exists() and not _is_map(file):
+            raise DataError(
+                str(path), found="a file that is no heat map", fix="choose another name, or remove it first"
+            )
+        mark = PngInfo()
+        mark.add_text("Software", MARK)
         parts = [self.picture(number) for number in range(len(self._squares))]
         whole = PILImage.new("RGB", (SIDE * len(parts), SIDE))
         for number, part in enumerate(parts):
             whole.paste(part, (number * SIDE, 0))
         written = io.BytesIO()
-        whole.save(written, "PNG")
-        write_atomic(expanded(path), written.getvalue())
+        whole.save(written, "PNG", pnginfo=mark)
+        write_atomic(file, written.getvalue())
         return Path(path)
 
     def html(self) -> str:
@@ -188,6 +203,16 @@ def _over(square: Picture, grid: np.ndarray) -> Picture:
     whole = square.convert("RGBA").resize((SIDE, SIDE))
     whole.alpha_composite(heat)
     return whole.convert("RGB")
+
+
+def _is_map(file: Path) -> bool:
+    from PIL import Image as PILImage
+
+    try:
+        with PILImage.open(file) as held:
+            return held.info.get("Software") == MARK
+    except OSError:  # no picture at all, or a folder
+        return False
 
 
 def _uri(picture: Picture) -> str:

@@ -106,12 +106,14 @@ class Session:
         self._answer(len(self.exchanges) - 1)
 
     def edit(self, number: int, text: str) -> None:
-        """Ask an earlier question anew in other words; what followed it is gone, its pictures stay."""
+        """Ask an earlier question anew in other words, with its pictures; what followed stays as an earlier chat."""
         self._free()
         images = [*self._exchange(number).images, *self.waiting]
         if not text.strip():
             raise WorkbenchError("question", found="no text", expected="a question")
         self.waiting = []
+        if number + 1 < len(self.exchanges):
+            self.earlier.append([*self.exchanges])
         self.exchanges[number:] = [Exchange(text.strip(), images, [])]
         self._answer(number)
 

@@ -1,15 +1,13 @@
 """Several models answer the same questions: answers side by side, what differs marked, and a person's votes kept.
 
-Knows: which words of an answer the others lack, and the file of votes.
-Does not know: how models answer, how it looks (`votes.js`, `votes.css`).
+Knows: between which answers a person can vote, and that a failure is none.
+Does not know: how models answer, which words differ (`differing.py`), the file of votes (`vote_file.py`), or how it
+looks (`votes.js`, `votes.css`).
 """
 
 from __future__ import annotations
 
-import difflib
-import re
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,10 +22,11 @@ from workbench.data.images import thumbnail_uri
 from workbench.errors import DataError, WorkbenchError, kind_of
 from workbench.inference.attachments import Attached, attached, open_file
 from workbench.inference.opening import open_model
-from workbench.json_lines import JsonLines
 from workbench.widgets.base import View, front
+from workbench.widgets.differing import marked, said
 from workbench.widgets.pictures import Opener, opener
 from workbench.widgets.static import page
+from workbench.widgets.vote_file import VoteFile
 
 SIDE = 200
 """Pixels of the pictures at most."""
@@ -37,8 +36,10 @@ Question = str | Conversation
 
 
 class AnswersView(View):
-    """The widget. `rows` are {id, question, reference, picture, answers: [[[text, differs]] or null], vote}.
+    """The widget. `rows` are {id, earlier, question, reference, picture, answers, failures, vote}.
 
+    earlier: what was said before the question, {role, text} each. answers: [[text, differs]] of each model, or null;
+    failures: why there is no answer, or null; both null while a model is asked.
     A vote is the name of a model, or `equal`; the last one of a question counts. `tally` counts them.
     """
 
@@ -54,9 +55,8 @@ class AnswersView(View):
         self._open_image: Opener = given.pop("open_image")
         self._options: SamplingOptions = given.pop("options")
         self._resolve: Callable[[Image], Path] | None = given.pop("resolve")
-        path = given.pop("votes")
-        self._votes = None if path is None else JsonLines(Path(path))
-        before = {row["id"]: row for row in self._votes.rows() if "vote" in row} if self._votes else {}
+        self._votes: VoteFile | None = given.pop("votes")
+        before = self._votes.last() if self._votes else {}
         rows = [self._row(one, before.get(one.id)) for one in self._questions]
         super().__init__(names=list(self._models), rows=rows, **given)
         self._thread = threading.Thread(target=self._ask_all, name="answers", daemon=True)
@@ -84,26 +84,31 @@ class AnswersView(View):
         self.vote(int(given.get("number", -1)), str(given.get("name")))
 
     def vote(self, number: int, name: str) -> None:
-        """Say which model answered question `number` best. Raises `DataError` for a question or name that is not."""
+        """Say which model answered question `number` best. Raises `DataError` for a question or name that is not there,
+        and for a model that did not answer."""
         if not 0 <= number < len(self.rows) or name not in (*self.names, EQUAL):
             raise DataError(
                 f"vote on question {number}", found=repr(name), expected=f"{', '.join(self.names)} or equal"
             )
-        row = {**self.rows[number], "vote": name}
+        row = self.rows[number]
+        answers = {key: said(one) for key, one in zip(self.names, row["answers"], strict=True) if one is not None}
+        if name != EQUAL and name not in answers or name == EQUAL and len(answers) < 2:
+            found = f"no answer of {name}" if name != EQUAL else f"{len(answers)} of {len(self.names)} answers"
+            raise DataError(f"vote on question {number}", found=found, expected="a vote between answers")
         if self._votes is not None:
-            answers = {key: said(value) for key, value in zip(self.names, row["answers"], strict=True)}
-            kept = {"id": row["id"], "vote": name, "question": row["question"], "answers": answers}
-            self._votes.append({**kept, "time": round(time.time(), 3)})
-            self._votes.sync()
+            self._votes.add(row["id"], name, row["question"], answers)
         self._put(number, vote=name)
 
-    def _row(self, asked: Conversation, before: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _row(self, asked: Conversation, before: str | None) -> dict[str, Any]:
         picture = None
         with suppress(DataError):  # the models say themselves what is wrong with a picture
             picture = thumbnail_uri(self._open_image(asked.images[0]), SIDE) if asked.images else None
-        vote = before["vote"] if before is not None and before["vote"] in (*self._models, EQUAL) else None
-        row = {"id": asked.id, "question": asked.prompt.messages[-1].text, "reference": asked.reference}
-        return {**row, "picture": picture, "answers": [None] * len(self._models), "vote": vote}
+        vote = before if before in (*self._models, EQUAL) else None
+        *before_it, last = asked.prompt.messages
+        earlier = [{"role": one.role, "text": _told(one)} for one in before_it]
+        row = {"id": asked.id, "earlier": earlier, "question": last.text, "reference": asked.reference}
+        empty = [None] * len(self._models)
+        return {**row, "picture": picture, "answers": empty, "failures": empty, "vote": vote}
 
     def _put(self, number: int, **changed: Any) -> None:
         rows = list(self.rows)
@@ -112,13 +117,19 @@ class AnswersView(View):
 
     def _ask_all(self) -> None:
         for number, asked in enumerate(self._questions):
-            texts = []
-            for model in self._models.values():
-                try:
-                    texts.append(model.reply(self._sent(model, asked.prompt), self._options).text.strip())
-                except WorkbenchError as error:
-                    texts.append(f"({error})")
-            self._put(number, answers=marked(texts))
+            tried = [self._ask(model, asked.prompt) for model in self._models.values()]
+            pieces = iter(marked([text for text, failure in tried if failure is None]))
+            answers = [next(pieces) if failure is None else None for _, failure in tried]
+            self._put(number, answers=answers, failures=[failure for _, failure in tried])
+
+    def _ask(self, model: ChatModel, prompt: Conversation) -> tuple[str, str | None]:
+        """(answer, None), or (nothing, why there is none)."""
+        try:
+            return model.reply(self._sent(model, prompt), self._options).text.strip(), None
+        except WorkbenchError as error:
+            return "", str(error)
+        except Exception as error:  # of a model that is not ours: shown, or the others would never be asked
+            return "", f"{type(error).__name__}: {error}"
 
     def _sent(self, model: ChatModel, prompt: Conversation) -> Conversation:
         """A model that opens files is told where they lie; one with an opener of its own knows better."""
@@ -144,7 +155,8 @@ def compare_answers(
     the reference; or a dataset, the first `limit` of its held-out ones. dataset: where pictures of conversations lie.
     votes: the file that keeps votes, a line each; None keeps none. blind: names are hidden until a vote is cast.
 
-    Raises `DataError` for fewer than two models or no question, and what opening a model raises.
+    Raises `DataError` for fewer than two models, no question, or a `votes` file that holds anything else, and what
+    opening a model raises.
 
     >>> models = [wb.ScriptedModel(["A cat."], name="one"), wb.ScriptedModel(["A dog."], name="two")]
     >>> wb.compare_answers(models, ["What is it?"], votes=None).wait()
@@ -163,9 +175,10 @@ def compare_answers(
         asked = _asked([questions] if isinstance(questions, str) else questions, image)
     if not asked:
         raise DataError("compare_answers", found="no question", expected="at least one")
+    kept = None if votes is None else VoteFile(votes)
     open_image, resolve = opener(dataset), None if dataset is None else Dataset.open(dataset).resolver()
     opened = {name: open_model(one, open_image=open_image) for name, one in named.items()}
-    told = {"open_image": open_image, "resolve": resolve, "options": options, "votes": votes, "blind": blind}
+    told = {"open_image": open_image, "resolve": resolve, "options": options, "votes": kept, "blind": blind}
     return AnswersView(opened, asked, **told)
 
 
@@ -190,25 +203,6 @@ def _asked(questions: Sequence[Question], image: Attached | None) -> list[Conver
     ]
 
 
-def marked(texts: Sequence[str]) -> list[list[list[Any]]]:
-    """Each text as [piece, differs]: what the text before it (the first: the second) does not say is marked."""
-    split = [re.findall(r"\s*\S+", text) for text in texts]
-    made = []
-    for number, words in enumerate(split):
-        other = split[1 if number == 0 else 0] if len(split) > 1 else words
-        pieces: list[list[Any]] = []
-        matcher = difflib.SequenceMatcher(a=[_plain(word) for word in other], b=[_plain(word) for word in words])
-        for kind, _, _, begin, end in matcher.get_opcodes():
-            if begin < end:
-                pieces.append(["".join(words[begin:end]), kind != "equal"])
-        made.append(pieces)
-    return made
-
-
-def said(answer: Sequence[Sequence[Any]] | None) -> str:
-    """The text of a marked answer."""
-    return "".join(piece for piece, _ in answer or ())
-
-
-def _plain(word: str) -> str:
-    return word.strip().strip(".,;:!?").lower()
+def _told(message: Message) -> str:
+    """Its text, or the names of its pictures where it has no other."""
+    return message.text.strip() or ", ".join(Path(media.path).name for media in message.media)
