@@ -426,8 +426,11 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_llava_that_is_not_read_here_says_so(name: str, published: Made) -> None:
-    changed, message = OTHERS[name]
-    source = published()
+    assert_unread(published(), *OTHERS[name])
+
+
+def assert_unread(source: Any, changed: dict[str, Any], message: str) -> None:
+    """A checkpoint whose configuration says something else is refused by name."""
     source.save()
     source.describe(**changed)
     with pytest.raises(ModelError, match=message):
