@@ -187,7 +187,8 @@ function render({ model, el }) {
     const toEnd = () => (log.scrollTop = log.scrollHeight);
     if (end || grew) {
       toEnd();
-      for (const image of log.querySelectorAll("img")) if (!image.complete) image.addEventListener("load", toEnd, { once: true });
+      const shown = log.lastChild?.querySelectorAll("img") ?? [];
+      for (const image of shown) if (!image.complete) image.addEventListener("load", toEnd, { once: true });
     }
     log.hidden = !now.length;
     go.textContent = busy() ? "Stop" : "Send";
