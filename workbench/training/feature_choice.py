@@ -22,6 +22,8 @@ from workbench.training.room import kept_images
 
 WORTH = 0.05
 """Share of a run's arithmetic that must be saved: less is easily lost again by writing and reading."""
+SAMPLE = 100
+"""Steps that tell the tower's share of all: counting every tree of a large dataset would hold up its start."""
 ONCE = 1.05
 """Meetings below which an image is said to be met once."""
 TOLD = {"on": "on", "read": "read only", "off": "off", "fp16": "on, rounded to fp16"}
@@ -75,7 +77,7 @@ def choose(llava: Llava, train: TrainSpec, order: Plan, met: Meetings, lengths: 
     if not met.keys:
         return Choice("off", "there are no images")
     tiles, squares = (lengths.tiles(len(met.keys), squares=each) for each in (False, True))
-    size, share = kept_images(llava, tiles, train), tower_share(llava, list(order.epoch()))
+    size, share = kept_images(llava, tiles, train), tower_share(llava, list(order.epoch(SAMPLE)))
     kind, why = _decide(train, met.times, share, size)
     return Choice(kind, why, size, squares, met.times)
 

@@ -206,9 +206,10 @@ class Plan:
             self._epoch = epoch, self._plan_epoch(epoch)
         return self._epoch[1][within]
 
-    def epoch(self) -> Iterator[Tree]:
-        """The trees of the first epoch, step by step."""
-        return chain.from_iterable(map(self.step, range(self.steps_per_epoch)))
+    def epoch(self, most: int | None = None) -> Iterator[Tree]:
+        """The trees of the first epoch, step by step; of so many steps at most, which stand for all: order is random."""
+        steps = self.steps_per_epoch if most is None else min(most, self.steps_per_epoch)
+        return chain.from_iterable(map(self.step, range(steps)))
 
     def _plan_epoch(self, epoch: int) -> list[list[Tree]]:
         rng = np.random.default_rng([self.seed, epoch])
