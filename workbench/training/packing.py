@@ -207,7 +207,7 @@ class Plan:
         return self._epoch[1][within]
 
     def epoch(self, most: int | None = None) -> Iterator[Tree]:
-        """The trees of the first epoch, step by step; of so many steps at most, which stand for all: order is random."""
+        """The trees of the first epoch, step by step; of `most` steps at most, which stand for all: order is random."""
         steps = self.steps_per_epoch if most is None else min(most, self.steps_per_epoch)
         return chain.from_iterable(map(self.step, range(steps)))
 
