@@ -6,11 +6,12 @@ Knows: HTML of a handful of pictures. Does not know: FiftyOne, or how to look at
 from __future__ import annotations
 
 import html
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from workbench.data.images import load_image, thumbnail_uri
+from workbench.data.images import thumbnail_uri
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ def preview(dataset: Dataset) -> str:
     ok = images.filter(pl.col("status") == "ok")
     shown = ok.gather_every(max(1, ok.height // THUMBNAILS)).head(THUMBNAILS)
     tiles = "".join(
-        _tile(dataset, path, root, label or (captions or [""])[0])
-        for path, root, label, captions in shown.select("path", "root", "label", "captions").iter_rows()
+        _tile(dataset, row, row["label"] or (row["captions"] or [""])[0]) for row in shown.iter_rows(named=True)
     )
     head = f"<b>{html.escape(dataset.name)}</b> <code>{html.escape(str(dataset.path))}</code>"
     return f"<div>{head}<table>{lines}</table><div>{tiles}</div></div>"
@@ -42,11 +42,13 @@ def _counts(counts: dict[str, int]) -> str:
     return html.escape(", ".join(f"{count:,} {name}" for name, count in counts.items()) or "none")
 
 
-def _tile(dataset: Dataset, path: str, root: str, text: str) -> str:
-    from workbench.conversation import Image
+def _tile(dataset: Dataset, row: Mapping[str, Any], text: str) -> str:
+    from workbench.data.tables import media_of
+    from workbench.data.video import load_media, still
 
+    media, path = media_of(row), row["path"]
     try:
-        source = thumbnail_uri(load_image(dataset.resolve(Image(path, root))), SIDE)
+        source = thumbnail_uri(still(load_media(media, dataset.resolve(media))), SIDE)
         inside = f'<img src="{source}" alt="{html.escape(path)}">'
     except DataError as problem:
         inside = html.escape(problem.found or str(problem))
