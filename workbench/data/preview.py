@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from workbench.data.images import thumbnail_uri
+from workbench.data.tables import media_of
+from workbench.data.video import load_media, still
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -43,9 +45,6 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _tile(dataset: Dataset, row: Mapping[str, Any], text: str) -> str:
-    from workbench.data.tables import media_of
-    from workbench.data.video import load_media, still
-
     media, path = media_of(row), row["path"]
     try:
         source = thumbnail_uri(still(load_media(media, dataset.resolve(media))), SIDE)

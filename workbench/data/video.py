@@ -104,6 +104,15 @@ def seen(file: Path | Film) -> Picture:
     return still(file if isinstance(file, Film) else load_image(file))
 
 
+def by_content(path: Path) -> Path | Film:
+    """What `seen` opens of a file that nobody called an image or a video: a film where it begins as one."""
+    try:
+        with open_file(path) as file:
+            return Film(path) if is_video(file.read(24)) else path
+    except ImageError:  # a page or a frame of a file, or one that has gone: who opens it says so
+        return path
+
+
 # --- files ------------------------------------------------------------------------------------------------------
 
 
