@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import polars as pl
 import pytest
 from PIL import Image as PILImage
 
-from tests.videos import moving, painted
+from tests.videos import moving, painted, written
 from workbench.conversation import Video
 from workbench.curation.describe import describe
 from workbench.curation.filters import curate
@@ -26,12 +27,14 @@ from workbench.curation.table import changes, ids_of
 from workbench.curation.text_measures import texts_of
 from workbench.data.dataset import Dataset
 from workbench.data.formats import import_llava
+from workbench.data.image_rows import image_rows
 from workbench.data.video import Film
 from workbench.instruct.generator import generate
 from workbench.recipe import DataSpec
 from workbench.training.source import find_images, read_source
 
 CLIPS, STILLS, EACH = 6, 6, 3
+Drawn = Callable[..., Path]
 
 
 def _record(key: str, name: str, number: int) -> dict[str, Any]:
@@ -54,6 +57,17 @@ def mixed(tmp_path: Path) -> Dataset:
     records.append(_record("video", "text.mp4", 0))
     (tmp_path / "talks.json").write_text(json.dumps(records))
     return import_llava(tmp_path / "talks.json", media, tmp_path / "data", name="mixed")
+
+
+@pytest.fixture
+def drawn(tmp_path: Path, helpers: SimpleNamespace) -> Drawn:
+    """`drawn("a.mp4", 3, codec=...)`: a still of shapes as a video among the others; one number is one picture."""
+
+    def make(name: str, seed: int, **settings: Any) -> Path:
+        picture = helpers.draw(seed)
+        return written(tmp_path / "media" / name, iter([picture] * 4), picture.size, **settings)
+
+    return make
 
 
 def _parts(dataset: Dataset) -> dict[str, set[str]]:
@@ -83,16 +97,17 @@ def test_a_conversation_of_another_split_than_its_video_leaks(mixed: Dataset) ->
     assert set(found["kind"]) == {"conversation"} and found["id"].n_unique() == 1
 
 
-def test_a_near_copy_of_a_video_and_a_picture_of_its_first_frame_stay_together(mixed: Dataset, tmp_path: Path) -> None:
-    media = tmp_path / "media"
-    moving(media / "copy.mp4", 5, size=(128, 96), seed=100)
-    Film(media / "0.mp4").first().save(media / "frame.png")
-    from workbench.data.image_rows import image_rows
-
-    mixed.add_images(image_rows(media, ["copy.mp4", "frame.png"], videos=["copy.mp4"], workers=1))
-    for seed in range(4):
-        splits = dict(split(mixed, {"train": 0.5, "val": 0.25, "test": 0.25}, seed=seed).iter_rows())
-        rows = mixed.images.filter(pl.col("path").is_in(["0.mp4", "copy.mp4", "frame.png"]))
+def test_a_near_copy_of_a_video_and_a_picture_of_its_first_frame_stay_together(
+    mixed: Dataset, tmp_path: Path, drawn: Drawn
+) -> None:
+    first = drawn("first.mp4", 1)
+    drawn("copy.webm", 1, codec="libvpx-vp9", kind="webm")
+    Film(first).first().save(tmp_path / "media" / "frame.png")
+    names = ["first.mp4", "copy.webm", "frame.png"]
+    mixed.add_images(image_rows(tmp_path / "media", names, videos=names[:2], workers=1))
+    for seed in range(6):
+        splits = dict(split(mixed, {"train": 0.4, "val": 0.3, "test": 0.3}, seed=seed).iter_rows())
+        rows = mixed.images.filter(pl.col("path").is_in(names))
         assert rows.height == 3 and len({splits[name] for name in rows["id"]}) == 1
         assert check_leakage(mixed).is_empty()
 
@@ -109,13 +124,12 @@ def test_a_benchmark_s_video_is_found_among_ours(mixed: Dataset, tmp_path: Path)
 # --- cleaning -------------------------------------------------------------------------------------------------------
 
 
-def test_broken_videos_and_copies_are_left_out(mixed: Dataset, tmp_path: Path) -> None:
+def test_broken_videos_and_copies_are_left_out(mixed: Dataset, tmp_path: Path, drawn: Drawn) -> None:
     media = tmp_path / "media"
     shutil.copy(media / "1.mp4", media / "same.mp4")
-    moving(media / "near.mp4", 5, seed=102, codec="libx264")
-    from workbench.data.image_rows import image_rows
-
-    mixed.add_images(image_rows(media, ["same.mp4", "near.mp4"], videos=["same.mp4", "near.mp4"], workers=1))
+    drawn("drawn.mp4", 1), drawn("near.mp4", 1, codec="libx264")
+    names = ["same.mp4", "drawn.mp4", "near.mp4"]
+    mixed.add_images(image_rows(media, names, videos=names, workers=1))
     (media / "5.mp4").unlink()
     funnel = curate(mixed)
     assert dict(funnel.table.select("name", "removed").iter_rows()) == {
@@ -123,7 +137,7 @@ def test_broken_videos_and_copies_are_left_out(mixed: Dataset, tmp_path: Path) -
     }  # fmt: skip
     rows = {row["path"]: row["status"] for row in mixed.images.iter_rows(named=True)}
     assert (rows["text.mp4"], rows["5.mp4"]) == ("quarantined", "quarantined")
-    assert {rows["1.mp4"], rows["same.mp4"]} == {"ok", "removed"} == {rows["2.mp4"], rows["near.mp4"]}
+    assert {rows["1.mp4"], rows["same.mp4"]} == {"ok", "removed"} == {rows["drawn.mp4"], rows["near.mp4"]}
     assert funnel.to_html().count('<img alt="" src="data:image/jpeg') == 2, "copies are shown; broken ones cannot be"
     assert not [one for one in mixed.iter_conversations() if one.media[0].path in ("5.mp4", "text.mp4")]
 
