@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import wave
+from dataclasses import replace
 from pathlib import Path
 
 import imagehash
@@ -21,9 +22,11 @@ from workbench.data.formats import (
     export_coco,
     export_folder,
     export_pdf,
+    export_sharegpt,
     import_files,
     import_folder,
     import_llava,
+    import_sharegpt,
 )
 from workbench.data.image_rows import image_rows
 from workbench.data.recognise import recognise
@@ -283,3 +286,43 @@ def test_a_conversation_that_is_kept_brings_its_video_a_row(tmp_path: Path) -> N
     assert dataset.conversations() == [added]
     dataset.update_images(pl.DataFrame({"id": [row["id"]], "status": ["removed"]}), operation={"name": "look"})
     assert dataset.conversations() == []
+
+
+SHARED = [
+    {"conversations": [{"from": "human", "value": "<video>What?"}, {"from": "gpt", "value": "A patch."}],
+     "videos": ["a.mp4"]},
+    {"messages": [{"role": "user", "content": "<image>\n<video>\nIs it in <video>?"},
+                  {"role": "assistant", "content": "No."}],
+     "images": ["c.png"], "videos": ["a.mp4", "b.mp4"], "id": "m"},
+    {"messages": [{"role": "user", "content": [{"type": "video", "video": "b.mp4"}, {"type": "text", "text": "What?"}]},
+                  {"role": "assistant", "content": "A patch."}]},
+    {"conversations": [{"from": "human", "value": "What does <video> mean?"}, {"from": "gpt", "value": "A mark."}]},
+    {"conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "?"}], "videos": ["a.mp4"]},
+    {"conversations": [{"from": "human", "value": "<video>Which?"}, {"from": "gpt", "value": "?"}],
+     "videos": ["gone.mp4"]},
+]  # fmt: skip
+
+
+def test_videos_of_sharegpt_come_in_have_rows_and_go_out_equal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    media = tmp_path / "media"
+    media.mkdir()
+    moving(media / "a.mp4", 3), moving(media / "b.mp4", 4, seed=1), _picture(media / "c.png")
+    file = tmp_path / "talks.json"
+    file.write_text(json.dumps(SHARED))
+    assert recognise(_written(tmp_path / "one.json", json.dumps(SHARED[:1]).encode())) == "sharegpt"
+    dataset = import_sharegpt(file, media, tmp_path / "data")
+    said = capsys.readouterr().out
+    assert "1 videos without an <video> mark" in said and "quarantined videos, no such file: 1: gone.mp4" in said
+    kinds = [[type(part).__name__ for part in one.messages[0].content] for one in dataset.conversations()]
+    assert kinds == [["Video", "str"], ["Image", "Video", "str", "Video", "str"], ["Video", "str"], ["str"]]
+    rows = dict(dataset.images.select("path", "media").iter_rows())
+    assert rows == {"a.mp4": "video", "b.mp4": "video", "c.png": "image", "gone.mp4": "video"}
+    assert export_sharegpt(dataset, tmp_path / "again.json") == 4
+    assert json.loads((tmp_path / "again.json").read_text()) == SHARED[:4]
+    told = [replace(one, metadata={}) for one in dataset.conversations()]
+    dataset.write_conversations(told)
+    export_sharegpt(dataset, tmp_path / "plain.json", shape="messages")
+    again = import_sharegpt(tmp_path / "plain.json", media, tmp_path / "second")
+    assert [one.messages for one in again.conversations()][:3] == [one.messages for one in told][:3]

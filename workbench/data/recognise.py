@@ -110,7 +110,7 @@ def _record_kind(record: Any) -> str | None:
         return None
     if {"image", "video"} & set(keys):
         return "llava"
-    return "sharegpt" if {"images", "system"} & set(keys) else "either"
+    return "sharegpt" if {"images", "videos", "system"} & set(keys) else "either"
 
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:
