@@ -248,6 +248,12 @@ def test_videos_in_a_folder_of_pictures_are_rows_with_label_and_caption(
     assert rows["dog/broken.mov"]["status"] == "quarantined" and rows["dog/clip.mp4"]["label"] is None
 
 
+def test_a_picture_that_is_named_as_a_video_is_a_picture_where_nobody_says_more(folder: Path, tmp_path: Path) -> None:
+    _picture(folder / "cat" / "odd.mp4")
+    row = import_folder(folder, tmp_path / "data").images.filter(path="cat/odd.mp4").row(0, named=True)
+    assert (row["media"], row["status"], row["reason"]) == ("image", "ok", "PNG named .mp4")
+
+
 def test_a_folder_of_videos_alone_comes_in_with_classes(folder: Path, tmp_path: Path) -> None:
     for picture in folder.rglob("*.png"):
         picture.unlink()

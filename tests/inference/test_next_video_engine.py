@@ -18,6 +18,7 @@ from tests.inference.test_next_engine import SHORT
 from tests.serving.requests_made import uri
 from tests.videos import moving, painted
 from workbench.conversation import Conversation, Image, Message, Video
+from workbench.curation.splits import split
 from workbench.data.adopt import adopt
 from workbench.data.dataset import Dataset
 from workbench.data.video import Film
@@ -186,14 +187,21 @@ def test_a_video_is_evaluated_and_taken_into_a_dataset(llava: Llava, files: Path
     asked = about(files, "what moves?", "a.mp4").add("assistant", "a cube")
     added = adopt(tmp_path / "data", asked, open_file)
     dataset = Dataset.open(tmp_path / "data")
-    assert dataset.conversations() == [added] and dataset.images.is_empty()
     [media] = added.media
+    assert dataset.conversations() == [added]
+    assert dataset.images.select("root", "path", "media", "status").rows() == [("media", media.path, "video", "ok")]
     assert (media.root, Path(media.path).suffix) == ("media", ".mp4")
     assert dataset.resolve(media).read_bytes() == (files / "a.mp4").read_bytes()
     with Engine(llava, name="film") as engine:
         [row] = evaluate(engine, dataset, split=None, max_tokens=SHORT.max_tokens).rows.to_dicts()
     decode = llava.tokenizer.decode(generated(llava, asked.prompt), skip_special_tokens=True)
     assert row["answer"].strip() == decode.strip()
+    split(dataset, {"train": 0, "val": 0, "test": 1})
+    with Engine(llava, name="film") as engine:
+        results = evaluate(engine, dataset, split="test", max_tokens=SHORT.max_tokens)
+    [row] = results.rows.to_dicts()
+    assert (row["image"], row["root"]) == (media.path, "media"), "a row names the video it is about"
+    assert results.picture(row).tobytes() == Film(files / "a.mp4").frames(1)[0].tobytes()
 
 
 # --- the server ---------------------------------------------------------------------------------------------------

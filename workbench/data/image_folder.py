@@ -24,10 +24,10 @@ from workbench.data.captions_file import CAPTION_FILES, SPLITS, Line, read_lines
 from workbench.data.dataset import Dataset
 from workbench.data.folder import CHECKS
 from workbench.data.image_rows import ROOT, image_rows, nouns, refuse_existing, root_for
-from workbench.data.images import SUFFIXES
+from workbench.data.images import SUFFIXES, is_picture, open_file
 from workbench.data.imported import by_reason, keep
 from workbench.data.video import SUFFIXES as VIDEO_SUFFIXES
-from workbench.errors import DataError
+from workbench.errors import DataError, ImageError
 from workbench.resources import as_path
 
 _HIDDEN = {"thumbs.db", "desktop.ini", "__macosx"}
@@ -84,7 +84,8 @@ def import_folder(
     folder_labels, splits = _folders(found.images, with_labels=not said.captions)
     labels = said.labels if "label" in said.has else folder_labels
     told_splits = said.splits if "split" in said.has else splits
-    frame = image_rows(folder, found.images, out, videos=set(filter(_is_video, found.images)), workers=workers)
+    videos = {path for path in found.images if _is_video(path) and not _holds_picture(folder / path)}
+    frame = image_rows(folder, found.images, out, videos=videos, workers=workers)
     frame = frame.with_columns(
         pl.Series("id", [said.ids.get(path, known) for path, known in frame.select("path", "id").iter_rows()]),
         pl.Series("label", [labels.get(path) for path in found.images], dtype=pl.String),
@@ -192,6 +193,15 @@ def _kind(inside: str, name: str) -> str:
 
 def _is_video(path: str) -> bool:
     return PurePosixPath(path).suffix.lower() in VIDEO_SUFFIXES
+
+
+def _holds_picture(file: Path) -> bool:
+    """Whether a file that is named as a video is a picture: nobody called it a video but its name."""
+    try:
+        with open_file(file) as opened:
+            return is_picture(opened.read(24))
+    except ImageError:  # its check says what is wrong with it
+        return False
 
 
 def _folders(paths: list[str], *, with_labels: bool) -> tuple[dict[str, str], dict[str, str]]:

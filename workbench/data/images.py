@@ -203,6 +203,12 @@ def is_video(data: bytes) -> bool:
     return data.startswith(b"\x1a\x45\xdf\xa3") or data.startswith(b"RIFF") and data[8:12] == b"AVI "
 
 
+def is_picture(data: bytes) -> bool:
+    """Whether a file begins as one of the pictures that are read here does."""
+    boxed = data[4:8] == b"ftyp" and data[8:12] in _PICTURE_BRANDS
+    return boxed or data.startswith(_BEGINNINGS) and not is_video(data)
+
+
 def beginning(data: bytes) -> str:
     """How a file begins, to read: quoted where it is text, else a few bytes in hexadecimal."""
     text = data[:24].decode("utf-8", "ignore")
