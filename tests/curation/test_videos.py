@@ -15,6 +15,7 @@ import pytest
 from PIL import Image as PILImage
 
 from tests.videos import moving, painted, written
+from workbench.chat_model import ScriptedModel
 from workbench.conversation import Video
 from workbench.curation.describe import describe
 from workbench.curation.filters import curate
@@ -29,9 +30,13 @@ from workbench.data.dataset import Dataset
 from workbench.data.formats import import_llava
 from workbench.data.image_rows import image_rows
 from workbench.data.video import Film
+from workbench.evaluation.task import derange
 from workbench.instruct.generator import generate
+from workbench.instruct.judging import judge_dataset
+from workbench.plugin.desk import Desk
 from workbench.recipe import DataSpec
 from workbench.training.source import find_images, read_source
+from workbench.widgets.gallery import gallery
 
 CLIPS, STILLS, EACH = 6, 6, 3
 Drawn = Callable[..., Path]
@@ -171,6 +176,30 @@ def test_nothing_is_written_about_videos_and_that_is_said(mixed: Dataset, capsys
     assert len(made) == STILLS and all(one.images for one in made)
 
 
+def test_no_judge_is_asked_about_a_video(mixed: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
+    judge = ScriptedModel(lambda _: json.dumps({"reason": "because", "score": 9}))
+    judged = judge_dataset(mixed, judge)
+    assert f"left out: {CLIPS * EACH:,} about videos" in capsys.readouterr().out
+    pictures = {one.id for one in mixed.iter_conversations() if one.images}
+    assert set(judged.table["id"]) == pictures and len(pictures) == STILLS * EACH
+
+
+def test_another_video_is_shown_for_the_baseline(mixed: Dataset) -> None:
+    films = [one for one in mixed.iter_conversations() if isinstance(one.media[0], Video)]
+    other = derange(films, seed=0)
+    assert all(isinstance(one.media[0], Video) for one in other)
+    assert not [old.id for old, new in zip(films, other, strict=True) if old.media == new.media]
+
+
+def test_a_gallery_shows_the_first_frames(mixed: Dataset) -> None:
+    view = gallery(mixed)
+    asked = [one.media[0] for one in mixed.iter_conversations()]
+    assert len(view.items) == len(asked) and any(isinstance(one, Video) for one in asked)
+    assert all(str(view._picture(number)).startswith("data:image/jpeg") for number in range(len(asked)))
+    rows = gallery(mixed.images.filter(status="ok").select("id"), dataset=mixed)
+    assert all(rows._picture(number) for number in range(CLIPS + STILLS))
+
+
 # --- FiftyOne, and what is trained on -------------------------------------------------------------------------------
 
 
@@ -189,6 +218,9 @@ def test_a_video_is_looked_at_tagged_and_taken_out_and_then_not_trained_on(
         first = np.asarray(Film(tmp_path / "media" / "0.mp4").first(), np.float32)
         assert np.abs(np.asarray(poster, np.float32) - first).mean() < 6
     assert len(clip.conversations.classifications) == EACH and clip.tags == [rows["0.mp4"]["split"]]
+    desk = Desk(view)
+    talk = next(one for one in mixed.iter_conversations() if one.media[0].path == "0.mp4")
+    assert desk.show(talk.id)["images"] == [clip.filepath], "the panel shows the poster"
     assert by_id[rows["0.png"]["id"]].video is None
     broken = by_id[rows["text.mp4"]["id"]]
     assert broken.tags == ["broken"] and broken.filepath == broken.video

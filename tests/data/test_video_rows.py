@@ -21,6 +21,7 @@ from workbench.data.dataset import Dataset
 from workbench.data.formats import (
     export_coco,
     export_folder,
+    export_hf,
     export_pdf,
     export_sharegpt,
     import_files,
@@ -278,6 +279,12 @@ def test_exports_hold_the_videos_or_say_how_many_they_leave_out(
     }  # fmt: skip
     assert export_pdf(dataset, tmp_path / "all.pdf") == 2
     assert "left out: 2 videos" in capsys.readouterr().out
+    said = Message("assistant", ("It does.",))
+    for part in (Video("cat/clip.mp4", "images"), Image("cat/still.png")):
+        dataset.add_conversations([Conversation(part.path, (Message("user", (part, "Does it?")), said))])
+    assert export_hf(dataset, tmp_path / "hf") == 1
+    assert "left out: 1 conversations about videos" in capsys.readouterr().out
+    assert [one.id for one in import_files(tmp_path / "hf", tmp_path / "back").conversations()] != []
 
 
 def test_a_conversation_that_is_kept_brings_its_video_a_row(tmp_path: Path) -> None:

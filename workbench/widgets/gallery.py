@@ -19,7 +19,7 @@ from workbench.conversation import Conversation, Image, as_conversation
 from workbench.data.dataset import Dataset
 from workbench.data.images import thumbnail_uri
 from workbench.data.tables import media_of
-from workbench.data.video import still
+from workbench.data.video import by_content, seen, still
 from workbench.errors import DataError, kind_of
 from workbench.evaluation.results import Results
 from workbench.widgets.base import View, front
@@ -173,7 +173,14 @@ def _of_rows(rows: pl.DataFrame, dataset: Dataset | None) -> GalleryView:
         dataset = Dataset.open(rows["dataset"].drop_nulls()[0])
     told = rows.to_dicts()
     images = [Image(row["image"], row["root"] or "images") if row["image"] else None for row in told]
-    return GalleryView("answers", list(_judged(told)), images, opener(dataset), dataset)
+    open_image = opener(None) if dataset is None else _opener_of_rows(dataset)
+    return GalleryView("answers", list(_judged(told)), images, open_image, dataset)
+
+
+def _opener_of_rows(dataset: Dataset) -> Opener:
+    """Rows do not say whether it is a video that they are about."""
+    resolve = dataset.resolver()
+    return lambda image: seen(by_content(resolve(image)))
 
 
 def _judged(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
