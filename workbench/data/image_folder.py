@@ -139,12 +139,12 @@ def _scan(folder: Path) -> Found:
 
 def _nothing(found: Found) -> dict[str, str]:
     """What to say of a folder without an image."""
-    expected = "pictures (JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC, AVIF) or videos (MP4, MOV, WebM, MKV, AVI)"
+    expected = "pictures: JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC or AVIF, or videos: MP4, MOV, WebM, MKV or AVI"
     others = [*found.others, *found.texts, *found.captions, *found.unreadable]
     if not others:
         return {"found": "an empty folder", "expected": expected, "fix": "check the path"}
     listed = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
-    return {"found": f"no picture and no video, but {listed}", "expected": f"{expected}, by the endings of their names"}
+    return {"found": f"no picture or video, but {listed}", "expected": f"{expected}, by the endings of their names"}
 
 
 def _stem(path: str) -> str:

@@ -29,7 +29,8 @@ def preview(dataset: Dataset) -> str:
     status = dict(images.group_by("status").len().sort("len", descending=True).iter_rows())
     splits = dict(images["split"].drop_nulls().value_counts().sort("split").iter_rows())
     tasks = dict(dataset.conversation_rows["task"].drop_nulls().value_counts(sort=True).head(8).iter_rows())
-    rows = [("images", status), ("splits", splits), ("conversations", tasks)]
+    files = "images and videos" if (images["media"] == "video").any() else "images"
+    rows = [(files, status), ("splits", splits), ("conversations", tasks)]
     lines = "".join(f"<tr><th>{name}</th><td>{_counts(counts)}</td></tr>" for name, counts in rows)
     ok = images.filter(pl.col("status") == "ok")
     shown = ok.gather_every(max(1, ok.height // THUMBNAILS)).head(THUMBNAILS)
