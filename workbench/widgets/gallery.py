@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 import traitlets
 
-from workbench.conversation import Conversation, Image, as_conversation
+from workbench.conversation import Conversation, Image, Media, as_conversation
 from workbench.data.dataset import Dataset
 from workbench.data.images import thumbnail_uri
 from workbench.data.tables import media_of
@@ -48,7 +48,7 @@ class GalleryView(View):
         self,
         title: str,
         items: Sequence[dict[str, Any]],
-        images: Sequence[Image | None],
+        images: Sequence[Media | None],
         open_image: Opener,
         dataset: Dataset | None = None,
     ) -> None:
