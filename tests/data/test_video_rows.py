@@ -73,6 +73,14 @@ def _written(path: Path, data: bytes) -> Path:
     return path
 
 
+def _damaged_end(path: Path) -> Path:
+    data = bytearray(moving(path, 20, size=(320, 240), codec="libx264", gop=10).read_bytes())
+    end = data.index(b"moov") - 4
+    data[end - 1500 : end] = b"\xff" * 1500
+    path.write_bytes(data)
+    return path
+
+
 BROKEN = {
     "cut off": (lambda path: _cut(path, 0.6), r"a video that was cut off after \d+ frames"),
     "without its end": (
@@ -83,6 +91,7 @@ BROKEN = {
     "empty": (lambda path: _written(path, b""), "an empty file"),
     "text": (lambda path: _written(path, b"not found, sorry\n" * 9), "cannot be read \\(it begins with 'not found"),
     "damaged": (_damaged, "a video that cannot be read|frames that can be read"),
+    "damaged at its end": (_damaged_end, "a video that cannot be read|frames that can be read"),
     "gone": (lambda path: path, "no such file"),
     "a folder": (lambda path: path.mkdir(), "a folder"),
 }
