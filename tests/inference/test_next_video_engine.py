@@ -23,6 +23,7 @@ from workbench.data.adopt import adopt
 from workbench.data.dataset import Dataset
 from workbench.data.video import Film
 from workbench.errors import ImageError, ModelError
+from workbench.evaluation import asking
 from workbench.evaluation.task import evaluate
 from workbench.inference.attachments import open_file
 from workbench.inference.chat import Chat
@@ -202,6 +203,22 @@ def test_a_video_is_evaluated_and_taken_into_a_dataset(llava: Llava, files: Path
     [row] = results.rows.to_dicts()
     assert (row["image"], row["root"]) == (media.path, "media"), "a row names the video it is about"
     assert results.picture(row).tobytes() == Film(files / "a.mp4").frames(1)[0].tobytes()
+
+
+def test_questions_about_one_video_share_it_and_are_answered_as_each_alone(
+    llava: Llava, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "WORTH", 1)
+    talks = [(text, name) for name in ("a.mp4", "b.mp4") for text in ("what moves?", "where to?", "why, then?")]
+    for number, (text, name) in enumerate(talks):
+        asked = replace(about(files, text, name).add("assistant", "a cube"), id=str(number))
+        adopt(tmp_path / "data", asked, open_file)
+    with Engine(llava, name="film") as engine:
+        results = evaluate(engine, Dataset.open(tmp_path / "data"), split=None, max_tokens=SHORT.max_tokens)
+    answers = {row["id"]: row["answer"] for row in results.rows.to_dicts()}
+    for number, (text, name) in enumerate(talks):
+        alone = llava.tokenizer.decode(generated(llava, about(files, text, name)), skip_special_tokens=True)
+        assert answers[str(number)] == alone.strip(), (text, name)
 
 
 # --- the server ---------------------------------------------------------------------------------------------------
