@@ -18,6 +18,7 @@ from tests.videos import moving, painted, written
 from workbench.chat_model import ScriptedModel
 from workbench.conversation import Video
 from workbench.curation.describe import describe
+from workbench.curation.duplicates import near_groups
 from workbench.curation.filters import curate
 from workbench.curation.image_measures import image_measures
 from workbench.curation.measures import vectors
@@ -115,6 +116,20 @@ def test_a_near_copy_of_a_video_and_a_picture_of_its_first_frame_stay_together(
         rows = mixed.images.filter(pl.col("path").is_in(names))
         assert rows.height == 3 and len({splits[name] for name in rows["id"]}) == 1
         assert check_leakage(mixed).is_empty()
+
+
+def test_videos_that_only_begin_alike_are_no_copies(mixed: Dataset, tmp_path: Path, helpers: SimpleNamespace) -> None:
+    title = helpers.draw(50)
+    names = [f"titled {number}.mp4" for number in range(3)]
+    for number, name in enumerate(names):
+        shots = [title, title, *[helpers.draw(60 + min(number, 1))] * 3]
+        written(tmp_path / "media" / name, iter(shots), title.size, codec=("mpeg4", "mpeg4", "libx264")[number])
+    rows = image_rows(tmp_path / "media", names, videos=names, workers=1)
+    mixed.add_images(rows)
+    groups = near_groups(mixed, mixed.images.filter(status="ok"))
+    paths = dict(mixed.images.select("id", "path").iter_rows())
+    assert sorted(paths[name] for name in groups["id"]) == names[1:], "the two that end alike as well"
+    assert groups["kind"].to_list().count("near") == 1 and groups["distance"].max() < 18
 
 
 def test_a_benchmark_s_video_is_found_among_ours(mixed: Dataset, tmp_path: Path) -> None:
