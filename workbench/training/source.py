@@ -8,7 +8,6 @@ Does not know: token ids, packs, the loop. It never leaves a conversation out in
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -43,7 +42,7 @@ class Source:
     train: Rows
     val: Rows
     resolve: Callable[[Any], Path]
-    """Where the file of an image or video lies. Raises `DataError`."""
+    """Where the file of an image or video lies. Raises `DataError`, also where there is no such file."""
     left_out: int = 0
     """So many conversations of these tasks are not `ok`, or show an image that is not, in whatever split."""
     recorded: Callable[[], pl.DataFrame] = lambda: pl.DataFrame(schema=SIZE_COLUMNS)
@@ -61,7 +60,7 @@ def read_source(spec: DataSpec, *, seed: int, dataset: Dataset | None = None) ->
     else:
         dataset = dataset or Dataset.open(spec.dataset)
         rows, left_out = _read_dataset(dataset, spec.tasks)
-        resolve, where, recorded = dataset.resolver(), str(dataset.path), partial(_recorded, dataset)
+        resolve, where, recorded = dataset.resolver(there=True), str(dataset.path), partial(_recorded, dataset)
     train = rows.where(pl.col("part").is_null() | (pl.col("part") == "train"))
     val = rows.where(pl.col("part") == "val")
     _check_tasks(where, spec.tasks, train)
@@ -99,20 +98,23 @@ def hold_out(rows: Rows, fraction: float, rng: np.random.Generator) -> tuple[Row
 def find_images(source: Source) -> dict[str, Path]:
     """File of every image by key. Raises `TrainingError` naming conversation, file and reason of each missing one."""
     files: dict[str, Path] = {}
-    missing: list[Bad] = []
+    missing: dict[str, Bad] = {}
     for rows in (source.train, source.val):
         for id, key in rows.keys.iter_rows():
-            if key in files:
+            if key in files or key in missing:
                 continue
             root, _, path = key.partition("/")
             try:
                 files[key] = source.resolve(Image(path, root=root))
-                if not os.path.isfile(files[key]):
-                    missing.append((f"{id} ({files[key]})", "no such file"))
             except DataError as error:
-                missing.append((id, str(error)))
+                missing[key] = f"{id} ({error.where})", reason_of(error)
     if missing:
-        refuse(missing, len(files), "images", "put the files back, or correct the roots in card.yaml")
+        refuse(
+            list(missing.values()),
+            len(files) + len(missing),
+            "images",
+            "put the files back, or correct the roots in card.yaml",
+        )
     return files
 
 
@@ -201,7 +203,7 @@ def _read_file(spec: DataSpec) -> pl.DataFrame:
 
 
 def _file_root(spec: DataSpec) -> Callable[[Image], Path]:
-    find = inside(Path(spec.images or Path(spec.dataset).parent))
+    find = inside(Path(spec.images or Path(spec.dataset).parent), there=True)
     return lambda image: find(image.path)
 
 
