@@ -1,11 +1,12 @@
 """What training costs as the work grows: time per conversation, and how soon a large dataset starts.
 
-    python tests/benchmarks/training_scale.py [--counts 1000 5000 50000] [--records 665000]
+    python tests/benchmarks/training_scale.py [--counts 1000 5000 50000] [--rounds 3] [--records 665000]
 
 A model of two narrow layers trains on so many short conversations, 3 about each image, by `workbench train` in a
-process of its own: milliseconds of processor time per conversation, from the first step to the last. Then a dataset as
-large as LLaVA's 665K mix (see `llava_import.py`) starts twice: cold, when every conversation is measured and the rate
-is printed, and warm, from the index of lengths. Start-up is from the start of the process to the end of the first step.
+process of its own: milliseconds of processor time per conversation, from the first step to the last; the medians of
+interleaved runs. Then a dataset as large as LLaVA's 665K mix (see `llava_import.py`) starts twice: cold, when every
+conversation is measured and the rate is printed, and warm, from the index of lengths. Start-up is from the start of the
+process to the end of the first step.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import os
 import random
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from PIL import Image
@@ -104,22 +107,31 @@ def train(folder: Path, data: str, steps: int | None, until: int | None) -> Watc
     return watch(command, out / "metrics.jsonl", log, threads=1, marker="grad_norm", until=until)
 
 
-def growth(counts: list[int]) -> None:
-    """Time per conversation for each count."""
-    print("conversations start-up s  cpu ms each of first wall ms each  peak GB")
-    first = None
-    for count in counts:
-        with tempfile.TemporaryDirectory(prefix="scale-") as temporary:
-            folder = Path(temporary)
-            os.environ["WORKBENCH_HOME"] = str(folder / "state")
+def growth(counts: list[int], rounds: int) -> None:
+    """Time per conversation for each count: medians of interleaved runs."""
+    seen: dict[int, list[Watched]] = {count: [] for count in counts}
+    with tempfile.TemporaryDirectory(prefix="scale-") as temporary:
+        os.environ["WORKBENCH_HOME"] = str(Path(temporary) / "state")
+        for count in counts:
+            folder = Path(temporary) / str(count)
             make_model(folder / "model", Shape(side=56, language=SMALL | {"num_key_value_heads": 2}, tower=SMALL))
             short_rows(folder, count)
-            seen = train(folder, str(folder / "rows.json"), None, None)
-            steps = len(seen.marks)
-            wall, used = (1000 * each / (BATCH * (steps - 1)) for each in seen.between(1, steps))
-            first = first or used
-            cells = f"{seen.marks[0][0]:10.1f} {used:12.3f} {used / first:8.3f} {wall:12.3f} {seen.peak / 2**30:8.2f}"
-            print(f"{count:13,} {cells}", flush=True)
+        for _, count in product(range(rounds), counts):
+            folder = Path(temporary) / str(count)
+            seen[count].append(train(folder, str(folder / "rows.json"), None, None))
+    print("conversations start-up s  cpu ms each of first wall ms each  peak GB")
+    first = None
+    for count, runs in seen.items():
+        steps = len(runs[0].marks)
+        wall, used = (1000 * median(times) / (BATCH * (steps - 1)) for times in zip(*_spent(runs), strict=True))
+        first, start = first or used, median(run.marks[0][0] for run in runs)
+        cells = f"{used:12.3f} {used / first:8.3f} {wall:12.3f} {max(run.peak for run in runs) / 2**30:8.2f}"
+        print(f"{count:13,} {start:10.1f} {cells}", flush=True)
+
+
+def _spent(runs: list[Watched]) -> list[tuple[float, float]]:
+    """Seconds of each run from its first step to its last, wall and of the processor."""
+    return [run.between(1, len(run.marks)) for run in runs]
 
 
 def start_up(count: int) -> None:
@@ -141,8 +153,9 @@ def start_up(count: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", type=int, nargs="*", default=[1_000, 5_000, 50_000])
+    parser.add_argument("--rounds", type=int, default=3, help="of the growth")
     parser.add_argument("--records", type=int, default=665_000, help="0: only the growth")
     asked = parser.parse_args()
-    growth(asked.counts)
+    growth(asked.counts, asked.rounds)
     if asked.records:
         start_up(asked.records)

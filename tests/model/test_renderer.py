@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -154,6 +155,42 @@ def test_training_ids_begin_with_the_prompt_and_train_answers_only(
             assert rendered.ids[length - 1] in renderer.end_ids
             spoken += sum(label != IGNORE_INDEX for label in rendered.labels[:length]) - spoken
     assert spoken == rendered.trained  # nothing between the answers
+
+
+@given(pair=st.sampled_from(PAIRS), turns=TALKS)
+def test_what_is_read_on_from_a_special_token_is_what_is_read_whole(
+    pair: tuple[str, str], turns: list[tuple[str, str]], tokenizers: dict[str, Path]
+) -> None:
+    renderer = renderer_for(tokenizers, pair)
+    whole = copy.copy(renderer)
+    whole._cuts = {}
+    conversation = talk(*(text for turn in turns for text in turn))
+    try:
+        rendered = renderer.render(conversation)
+    except WorkbenchError:
+        return
+    assert rendered == whole.render(conversation)
+
+
+@pytest.mark.parametrize("pair", [("sentencepiece", "v1"), ("gpt", "v1"), ("chatml", "qwen"), ("llama_3", "llama_3")])
+def test_a_conversation_is_read_once_however_many_turns_it_has(
+    pair: tuple[str, str], tokenizers: dict[str, Path]
+) -> None:
+    class Counting:
+        """A tokenizer that counts the letters it is asked to read."""
+
+        read = 0
+
+        def encode(self, text: str, **more: Any) -> Any:
+            self.read += len(text)
+            return renderer._backend.encode(text, **more)
+
+    renderer = renderer_for(tokenizers, pair)
+    counted = copy.copy(renderer)
+    counted._backend = counter = Counting()
+    conversation = talk(*["What colour is the cat?", "It is black."] * 40)
+    assert counted.render(conversation) == renderer.render(conversation)
+    assert counter.read < 3 * len(renderer.render(conversation).text)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)

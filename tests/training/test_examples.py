@@ -17,7 +17,8 @@ from workbench.training.describe import describe
 from workbench.training.examples import Examples, to_example
 from workbench.training.lengths import measure
 from workbench.training.packing import Plan
-from workbench.training.source import Rows, hold_out, read_source
+from workbench.training.rows import Rows
+from workbench.training.source import hold_out, read_source
 
 Made = Callable[..., Any]
 

@@ -17,7 +17,8 @@ from workbench.conversation import Conversation, Image, Message
 from workbench.data import tables
 from workbench.errors import RecipeError, TrainingError
 from workbench.training.mixture import Part, amounts, mix, read_sources, take
-from workbench.training.source import Rows, Source, find_images, image_key
+from workbench.training.rows import Rows, image_key
+from workbench.training.source import Source, find_images
 from workbench.training.trainer import train
 
 Made = Callable[..., Any]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,16 @@ def add_set(add: Callable[..., Any], example: str) -> None:
 
 def add_json(add: Callable[..., Any]) -> None:
     add("--json", action="store_true", help="print JSON for a program to read")
+
+
+@contextmanager
+def imports() -> Iterator[None]:
+    """Python does not look for garbage while torch and its like are imported: a quarter of their time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def positive(text: str) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench import resources
-from workbench.commands.common import AddVerb, add_json, add_set, dataset_of, positive, show
+from workbench.commands.common import AddVerb, add_json, add_set, dataset_of, imports, positive, show
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def _train(given: argparse.Namespace) -> int:
         again = ["train", given.recipe, "--out", given.out, *(f"--set={item}" for item in given.set)]
         again += [f"--{name}" for name in ("resume", "json") if getattr(given, name)]
         return launch(again, given.processes)
-    from workbench.training.trainer import train
+    with imports():
+        from workbench.training.trainer import train
 
     first = os.environ.get("RANK", "0") == "0"  # of several processes, which speaks for all
     if first:

@@ -125,9 +125,9 @@ class Dataset:
             raise DataError(media.path, found=f"root {media.root!r}", expected=", ".join(sorted(roots)), fix=fix)
         return resolve_inside(roots[media.root], media.path)
 
-    def resolver(self) -> Callable[[Image | Video], Path]:
-        """`resolve` for many: the card is read once, and each folder looked at once."""
-        finders = {name: inside(root) for name, root in self.roots.items()}
+    def resolver(self, *, there: bool = False) -> Callable[[Image | Video], Path]:
+        """`resolve` for many: the card is read once, and each folder looked at once. there: no file raises, too."""
+        finders = {name: inside(root, there=there) for name, root in self.roots.items()}
         return lambda media: finders[media.root](media.path) if media.root in finders else self.resolve(media)
 
     # --- reading ------------------------------------------------------------------------------------------------
@@ -316,6 +316,8 @@ def _check_ids(changes: pl.DataFrame, frame: pl.DataFrame) -> None:
 
 def _with_images(rows: pl.DataFrame, images: pl.LazyFrame) -> pl.DataFrame:
     """The rows with `images ok` and `image split`, looked up by root and path."""
+    if images.first().collect().is_empty():
+        return rows.with_columns(pl.lit(None, pl.String).alias("image split"), pl.lit(True).alias("images ok"))
     parts = (
         tables.images_of(rows)
         .lazy()

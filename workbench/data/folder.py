@@ -384,14 +384,17 @@ def resolve_inside(root: Path, path: str) -> Path:
     return root / pure
 
 
-def inside(root: Path) -> Callable[[str], Path]:
-    """`resolve_inside` for many paths below one root: each folder is looked at once, and each file asked for once."""
+def inside(root: Path, *, there: bool = False) -> Callable[[str], Path]:
+    """`resolve_inside` for many paths below one root: each folder is looked at once, and each file asked for once.
+
+    there: a path that leads to no file raises `DataError`, too.
+    """
     safe: set[str] = set()
 
     def find(path: str) -> Path:
         folder, _, name = path.rpartition("/")
         if folder not in safe or name in ("", "..") or "\0" in name:
-            whole = resolve_inside(root, path)
+            whole = _there(resolve_inside(root, path), there)
             if not folder or resolve_inside(root, folder):
                 safe.add(folder)
             return whole
@@ -399,9 +402,15 @@ def inside(root: Path) -> Callable[[str], Path]:
         with suppress(OSError):
             if stat.S_ISREG(os.lstat(whole).st_mode):  # no link: it lies where its folder does
                 return whole
-        return resolve_inside(root, path)
+        return _there(resolve_inside(root, path), there)
 
     return find
+
+
+def _there(path: Path, wanted: bool) -> Path:
+    if wanted and not path.is_file():
+        raise DataError(str(path), found="no such file")
+    return path
 
 
 def now() -> str:

@@ -76,8 +76,10 @@ class Renderer:
         self.lead = _lead(tokenizer, self._backend)
         """When a space is written before what lies between two images, so that it begins with a space mark as in LLaVA:
         `never`, `missing` (unless there is one) or `always`. Needed where a tokenizer marks a text's beginning only."""
-        special = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        added = tokenizer.added_tokens_decoder
+        special = {id: token.content for id, token in added.items() if token.special}
         self._control = set(special) - {tokenizer.unk_token_id}
+        self._cuts = {id: special[id] for id in self._control if _cuts(added[id])}
         marks = (IMAGE_MARK, VIDEO_MARK) if videos else (IMAGE_MARK,)
         self._forbidden = tuple(dict.fromkeys((*marks, *self.template.reserved, *special.values())))
         self.end_ids: tuple[int, ...] = self._ends()
@@ -204,18 +206,34 @@ class Renderer:
         head: list[int] = []
         head_starts: list[int] = []
         for stop in (*borders, len(text)):
-            whole, whole_starts = self._encode(text, base, stop)
+            whole, whole_starts = self._longer(text, base, stop, head, head_starts)
             if whole[: len(head)] != head or any(start < border for start in whole_starts[len(head) :]):
                 ids, starts, base = ids + head, starts + head_starts, border
                 whole, whole_starts = self._encode(text, base, stop)
             head, head_starts, border = whole, whole_starts, stop
         return ids + head, starts + head_starts
 
-    def _encode(self, text: str, begin: int, end: int) -> tuple[list[int], list[int]]:
+    def _longer(
+        self, text: str, begin: int, end: int, head: list[int], head_starts: list[int]
+    ) -> tuple[list[int], list[int]]:
+        """As `_encode`, where `head` is what it gave up to an earlier end.
+
+        A tokenizer cuts a text at its special tokens before it does anything else, so that no more than what follows
+        the last one known is read again: a conversation of many turns is not read anew for each of them.
+        """
+        last = next((place for place in reversed(range(len(head))) if head[place] in self._cuts), None)
+        if last is None or not text.startswith(self._cuts[head[last]], head_starts[last]):
+            return self._encode(text, begin, end)
+        begin = head_starts[last]
+        ids, starts = self._encode(text, begin, end, lead="")
+        return head[:last] + ids, head_starts[:last] + starts
+
+    def _encode(self, text: str, begin: int, end: int, lead: str | None = None) -> tuple[list[int], list[int]]:
         """Ids of `text[begin:end]` and where in `text` each begins."""
         if begin == end:
             return [], []
-        lead = " " if self.lead == "always" else ""  # a missing one is added by the tokenizer itself
+        if lead is None:
+            lead = " " if self.lead == "always" else ""  # a missing one is added by the tokenizer itself
         encoding = self._backend.encode(lead + text[begin:end], add_special_tokens=False)
         shift, last = begin - len(lead), end - 1
         return encoding.ids, [min(max(begin, start + shift), last) for start, _ in encoding.offsets]
@@ -243,6 +261,11 @@ def _check_last(conversation: Conversation, role: str, expected: str) -> None:
     if conversation.messages[last].role != role:
         found = "an answer" if role == "user" else "a last question without an answer"
         raise RenderError(f"{conversation.id}, message {last}", found=found, expected=expected)
+
+
+def _cuts(token: Any) -> bool:
+    """Is this special token found before a text is normalised, whatever stands beside it?"""
+    return not (token.normalized or token.lstrip or token.rstrip or token.single_word)
 
 
 def _own_backend(tokenizer: Any) -> Tokenizer:

@@ -5,6 +5,7 @@ Knows: how to set them and put them back. Does not know: what a run does.
 
 from __future__ import annotations
 
+import gc
 import random
 import signal
 import threading
@@ -20,6 +21,7 @@ import torch
 def conditions(threads: int | None) -> Iterator[threading.Event]:
     """So many CPU threads, random numbers of its own, and an event that is set when the process is asked to end."""
     before, numbers = torch.get_num_threads(), (random.getstate(), np.random.get_state())
+    frozen = gc.get_freeze_count()
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices=devices), asked_to_end() as asked:
         if threads is not None:
@@ -27,9 +29,27 @@ def conditions(threads: int | None) -> Iterator[threading.Event]:
         try:
             yield asked
         finally:
+            if not frozen:  # by somebody else
+                gc.unfreeze()
             torch.set_num_threads(before)
             random.setstate(numbers[0])
             np.random.set_state(numbers[1])
+
+
+@contextmanager
+def long_lived() -> Iterator[None]:
+    """What is made inside stays: the search for garbage in cycles does not walk it, neither meanwhile nor later.
+
+    A million conversations are several million objects, and walking them again and again takes longer than making them.
+    """
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        if running:
+            gc.enable()
 
 
 @contextmanager

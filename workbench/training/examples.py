@@ -16,8 +16,8 @@ from workbench.errors import ModelError
 from workbench.model.renderer import IGNORE_INDEX, Renderer
 from workbench.model.tiling import Size, Tiling
 from workbench.training.example import Example
+from workbench.training.rows import Rows, image_key
 from workbench.training.sizes import Sizes, shown_key
-from workbench.training.source import Rows, image_key
 
 HELD = 50_000
 """Examples that stay in memory once they were rendered, about 1 KB each; those after them are rendered again."""

@@ -20,7 +20,7 @@ from workbench.model.llava import Llava
 from workbench.training import last_layer
 from workbench.training.packing import Tree
 
-MEASURED_SECONDS = 0.05
+MEASURED_SECONDS = 0.01
 """Matrices grow until one multiplication takes so long."""
 LARGEST = 8192
 

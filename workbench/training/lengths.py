@@ -25,6 +25,7 @@ from workbench.resources import state_folder, write_atomic
 from workbench.training.example import Example
 from workbench.training.examples import Examples
 from workbench.training.packing import Entry
+from workbench.training.rows import STAMPS
 from workbench.training.source import Bad, reason_of, refuse
 
 CHUNK = 1_000
@@ -44,8 +45,6 @@ COLUMNS: dict[str, Any] = {
     "squares": pl.Int32,
     "shared_squares": pl.Int32,
 }
-STAMPS = ("stamp", "stamp2")
-"""Two 64-bit hashes of a conversation's messages: 128 bits name them."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +95,11 @@ def measure(examples: Examples, *, name: str, bar: Progress | None = None) -> Le
     cannot be written (a full disk) lengths are measured all the same, and not kept.
     """
     frame, bar = examples.rows.frame, bar or Progress("lengths", total=len(examples))
-    told = frame.select("messages")
+    stamped = frame.select(STAMPS)
     if examples.sizes is not None:  # of images whose conversations do not carry their size
         sizes = [str([examples.sizes.get(key) for key in keys or ()]) for keys in frame["keys"].to_list()]
-        told = told.with_columns(sizes=pl.Series(sizes))
-    stamped = frame.select(stamp=told.hash_rows(seed=1), stamp2=told.hash_rows(seed=2))
+        told = stamped.with_columns(sizes=pl.Series(sizes))
+        stamped = pl.DataFrame({name: told.hash_rows(seed=number) for number, name in enumerate(STAMPS, 1)})
     index = Index(examples, name)
     found = stamped.join(index.rows, on=STAMPS, how="left", maintain_order="left")
     absent = found["tokens"].is_null().arg_true().to_numpy()

@@ -12,8 +12,8 @@ from itertools import chain
 from workbench.model.tiling import Tiling
 from workbench.recipe import TrainSpec
 from workbench.training.packing import Plan
+from workbench.training.rows import Rows
 from workbench.training.sizes import shown_keys
-from workbench.training.source import Rows
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,11 @@ import numpy as np
 import polars as pl
 
 from workbench.conversation import Image
-from workbench.data import tables
 from workbench.data.dataset import Dataset
 from workbench.errors import DataError, TrainingError
 from workbench.recipe import DataSpec
-from workbench.training.source import NEEDED, Rows, Source, read_source
-
-COLUMNS = (*NEEDED, "part", "keys", "about")
-"""What the rows of every dataset have; any others may differ from one to the next."""
+from workbench.training.rows import Rows, joined
+from workbench.training.source import Source, read_source
 
 
 @dataclass(frozen=True)
@@ -68,8 +65,8 @@ def mix(parts: Sequence[Part], *, seed: int, say: Callable[[str], None] = print)
     for number, (name, part) in enumerate(zip(names, parts, strict=True)):
         mark = f"{name}:" if number else ""
         chosen = take(len(kept[number]), counts[number], np.random.default_rng([seed, number]))
-        train.append(apart(kept[number], mark).take(chosen).frame.select(COLUMNS))
-        val.append(apart(part.source.val, mark).frame.select(*COLUMNS, dataset=pl.lit(name)))
+        train.append(kept[number].apart(mark).take(chosen))
+        val.append(part.source.val.apart(mark).of_dataset(name))
     resolvers = {name: part.source.resolve for name, part in zip(names[1:], parts[1:], strict=True)}
 
     def resolve(image: Image) -> Path:
@@ -84,7 +81,7 @@ def mix(parts: Sequence[Part], *, seed: int, say: Callable[[str], None] = print)
         return pl.concat([one.with_columns(key=mark + pl.col("key")) for mark, one in zip(marks, held, strict=True)])
 
     left_out = sum(part.source.left_out for part in parts)
-    return Source(Rows(pl.concat(train)), Rows(pl.concat(val)), resolve, left_out, recorded)
+    return Source(joined(train), joined(val), resolve, left_out, recorded)
 
 
 def amounts(parts: Sequence[Part], sizes: Sequence[int]) -> list[int]:
@@ -98,20 +95,6 @@ def take(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
     """(count,) numbers below `size`: all as often as they go into `count` whole, and the rest chosen, each once."""
     whole, rest = divmod(count, size)
     return np.concatenate([np.tile(np.arange(size), whole), np.sort(rng.choice(size, rest, replace=False))])
-
-
-def apart(rows: Rows, mark: str) -> Rows:
-    """The rows with `mark` before their ids and before the roots of their images."""
-    if not mark:
-        return rows
-    shown = pl.when(pl.field("type") == "image").then(mark + pl.field("root")).otherwise(pl.field("root"))
-    content = pl.field("content").list.eval(pl.element().struct.with_fields(root=shown))
-    frame = rows.frame.with_columns(
-        id=mark + pl.col("id"),
-        messages=pl.col("messages").list.eval(pl.element().struct.with_fields(content=content)),
-        keys=pl.col("keys").list.eval(mark + pl.element()),
-    )
-    return Rows(frame)
 
 
 def _read(spec: DataSpec, seed: int, dataset: Dataset | None = None) -> Part:
@@ -154,7 +137,7 @@ def _without_leaks(sources: Sequence[Source]) -> list[Rows]:
 
 def _shown(rows: Rows, source: Source) -> pl.DataFrame:
     """What tells that two datasets show the same image: `hash` of the content and `file`, by `row` of the frame."""
-    images = tables.images_of(rows.frame)
+    images = rows.media
     places = images.select("root", "path").unique(maintain_order=True)
     files = pl.Series([_file(source, root, path) for root, path in places.iter_rows()], dtype=pl.String)
     return images.join(places.with_columns(file=files), on=["root", "path"], how="left").select("row", "hash", "file")

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import polars as pl
 
-from workbench.data import tables
 from workbench.data.images import image_size
 from workbench.data.video import Film
 from workbench.errors import ImageError
 from workbench.model.film import film_size
 from workbench.model.tiling import PADDED, Size, Tiling
-from workbench.training.source import Rows, Source, refuse_images
+from workbench.training.rows import Rows
+from workbench.training.source import Source, refuse_images
 
 READERS = 8
 """Threads that read headers: most of it is waiting for the disk."""
@@ -58,7 +58,7 @@ def find_sizes(source: Source, files: Mapping[str, Path], tiling: Tiling) -> Siz
     if not tiling.varies:
         return None
     sizes: dict[str, Size] = {}
-    for known in (_carried(source.train.frame), _carried(source.val.frame), source.recorded()):
+    for known in (_carried(source.train), _carried(source.val), source.recorded()):
         for key, width, height in known.unique("key", keep="first", maintain_order=True).iter_rows():
             if key in files:
                 sizes.setdefault(key, (width, height))
@@ -91,7 +91,6 @@ def _frames(path: Path, most: int) -> Size | ImageError:
         return error
 
 
-def _carried(frame: pl.DataFrame) -> pl.DataFrame:
+def _carried(rows: Rows) -> pl.DataFrame:
     """`SIZE_COLUMNS` of the images whose size their conversations carry."""
-    key = pl.format("{}/{}", "root", "path").alias("key")
-    return tables.images_of(frame).select(key, "width", "height").drop_nulls()
+    return rows.media.select("key", "width", "height").drop_nulls()

@@ -3,33 +3,29 @@
 Knows: how a validation part is taken by image, how a part of the data is chosen, and every reason to refuse to start
 that can be seen without a model.
 Does not know: token ids, packs, the loop. It never leaves a conversation out in silence.
-
-Conversations stay rows of a table, a few hundred bytes each, and become values one by one when somebody asks.
 """
 
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from workbench.conversation import Conversation, Image, Media
+from workbench.conversation import Conversation, Image
 from workbench.data import tables
 from workbench.data.dataset import Dataset
 from workbench.data.folder import inside
 from workbench.data.formats import read_conversations
 from workbench.errors import DataError, ImageError, TrainingError, WorkbenchError
 from workbench.recipe import DataSpec
+from workbench.training.rows import KEY, NEEDED, Messages, Rows, pack
 
-NEEDED = ("id", "messages", "split", "task")
-"""Columns that training looks at. Where a conversation came from is left where it is."""
 SIZE_COLUMNS: dict[str, Any] = {"key": pl.String, "width": pl.Int64, "height": pl.Int64}
 """An image's key, and its size in pixels."""
 SHOWN, NAMED = 10, 3
@@ -39,55 +35,6 @@ Bad = tuple[str, str]
 """A sample that cannot be trained on, and why: equal words for equal reasons."""
 
 
-class Rows(Sequence[Conversation]):
-    """Conversations as rows of a table; the n-th is made when it is asked for.
-
-    `frame` has the columns `NEEDED`, `keys`: the keys of each conversation's images and videos in order, and
-    `about`: the content hash, or else the key, of the first.
-    """
-
-    def __init__(self, frame: pl.DataFrame) -> None:
-        self.frame = frame if "about" in frame.columns else _with_images(frame.select(*NEEDED))
-
-    def __len__(self) -> int:
-        return self.frame.height
-
-    @overload
-    def __getitem__(self, number: int) -> Conversation: ...
-    @overload
-    def __getitem__(self, number: slice) -> Rows: ...
-    def __getitem__(self, number: int | slice) -> Conversation | Rows:
-        if isinstance(number, slice):
-            return Rows(self.frame[number])
-        return next(self._values(self.frame[int(number)]))
-
-    def __iter__(self) -> Iterator[Conversation]:
-        for part in self.frame.iter_slices(1_000):
-            yield from self._values(part)
-
-    @staticmethod
-    def _values(frame: pl.DataFrame) -> Iterator[Conversation]:
-        return tables.frame_to_conversations(frame.with_columns(source=pl.lit("{}"), metadata=pl.lit("{}")))
-
-    def where(self, wanted: pl.Expr | pl.Series) -> Rows:
-        return Rows(self.frame.filter(wanted))
-
-    def take(self, numbers: np.ndarray) -> Rows:
-        return Rows(self.frame[numbers])
-
-    @property
-    def videos(self) -> set[str]:
-        """The keys of videos among them."""
-        media = tables.images_of(self.frame).filter(pl.col("type") == "video")
-        return set(media.select(pl.format("{}/{}", "root", "path")).to_series())
-
-    @property
-    def keys(self) -> pl.DataFrame:
-        """Every image once: its `key`, and the `id` of the first conversation that shows it."""
-        pairs = self.frame.select("id", key="keys").explode("key").drop_nulls("key")
-        return pairs.unique("key", keep="first", maintain_order=True)
-
-
 @dataclass(frozen=True)
 class Source:
     """The conversations a recipe means, before rendering."""
@@ -95,15 +42,11 @@ class Source:
     train: Rows
     val: Rows
     resolve: Callable[[Any], Path]
-    """Where the file of an image or video lies. Raises `DataError`."""
+    """Where the file of an image or video lies. Raises `DataError`, also where there is no such file."""
     left_out: int = 0
     """So many conversations of these tasks are not `ok`, or show an image that is not, in whatever split."""
     recorded: Callable[[], pl.DataFrame] = lambda: pl.DataFrame(schema=SIZE_COLUMNS)
     """What is recorded of the sizes of images, beside what conversations carry: columns `SIZE_COLUMNS`."""
-
-
-def image_key(image: Media) -> str:
-    return f"{image.root}/{image.path}"
 
 
 def read_source(spec: DataSpec, *, seed: int, dataset: Dataset | None = None) -> Source:
@@ -113,11 +56,11 @@ def read_source(spec: DataSpec, *, seed: int, dataset: Dataset | None = None) ->
     """
     left_out, recorded = 0, Source.recorded
     if dataset is None and Path(spec.dataset).suffix in (".json", ".jsonl"):
-        rows, resolve, where = Rows(_read_file(spec)), _file_root(spec), spec.dataset
+        rows, resolve, where = Rows(_read_file(spec).select(*NEEDED)), _file_root(spec), spec.dataset
     else:
         dataset = dataset or Dataset.open(spec.dataset)
         rows, left_out = _read_dataset(dataset, spec.tasks)
-        resolve, where, recorded = dataset.resolver(), str(dataset.path), partial(_recorded, dataset)
+        resolve, where, recorded = dataset.resolver(there=True), str(dataset.path), partial(_recorded, dataset)
     train = rows.where(pl.col("part").is_null() | (pl.col("part") == "train"))
     val = rows.where(pl.col("part") == "val")
     _check_tasks(where, spec.tasks, train)
@@ -155,20 +98,23 @@ def hold_out(rows: Rows, fraction: float, rng: np.random.Generator) -> tuple[Row
 def find_images(source: Source) -> dict[str, Path]:
     """File of every image by key. Raises `TrainingError` naming conversation, file and reason of each missing one."""
     files: dict[str, Path] = {}
-    missing: list[Bad] = []
+    missing: dict[str, Bad] = {}
     for rows in (source.train, source.val):
         for id, key in rows.keys.iter_rows():
-            if key in files:
+            if key in files or key in missing:
                 continue
             root, _, path = key.partition("/")
             try:
                 files[key] = source.resolve(Image(path, root=root))
-                if not os.path.isfile(files[key]):
-                    missing.append((f"{id} ({files[key]})", "no such file"))
             except DataError as error:
-                missing.append((id, str(error)))
+                missing[key] = f"{id} ({error.where})", reason_of(error)
     if missing:
-        refuse(missing, len(files), "images", "put the files back, or correct the roots in card.yaml")
+        refuse(
+            list(missing.values()),
+            len(files) + len(missing),
+            "images",
+            "put the files back, or correct the roots in card.yaml",
+        )
     return files
 
 
@@ -227,28 +173,18 @@ def _told(reason: str, samples: Sequence[str]) -> str:
     return f"{reason}: {len(samples):,}: {'; '.join(samples[:NAMED])}{more}"
 
 
-def _with_images(frame: pl.DataFrame) -> pl.DataFrame:
-    """The frame with `keys` and `about`, and `part` where it lacks that."""
-    parts = tables.images_of(frame).group_by("row", maintain_order=True)
-    key = pl.format("{}/{}", "root", "path")
-    held = parts.agg(keys=key, about=pl.coalesce("hash", key).first())
-    joined = frame.with_row_index("row").join(held, on="row", how="left", maintain_order="left").drop("row")
-    return joined if "part" in frame.columns else joined.with_columns(part="split")
-
-
 def _read_dataset(dataset: Dataset, tasks: Sequence[str] | None) -> tuple[Rows, int]:
     """The usable rows, a shard in memory at a time beside what is kept of them, and how many of the tasks are not."""
-    held, left_out = [], 0
+    held, left_out, messages = [], 0, Messages()
     for rows in dataset.conversation_parts():
         left_out += _count(rows.filter(~pl.col("usable")), tasks)
-        held.append(_with_images(rows.filter("usable").select(*NEEDED, "part")))
-    return Rows(pl.concat(held)), left_out
+        held.append(pack(rows.filter("usable").select(*NEEDED, "part"), messages))
+    return Rows(pl.concat(held), messages), left_out
 
 
 def _recorded(dataset: Dataset) -> pl.DataFrame:
-    key = pl.format("{}/{}", "root", "path").alias("key")
     pictures = dataset.images.filter(pl.col("media") == "image")  # a video counts by its frames
-    return pictures.select(key, "width", "height").drop_nulls()
+    return pictures.select(KEY.alias("key"), "width", "height").drop_nulls()
 
 
 def _read_file(spec: DataSpec) -> pl.DataFrame:
@@ -268,7 +204,7 @@ def _read_file(spec: DataSpec) -> pl.DataFrame:
 
 
 def _file_root(spec: DataSpec) -> Callable[[Image], Path]:
-    find = inside(Path(spec.images or Path(spec.dataset).parent))
+    find = inside(Path(spec.images or Path(spec.dataset).parent), there=True)
     return lambda image: find(image.path)
 
 

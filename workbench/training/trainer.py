@@ -33,7 +33,7 @@ from workbench.training.answers import Answers
 from workbench.training.attention import check_window
 from workbench.training.checkpointing import checkpoint_layers
 from workbench.training.compiling import compile_layers
-from workbench.training.conditions import conditions, seed_step
+from workbench.training.conditions import conditions, long_lived, seed_step
 from workbench.training.data_wait import DataWait
 from workbench.training.describe import describe
 from workbench.training.distributed import Processes
@@ -87,7 +87,8 @@ def train(
             recipe = processes.gather(settle(recipe, out, dataset) if main else None)[0]
         run = Run.create(out, recipe, kind="train", resume=resume) if main else Run(out)
         with peers.failing(run.fail if main else lambda error: None), conditions(recipe.train.threads) as asked:
-            loop = Loop(processes, peers, run, recipe, llava, dataset, asked, show=progress and main)
+            with long_lived():
+                loop = Loop(processes, peers, run, recipe, llava, dataset, asked, show=progress and main)
             with closing(loop.trackers), closing(loop.losses), closing(loop.answers), loop.feed.store:
                 finished = loop.run_all()
         if main:
