@@ -11,12 +11,14 @@ import polars as pl
 import pytest
 from PIL import Image as PILImage
 
-from workbench.conversation import Conversation, Image, Message
+from tests.videos import moving
+from workbench.conversation import Conversation, Image, Message, Video, to_chat
 from workbench.curation.from_fiftyone import import_fiftyone
 from workbench.curation.in_and_out import export_dataset, import_dataset
 from workbench.curation.table import to_fiftyone
 from workbench.data import scene_files
 from workbench.data.dataset import Dataset
+from workbench.data.formats import import_folder
 from workbench.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("fiftyone")
@@ -113,12 +115,66 @@ def test_what_cannot_come_in_is_one_error(theirs, tmp_path: Path, fiftyone: Modu
     theirs.add_sample(fiftyone.Sample(theirs.first().filepath))
     with pytest.raises(DataError, match="0.jpg: found two samples of this file"):
         import_fiftyone(theirs, tmp_path / "ds", workers=1)
-    clip = fiftyone.Dataset("clips")
-    clip.add_sample(fiftyone.Sample(str(tmp_path / "a.mp4")))
-    with pytest.raises(DataError, match=r"media type video; expected images; a video is asked about by its file: wb."):
-        import_fiftyone("clips", tmp_path / "ds")
-    clip.delete()
+    both = fiftyone.Dataset("both")
+    both.add_group_field("group", default="left")
+    group = fiftyone.Group()
+    for name, file in (("left", "a.png"), ("right", "a.mp4")):
+        both.add_sample(fiftyone.Sample(str(tmp_path / file), group=group.element(name)))
+    told = r"media type group; expected images or videos; take one of its slices: view.select_group_slices\('left'\)"
+    with pytest.raises(DataError, match=told):
+        import_fiftyone("both", tmp_path / "ds")
+    both.delete()
     assert not (tmp_path / "ds").exists()
+
+
+def test_a_dataset_of_videos(tmp_path: Path, fiftyone: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    fo = fiftyone
+    made = fo.Dataset("clips")
+    (tmp_path / "clips").mkdir()
+    for number in range(3):
+        file = tmp_path / "clips" / f"{number}.mp4"
+        moving(file, 4, seed=number)
+        sample = fo.Sample(str(file), tags=[["train", "night"], ["test"], []][number])
+        sample["caption"] = f"thing {number} moves"
+        sample["ground_truth"] = fo.Classification(label="jump")
+        sample["events"] = fo.TemporalDetections(detections=[fo.TemporalDetection(label="up", support=[1, 2])])
+        sample.frames[1] = fo.Frame(
+            boxes=fo.Detections(detections=[fo.Detection(label="x", bounding_box=[0, 0, 1, 1])])
+        )
+        asked = Message("user", (Video(f"{number}.mp4", "images"), "What moves?"))
+        said = Conversation(f"talk {number}", (asked, Message("assistant", ("A patch.",))))
+        label = fo.Classification(label="question", conversation_id=said.id, messages=json.dumps(to_chat(said)))
+        sample["conversations"] = fo.Classifications(classifications=[label])
+        made.add_sample(sample, dynamic=True)
+    (tmp_path / "clips" / "2.mp4").write_text("no video")
+    try:
+        dataset = import_fiftyone("clips", tmp_path / "ds", workers=1)
+    finally:
+        made.delete()
+    told = dataset.images.select("path", "media", "label", "split", "captions", "tags", "status").rows()
+    assert told == [
+        ("0.mp4", "video", "jump", "train", ["thing 0 moves"], ["night"], "ok"),
+        ("1.mp4", "video", "jump", "test", ["thing 1 moves"], [], "ok"),
+        ("2.mp4", "video", "jump", None, ["thing 2 moves"], [], "quarantined"),
+    ]
+    out = capsys.readouterr().out
+    assert "clips: 3 videos in" in out and "quarantined videos, a video that cannot be read: 1: 2.mp4" in out
+    left = json.loads((tmp_path / "ds/import.json").read_text())["fields left out"]
+    assert left == ["events", "frames.boxes"]
+    talks = dataset.conversations()
+    assert [one.id for one in talks] == ["talk 0", "talk 1"], "that about a broken video is kept and not used"
+    assert all(isinstance(one.media[0], Video) and dataset.resolve(one.media[0]).is_file() for one in talks)
+    assert [one.id for one in dataset.iter_conversations("test")] == ["talk 1"]
+
+
+def test_videos_of_ours_out_and_in_again_are_videos(tmp_path: Path) -> None:
+    (tmp_path / "things").mkdir()
+    moving(tmp_path / "things" / "a.mp4", 4), PILImage.new("RGB", (8, 8)).save(tmp_path / "things" / "b.png")
+    dataset = import_folder(tmp_path / "things", tmp_path / "data")
+    again = import_fiftyone(to_fiftyone(dataset), tmp_path / "again", workers=1)
+    columns = ["id", "root", "path", "media", "hash", "phash", "width", "height", "status"]
+    assert again.images.select(columns).equals(dataset.images.select(columns))
+    assert again.images["media"].to_list() == ["video", "image"]
 
 
 def test_scenes_out_and_in_again_are_equal_through_the_front_door(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_a_dataset_beside_its_pictures_can_be_moved(tmp_path: Path) -> None:
     ("files", "words"),
     [
         ({}, ["an empty folder", "expected pictures: JPEG, PNG"]),
-        ({"a.psd": "x", "b.txt": "y"}, ["no picture, but a.psd, b.txt", "TIFF"]),
+        ({"a.psd": "x", "b.txt": "y"}, ["no picture or video, but a.psd, b.txt", "TIFF"]),
         (
             {"a.png": None, "captions.csv": "picture,words\na.png,x\n"},
             ["columns picture, words", "file_name", "caption"],

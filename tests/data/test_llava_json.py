@@ -326,8 +326,9 @@ def test_videos_come_in_and_go_out_and_one_that_is_missing_is_named(
     assert recognise(file) == recognise(write(tmp_path / "told.json", told)) == "llava"
     dataset = import_llava(file, tmp_path / "media", tmp_path / "out")
     said = capsys.readouterr().out
-    assert "gone: gone.mp4: no such file" in said and "3 conversations about 1 images and 2 videos in " in said
-    assert dataset.card["import"]["videos"] == 2
+    assert "quarantined videos, no such file: 1: gone.mp4" in said
+    assert "4 conversations about 1 images and 3 videos in " in said
+    assert dataset.card["import"]["videos"] == 3
     made = dataset.conversations()
     assert [type(part).__name__ for one in made for part in one.media] == ["Video", "Video", "Image", "Video"]
     assert all(dataset.resolve(part).is_file() for one in made for part in one.media)

@@ -10,21 +10,16 @@ from workbench.conversation import Image
 from workbench.data import preview
 from workbench.data.dataset import Dataset
 from workbench.data.scene_files import Planted, make
+from workbench.data.video import load_media
 
 
 def test_it_shows_counts_and_opens_a_handful_of_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = make(tmp_path / "scenes", count=50, planted=Planted(exact=2, near=2, broken=2))
     opened = []
-    monkeypatch.setattr(preview, "load_image", lambda path: opened.append(path) or preview_image(path))
+    monkeypatch.setattr(preview, "load_media", lambda *given: opened.append(given) or load_media(*given))
     text = dataset._repr_html_()
     assert len(opened) == preview.THUMBNAILS == text.count("<img ")
     assert "54 ok" in text and "2 quarantined" in text and "<script" not in text
-
-
-def preview_image(path: Path):  # type: ignore[no-untyped-def]
-    from workbench.data.images import load_image
-
-    return load_image(path)
 
 
 def test_what_is_missing_or_written_by_others_breaks_nothing(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ BAD: list[tuple[Any, str]] = [
     ({"id": "x", "messages": [turn("tool", "hm")]}, "found role 'tool'; expected user or assistant or system"),
     ({"id": "x", "conversations": [said("observation", "hm")]}, "from 'observation'; expected human or gpt or system"),
     ({"id": "x", "messages": [turn("user", 5)]}, "content '5'; expected a text, or a list of parts"),
-    ({"id": "x", "messages": [turn("user", [{"type": "audio"}])]}, "a part {'type': 'audio'}; expected type text or"),
+    ({"id": "x", "messages": [turn("user", [{"type": "audio"}])]}, "expected type text, image or video"),
     ({"id": "x", "messages": [turn("user", "a"), turn("user", "b")]}, "user and assistant alternate"),
     ({"id": "x", "messages": []}, "no user message"),
 ]

@@ -108,7 +108,7 @@ def test_a_damaged_video_says_so(tmp_path: Path) -> None:
 def test_media_are_opened_by_what_a_message_calls_them(tmp_path: Path) -> None:
     place = moving(tmp_path / "clip.mp4", 2)
     assert load_media(Video("clip.mp4"), place) == Film(place)
-    with pytest.raises(ImageError, match="clip.mp4: found a damaged or truncated image"):
+    with pytest.raises(ImageError, match="clip.mp4: found not an image but a video"):
         load_media(Image("clip.mp4"), place)
 
 

@@ -18,10 +18,12 @@ from tests.inference.test_next_engine import SHORT
 from tests.serving.requests_made import uri
 from tests.videos import moving, painted
 from workbench.conversation import Conversation, Image, Message, Video
+from workbench.curation.splits import split
 from workbench.data.adopt import adopt
 from workbench.data.dataset import Dataset
 from workbench.data.video import Film
 from workbench.errors import ImageError, ModelError
+from workbench.evaluation import asking
 from workbench.evaluation.task import evaluate
 from workbench.inference.attachments import open_file
 from workbench.inference.chat import Chat
@@ -186,14 +188,37 @@ def test_a_video_is_evaluated_and_taken_into_a_dataset(llava: Llava, files: Path
     asked = about(files, "what moves?", "a.mp4").add("assistant", "a cube")
     added = adopt(tmp_path / "data", asked, open_file)
     dataset = Dataset.open(tmp_path / "data")
-    assert dataset.conversations() == [added] and dataset.images.is_empty()
     [media] = added.media
+    assert dataset.conversations() == [added]
+    assert dataset.images.select("root", "path", "media", "status").rows() == [("media", media.path, "video", "ok")]
     assert (media.root, Path(media.path).suffix) == ("media", ".mp4")
     assert dataset.resolve(media).read_bytes() == (files / "a.mp4").read_bytes()
     with Engine(llava, name="film") as engine:
         [row] = evaluate(engine, dataset, split=None, max_tokens=SHORT.max_tokens).rows.to_dicts()
     decode = llava.tokenizer.decode(generated(llava, asked.prompt), skip_special_tokens=True)
     assert row["answer"].strip() == decode.strip()
+    split(dataset, {"train": 0, "val": 0, "test": 1})
+    with Engine(llava, name="film") as engine:
+        results = evaluate(engine, dataset, split="test", max_tokens=SHORT.max_tokens)
+    [row] = results.rows.to_dicts()
+    assert (row["image"], row["root"]) == (media.path, "media"), "a row names the video it is about"
+    assert results.picture(row).tobytes() == Film(files / "a.mp4").frames(1)[0].tobytes()
+
+
+def test_questions_about_one_video_share_it_and_are_answered_as_each_alone(
+    llava: Llava, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "WORTH", 1)
+    talks = [(text, name) for name in ("a.mp4", "b.mp4") for text in ("what moves?", "where to?", "why, then?")]
+    for number, (text, name) in enumerate(talks):
+        asked = replace(about(files, text, name).add("assistant", "a cube"), id=str(number))
+        adopt(tmp_path / "data", asked, open_file)
+    with Engine(llava, name="film") as engine:
+        results = evaluate(engine, Dataset.open(tmp_path / "data"), split=None, max_tokens=SHORT.max_tokens)
+    answers = {row["id"]: row["answer"] for row in results.rows.to_dicts()}
+    for number, (text, name) in enumerate(talks):
+        alone = llava.tokenizer.decode(generated(llava, about(files, text, name)), skip_special_tokens=True)
+        assert answers[str(number)] == alone.strip(), (text, name)
 
 
 # --- the server ---------------------------------------------------------------------------------------------------

@@ -17,10 +17,10 @@ def _import(given: argparse.Namespace) -> None:
     dataset = import_dataset(source, given.out, format=given.format, **options)
     card = dataset.card
     following = "curate" if card["counts"]["conversations"] else "generate"
-    films = card.get("import", {}).get("videos")  # which have no rows of their own: there is nothing to curate
-    told = f"next: workbench {following} {given.out}" if not films else f"next: workbench plan RECIPE {given.out}"
-    if not (films or card["counts"]["status"].get("ok")):
-        told = f"no picture in {given.out} can be used"
+    told = f"next: workbench {following} {given.out}"
+    if not card["counts"]["status"].get("ok"):
+        what = "picture or video" if card["counts"].get("videos") else "picture"
+        told = f"no {what} in {given.out} can be used"
     show(given, told, {"dataset": str(dataset.path), "counts": card["counts"]})
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from workbench.conversation import Image
+from workbench.conversation import Media
 from workbench.curation.database import open_fiftyone
 from workbench.curation.documents import LABELS
 from workbench.curation.plugin_link import link_plugin
@@ -86,8 +86,8 @@ def open(
     return session
 
 
-def open_images(dataset: Dataset, images: Sequence[Image]) -> fo.Session:
-    """Show these images of a dataset alone: in the App that `open` opened last here, else in a new one, no window.
+def open_images(dataset: Dataset, images: Sequence[Media]) -> fo.Session:
+    """Show these files of a dataset alone: in the App that `open` opened last here, else in a new one, no window.
 
     Raises as `open` does, and `DataError` for images that the dataset does not have.
     """

@@ -34,12 +34,12 @@ _COLOR = "#4477aa"
 
 @dataclass(frozen=True)
 class Description:
-    """Counts over the images and conversations of a dataset that are ok."""
+    """Counts over the images, videos and conversations of a dataset that are ok."""
 
     name: str
     images: int
     per_image: pl.DataFrame
-    """Conversations of an image. Columns: conversations, images."""
+    """Conversations of an image or video. Columns: conversations, images (so many of them)."""
     tokens: pl.DataFrame
     """One row a conversation. Columns: task, turns, tokens (words where no tokenizer was given)."""
     words: pl.DataFrame
@@ -50,10 +50,12 @@ class Description:
     """One row a box. Columns: label, share (of the image's area, 0 to 1)."""
     unit: str
     """tokens or words"""
+    videos: int = 0
 
     def __str__(self) -> str:
         counts = self.tokens.group_by("task").len().sort("len", descending=True)
-        lines = [f"{self.name}: {self.images:,} images, {self.tokens.height:,} conversations"]
+        videos = f" and {self.videos:,} videos" if self.videos else ""
+        lines = [f"{self.name}: {self.images:,} images{videos}, {self.tokens.height:,} conversations"]
         if self.tokens.height:
             half, most = _number(self.tokens["tokens"].median()), _number(self.tokens["tokens"].max())
             lines.append(f"  {self.unit} of a conversation: median {half:g}, most {most:,.0f}")
@@ -124,18 +126,19 @@ def describe(dataset: Dataset | str | Path, *, count_tokens: Callable[[str], int
     lengths: list[tuple[str, int, int]] = []
     length = count_tokens or (lambda text: len(text.split()))
     for one in dataset.iter_conversations():
-        images.update((image.root, image.path) for image in dict.fromkeys(one.images))
+        images.update((shown.root, shown.path) for shown in dict.fromkeys(one.media))
         words.update(word for word in _answer_words(one) if word not in _COMMON)
         turns = sum(message.role == "user" for message in one.messages)
         lengths.append((one.task or "other", turns, sum(length(message.text) for message in one.messages)))
     return Description(
         dataset.name,
-        ok.height,
+        int((ok["media"] == "image").sum()),
         _per_image(ok, images),
         pl.DataFrame(lengths, schema={"task": pl.String, "turns": pl.Int64, "tokens": pl.Int64}, orient="row"),
         pl.DataFrame(words.most_common(MOST), schema={"word": pl.String, "count": pl.Int64}, orient="row"),
         *_things(ok),
         "tokens" if count_tokens else "words",
+        int((ok["media"] == "video").sum()),
     )
 
 

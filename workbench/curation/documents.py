@@ -23,6 +23,7 @@ from bson import ObjectId
 
 from workbench.conversation import SPLITS, Conversation, Image, Video, to_chat
 from workbench.curation.measures import image_paths
+from workbench.curation.posters import posters
 from workbench.data.boxes import to_fiftyone
 from workbench.data.dataset import Dataset
 from workbench.data.tables import frame_to_conversations
@@ -40,12 +41,16 @@ _TAKEN = ("id", "tags", "index", "mask", "mask_path", "attributes", "bounding_bo
 def documents(
     dataset: Dataset, images: pl.DataFrame, types: Mapping[str, type], said: Mapping[tuple[str, str], list[Document]]
 ) -> Iterator[Document]:
-    """One document per row of `images`; `types` as of `attribute_types`, `said` as of `conversation_labels`."""
-    now = datetime.now(UTC)
+    """One document per row of `images`; `types` as of `attribute_types`, `said` as of `conversation_labels`.
+
+    A video is its poster, with its own path in `video`.
+    """
+    now, shown = datetime.now(UTC), posters(dataset, images)
     for row, path in zip(images.iter_rows(named=True), image_paths(dataset, images), strict=True):
         document = {
             "_id": ObjectId(),
-            "filepath": str(path),
+            "filepath": str(shown.get(row["id"], path)),
+            "video": str(path) if row["media"] == "video" else None,
             "tags": tags_of(row),
             "metadata": _metadata(row),
             "_media_type": "image",
@@ -63,13 +68,13 @@ def documents(
 
 
 def conversation_labels(dataset: Dataset) -> dict[tuple[str, str], list[Document]]:
-    """Every conversation as a label, under root and path of its first image; those without an image are left out."""
+    """Every conversation as a label, under root and path of its first image or video; those without are left out."""
     rows = dataset.conversation_rows
     found: dict[tuple[str, str], list[Document]] = {}
     for conversation, status, reason in zip(frame_to_conversations(rows), rows["status"], rows["reason"], strict=True):
-        if conversation.images:
-            image = conversation.images[0]
-            found.setdefault((image.root, image.path), []).append(_conversation(conversation, status, reason))
+        if conversation.media:
+            first = conversation.media[0]
+            found.setdefault((first.root, first.path), []).append(_conversation(conversation, status, reason))
     return found
 
 
@@ -103,7 +108,8 @@ def tags_of(row: Mapping[str, Any]) -> list[str]:
 def _metadata(row: Mapping[str, Any]) -> Document | None:
     if not row["width"] or not row["height"]:
         return None
-    kind = {"mime_type": f"image/{Path(row['path']).suffix.lower().lstrip('.').replace('jpg', 'jpeg')}"}
+    suffix = ".jpg" if row["media"] == "video" else Path(row["path"]).suffix
+    kind = {"mime_type": f"image/{suffix.lower().lstrip('.').replace('jpg', 'jpeg')}"}
     return {"_cls": "ImageMetadata", **kind, "width": row["width"], "height": row["height"]}
 
 

@@ -2,7 +2,8 @@
 
 Knows: content hashes, small pictures compared place by place, groups, keepers, copies of pictures outside the dataset.
 Does not know: which pairs are worth a look (`near_pairs.py`), or what to do with a group (`filters.py` leaves out all
-but the keeper, `splits.py` keeps it together).
+but the keeper, `splits.py` keeps it together). A video is seen by its first frame; of
+two videos the last ones are compared as well, since many begin with the same black or the same title.
 
 Exact copies share the SHA-256 of their file, which the dataset has already. Near copies (re-encoded, resized, a little
 brighter) are found in two steps: the perceptual hash, or vectors handed in, proposes pairs; then both pictures are
@@ -14,19 +15,20 @@ pictures of one background in which a small thing has another color or place, an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 from PIL import Image as PILImage
 
-from workbench.curation.measures import image_paths
+from workbench.curation.measures import image_files
 from workbench.curation.near_pairs import Pair, close_hashes, close_vectors
 from workbench.data.batches import map_batches
 from workbench.data.dataset import Dataset
-from workbench.data.images import load_image
+from workbench.data.video import Film, seen
 
 DIFFERENCE = 18.0
 """Largest local difference, in levels of 255, of near copies. Planted copies: at most 16; different scenes: from 24,
@@ -53,22 +55,29 @@ def near_groups(dataset: Dataset, images: pl.DataFrame, vectors: pl.DataFrame | 
     exact where the file equals the keeper's, else near; `distance` to the keeper is in levels of 255. The keeper is
     the one with most annotations, then the largest, then the first by id. Raises `ImageError` for an unreadable file.
     """
-    return near_groups_of(images, image_paths(dataset, images), vectors)
+    return near_groups_of(images, image_files(dataset, images), vectors)
 
 
-def near_groups_of(images: pl.DataFrame, paths: Sequence[Path], vectors: pl.DataFrame | None = None) -> pl.DataFrame:
-    """As `near_groups`, for rows whose files lie at `paths`, whatever dataset they are of."""
-    frame = images.with_columns(file=pl.Series([str(path) for path in paths], dtype=pl.String))
+def near_groups_of(
+    images: pl.DataFrame, files: Sequence[Path | Film], vectors: pl.DataFrame | None = None
+) -> pl.DataFrame:
+    """As `near_groups`, for rows whose `files` are these, whatever dataset they are of."""
+    frame = images.with_row_index("place of file")
     known = frame.filter(pl.col("hash").is_not_null(), pl.col("phash").is_not_null())
     unique = known.unique("hash", keep="first", maintain_order=True)
     pairs = _proposed(unique, vectors)
-    pictures = _pictures(unique["file"], _members(pairs, unique.height))
-    roots = _connect(unique.height, pairs, pictures)
+    members = _members(pairs, unique.height)
+    seen_as = [files[place] for place in unique["place of file"]]
+    pictures = _pictures(_small, seen_as, members)
+    ends = _pictures(_small_end, seen_as, [row for row in members if isinstance(seen_as[row], Film)])
+    roots = _connect(unique.height, pairs, pictures, ends)
     place = {name: number for number, name in enumerate(unique["hash"])}
     groups = _groups(known, roots[[place[name] for name in known["hash"]]])
     hashes = dict(known.select("id", "hash").iter_rows())
     distances = [
-        0.0 if kind == "exact" else _difference(pictures[place[hashes[name]]], pictures[place[hashes[keeper]]][None])[0]
+        0.0
+        if kind == "exact"
+        else _differences(place[hashes[name]], np.array([place[hashes[keeper]]]), pictures, ends)[0]
         for name, kind, keeper in groups.select("id", "kind", "keeper").iter_rows()
     ]
     return groups.with_columns(pl.Series("distance", distances, dtype=pl.Float64))
@@ -92,19 +101,43 @@ def _members(pairs: Sequence[Pair], count: int) -> list[int]:
 # --- looking at them ------------------------------------------------------------------------------------------
 
 
-def _pictures(files: pl.Series, rows: list[int]) -> dict[int, np.ndarray]:
+def _pictures(
+    small: Callable[[Any], np.ndarray], files: Sequence[Path | Film], rows: list[int]
+) -> dict[int, np.ndarray]:
     """Row number -> small picture (SIDE, SIDE, 3)."""
-    paths = [Path(file) for file in files[rows]]
-    made = map_batches(_small, paths, "comparing pictures", workers=1 if len(paths) < POOL_FROM else None)
+    wanted = [files[row] for row in rows]
+    made = map_batches(small, wanted, "comparing pictures", workers=1 if len(wanted) < POOL_FROM else None)
     return dict(zip(rows, made, strict=True))
 
 
-def _small(path: Path) -> np.ndarray:
+def _small(file: Path | Film) -> np.ndarray:
+    """(SIDE, SIDE, 3) uint8, of a video its first frame."""
+    return _smoothed(seen(file))
+
+
+def _small_end(film: Film) -> np.ndarray:
+    """(SIDE, SIDE, 3) uint8 of the last frame."""
+    return _smoothed(film.at([film.total - 1])[0])
+
+
+def _smoothed(picture: PILImage.Image) -> np.ndarray:
     """(SIDE, SIDE, 3) uint8: averaged down and smoothed, so that noise and blurred edges do not count."""
-    picture = load_image(path).resize((SIDE, SIDE), PILImage.Resampling.BOX)
-    padded = np.pad(np.asarray(picture, np.float32), ((1, 1), (1, 1), (0, 0)), mode="edge")
+    small = picture.resize((SIDE, SIDE), PILImage.Resampling.BOX)
+    padded = np.pad(np.asarray(small, np.float32), ((1, 1), (1, 1), (0, 0)), mode="edge")
     smooth = sum(padded[y : y + SIDE, x : x + SIDE] for y in range(3) for x in range(3)) / 9
     return np.round(smooth).astype(np.uint8)
+
+
+def _differences(
+    row: int, others: np.ndarray, pictures: dict[int, np.ndarray], ends: dict[int, np.ndarray]
+) -> np.ndarray:
+    """(K,) of a row to others: of their pictures, and where both are videos of their last frames if that is more."""
+    found = _difference(pictures[row], np.stack([pictures[other] for other in others]))
+    if row in ends:
+        for place, other in enumerate(others.tolist()):
+            if other in ends and found[place] <= DIFFERENCE:
+                found[place] = max(found[place], _difference(ends[row], ends[other][None])[0])
+    return found
 
 
 def _difference(picture: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -118,14 +151,16 @@ def _difference(picture: np.ndarray, others: np.ndarray) -> np.ndarray:
 # --- groups ---------------------------------------------------------------------------------------------------
 
 
-def _connect(count: int, pairs: Sequence[Pair], pictures: dict[int, np.ndarray]) -> np.ndarray:
+def _connect(
+    count: int, pairs: Sequence[Pair], pictures: dict[int, np.ndarray], ends: dict[int, np.ndarray]
+) -> np.ndarray:
     """(count,) the group of each row: rows are in one group when confirmed pairs lead from one to the other."""
     roots = np.arange(count)
     members: dict[int, list[int]] = {}
     for first, others in pairs:
         waiting = others[roots[others] != roots[first]]  # what is connected already needs no comparison
         for part in _parts(waiting):
-            distances = _difference(pictures[first], np.stack([pictures[row] for row in part]))
+            distances = _differences(int(first), part, pictures, ends)
             for row in part[distances <= DIFFERENCE].tolist():
                 _join(roots, members, int(roots[first]), int(roots[row]))
     return roots

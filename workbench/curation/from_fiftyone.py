@@ -1,13 +1,14 @@
-"""A FiftyOne dataset, anybody's, as a dataset folder; the files stay where they lie.
+"""A FiftyOne dataset of images or videos, anybody's, as a dataset folder; the files stay where they lie.
 
     tags             train, val or test (validation, dev, ... as well) is the split; the others are kept
     a Classification                    label
     Detections                          objects, with boxes in pixels and their attributes
     a text, or a list of texts          captions
     conversations, as `to_fiftyone` has them    conversations, with verdicts
+    video, as `to_fiftyone` has it      the video that the sample's picture is a poster of
 
 Knows: which field is meant where there are several: what the caller names, else one called as ours, else the only one.
-Does not know: how a dataset becomes a FiftyOne one (`table.py`), or how images are checked (`data/image_rows.py`).
+Does not know: how a dataset becomes a FiftyOne one (`table.py`), or how files are checked (`data/image_rows.py`).
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from workbench.curation.table import verdict_of
 from workbench.data.boxes import from_fiftyone
 from workbench.data.captions_file import SPLITS
 from workbench.data.dataset import Dataset
-from workbench.data.image_rows import ROOT, image_rows, refuse_existing, root_for
-from workbench.data.imported import by_reason, keep
+from workbench.data.image_rows import ROOT, image_rows, nouns, refuse_existing, root_for
+from workbench.data.imported import keep, quarantined
 from workbench.data.tables import conversations_to_frame
 from workbench.errors import DataError, kind_of
 
@@ -43,7 +44,7 @@ _NAMES = {
     "captions": ("captions", "caption", "text"),
 }
 """Names of fields that are taken for a column where there are several of its kind; captions only under these."""
-_OWN = ("filepath", "tags", "metadata", "workbench_id", "status", "reason", "phash", "conversations")
+_OWN = ("filepath", "tags", "metadata", "workbench_id", "status", "reason", "phash", "conversations", "video")
 _FIFTYONE = (
     "_id",
     "_cls",
@@ -73,11 +74,11 @@ def import_fiftyone(
 ) -> Dataset:
     """Make the dataset `out` of a FiftyOne dataset (or its name) or view, and print what came of it.
 
-    `label`, `objects` and `captions` name the fields to take. Every image is opened once; broken ones are quarantined.
-    Fields that no column takes are listed in `out/import.json`. It cannot hold masks, keypoints, predictions beside the
-    labels, embeddings, brain runs and saved views. Raises `DataError` for an unknown name, another medium than images,
-    a file that is there twice, an image with two splits, two fields that could both be meant, or where `out` is a
-    dataset already.
+    `label`, `objects` and `captions` name the fields to take. Every image and video is opened once; broken ones are
+    quarantined. Fields that no column takes are listed in `out/import.json`. It cannot hold masks, keypoints, what is
+    said of single frames or of times, predictions beside the labels, embeddings, brain runs and saved views. Raises
+    `DataError` for an unknown name, another medium than images or videos, a file that is there twice, an image with two
+    splits, two fields that could both be meant, or where `out` is a dataset already.
     """
     out = Path(out)
     refuse_existing(out)
@@ -91,17 +92,18 @@ def import_fiftyone(
     with database_errors():
         view = _load(fo, source) if isinstance(source, str) else source
         fields = _fields(fo, view, {"label": label, "objects": objects, "captions": captions})
-        files = [Path(path) for path in view.values("filepath")]
+        files, films = _files(view)
         roots, places = _places(view, files)
+        videos = {place for place, film in zip(places, films, strict=True) if film}
         splits = [_split(path, tags) for (_, path), tags in zip(places, view.values("tags"), strict=True)]
-        frame = _checked(roots, places, out, workers)  # the long part: what a person can mend is said before it
+        frame = _checked(roots, places, videos, out, workers)  # the long part: what a person can mend is said before it
         frame, odd = _with_columns(view, frame, fields, splits)
         conversations = _conversations(view)
     report: dict[str, Any] = {
         "fields taken": [f"{field} as {column}" for column, field in fields.items()],
         "fields left out": _left_out(view, fields),
         "conversations": conversations.height,
-        "quarantined images": by_reason(frame),
+        **quarantined(frame),
         "objects without a box": odd,
     }
     known = view._root_dataset.name
@@ -114,6 +116,7 @@ def import_fiftyone(
         made={"made": f"imported from FiftyOne: {known}"},
         card=card,
         conversations=conversations,
+        noun=nouns(frame),
     )
 
 
@@ -130,11 +133,11 @@ def _fields(fo: ModuleType, view: SampleCollection, named: Mapping[str, str | No
     """The field that each column is made of, for the columns that have one."""
     where = f"FiftyOne dataset {view._root_dataset.name!r}"
     if not len(view):
-        raise DataError(where, found="no sample", expected="images")
-    if view.media_type != "image":
-        fix = 'a video is asked about by its file: wb.Video(sample.filepath, root="")'
-        fix = fix if view.media_type == "video" else ""
-        raise DataError(where, found=f"a dataset of media type {view.media_type}", expected="images", fix=fix)
+        raise DataError(where, found="no sample", expected="images or videos")
+    if view.media_type not in ("image", "video"):
+        fix = f"take one of its slices: view.select_group_slices({(view.group_slices or ['left'])[0]!r})"
+        fix = fix if view.media_type == "group" else ""
+        raise DataError(where, found=f"a dataset of media type {view.media_type}", expected="images or videos", fix=fix)
     schema = view.get_field_schema()
     kinds: dict[str, list[str]] = {column: [] for column in _NAMES}
     for field, kind in schema.items():
@@ -167,10 +170,23 @@ def _choose(where: str, column: str, fields: Sequence[str], named: str | None) -
 
 def _left_out(view: SampleCollection, fields: Mapping[str, str]) -> list[str]:
     plain = {"id", "created_at", "last_modified_at", *_OWN, *fields.values()}
-    return [field for field in view.get_field_schema() if field not in plain]
+    left = [field for field in view.get_field_schema() if field not in plain]
+    frames = view.get_frame_field_schema() or {} if view.media_type == "video" else {}
+    own = {"id", "_sample_id", "frame_number", "created_at", "last_modified_at"}
+    return left + [f"frames.{field}" for field in frames if field not in own]
 
 
-# --- images -----------------------------------------------------------------------------------------------------
+# --- files -----------------------------------------------------------------------------------------------------
+
+
+def _files(view: SampleCollection) -> tuple[list[Path], list[bool]]:
+    """The file of every sample, and whether it is a video; of one of our posters the video that it stands for."""
+    files = view.values("filepath")
+    if view.media_type == "video":
+        return [Path(file) for file in files], [True] * len(files)
+    ours = "workbench" in view._root_dataset.info and "video" in view.get_field_schema()
+    films = view.values("video") if ours else [None] * len(files)
+    return [Path(film or file) for film, file in zip(films, files, strict=True)], [film is not None for film in films]
 
 
 def _places(view: SampleCollection, files: Sequence[Path]) -> tuple[dict[str, Path], list[tuple[str, str]]]:
@@ -199,12 +215,18 @@ def _places(view: SampleCollection, files: Sequence[Path]) -> tuple[dict[str, Pa
 
 
 def _checked(
-    roots: Mapping[str, Path], places: Sequence[tuple[str, str]], out: Path, workers: int | None
+    roots: Mapping[str, Path],
+    places: Sequence[tuple[str, str]],
+    videos: set[tuple[str, str]],
+    out: Path,
+    workers: int | None,
 ) -> pl.DataFrame:
     """A row for each file, in the order given."""
     frames = []
     for root, folder in roots.items():
-        frame = image_rows(folder, [path for name, path in places if name == root], out, workers=workers)
+        paths = [path for name, path in places if name == root]
+        films = {path for name, path in videos if name == root}
+        frame = image_rows(folder, paths, out, videos=films, workers=workers)
         frames.append(frame.with_columns(pl.lit(root).alias("root")))
     order = pl.DataFrame(places, schema={"root": pl.String, "path": pl.String}, orient="row")
     return order.join(pl.concat(frames), on=["root", "path"], how="left", maintain_order="left")
@@ -297,20 +319,25 @@ def _conversations(view: SampleCollection) -> pl.DataFrame:
     if getattr(field, "document_type", None) is not fo.Classifications:
         return conversations_to_frame([])
     labels = [one for some in view.values(LABELS) for one in some or []]
-    labels = [label for label in labels if label.get_field("messages")]
+    labels = [label for label in labels if _said(label, "messages")]
     frame = conversations_to_frame(map(_conversation, labels))
-    status = pl.Series("status", [label.get_field("status") or "ok" for label in labels], dtype=pl.String)
-    reason = pl.Series("reason", [label.get_field("reason") for label in labels], dtype=pl.String)
+    status = pl.Series("status", [_said(label, "status") or "ok" for label in labels], dtype=pl.String)
+    reason = pl.Series("reason", [_said(label, "reason") for label in labels], dtype=pl.String)
     return frame.with_columns(status, reason)
 
 
 def _conversation(label: Any) -> Conversation:
-    name = label.get_field("conversation_id") or new_id("fiftyone", label.id)
-    verdict = verdict_of(name, label.tags, label.get_field("verdict"))
+    name = _said(label, "conversation_id") or new_id("fiftyone", label.id)
+    verdict = verdict_of(name, label.tags, _said(label, "verdict"))
     try:
-        messages = json.loads(label.get_field("messages"))
+        messages = json.loads(_said(label, "messages"))
     except ValueError as problem:
         raise DataError(f"conversation {name}", found=f"messages that are broken JSON ({problem})") from problem
     metadata = {"verdict": verdict} if verdict else {}
-    split, task = label.get_field("split"), label.get_field("task")
+    split, task = _said(label, "split"), _said(label, "task")
     return from_chat(messages, id=name, split=split, task=task, metadata=metadata)
+
+
+def _said(label: Any, name: str) -> Any:
+    """An attribute that somebody else's label may not have."""
+    return label.get_field(name) if label.has_field(name) else None

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from workbench.curation.measures import image_paths
+from workbench.curation.measures import image_files
 from workbench.data.dataset import Dataset
-from workbench.data.images import load_image, thumbnail_uri
+from workbench.data.images import thumbnail_uri
+from workbench.data.video import Film, seen
 from workbench.errors import ImageError
 from workbench.resources import write_atomic
 
@@ -95,18 +96,18 @@ class Funnel:
         return self.to_html(SHOWN)
 
     def _cards(self, rows: pl.DataFrame) -> Iterator[str]:
-        images = self.dataset.images.select("id", "root", "path")
+        images = self.dataset.images.select("id", "root", "path", "media")
         told = rows.join(images, on="id", maintain_order="left")
-        for path, name, reason in zip(image_paths(self.dataset, told), told["path"], told["reason"], strict=True):
-            source = _thumbnail(path)
+        for file, name, reason in zip(image_files(self.dataset, told), told["path"], told["reason"], strict=True):
+            source = _thumbnail(file)
             shown = f'<img alt="" src="{source}">' if source else "(cannot be shown)"
             style = f"width:{2 * THUMBNAIL}px;margin:4px;font-size:11px;overflow-wrap:anywhere"
             yield f'<div style="{style}">{shown}<br><b>{escape(name)}</b><br>{escape((reason or "")[:LONGEST])}</div>'
 
 
-def _thumbnail(path: Path) -> str | None:
+def _thumbnail(file: Path | Film) -> str | None:
     """A small JPEG as a data URL; None for a file that cannot be read."""
     try:
-        return thumbnail_uri(load_image(path), THUMBNAIL)
+        return thumbnail_uri(seen(file), THUMBNAIL)
     except ImageError:
         return None

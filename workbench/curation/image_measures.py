@@ -1,5 +1,7 @@
 """What every picture tells without a model: its shape, how bright, how rich in contrast, how sharp, how varied it is.
 
+Of a video its first frame is measured, and the size of its file.
+
 Knows: the measures and their units. Does not know: which values are good ones (`curate_recipe.py` takes thresholds).
 """
 
@@ -13,10 +15,10 @@ import polars as pl
 from PIL import Image as PILImage
 from PIL import ImageStat
 
-from workbench.curation.measures import image_paths, measured_once, ok_images
+from workbench.curation.measures import image_files, image_paths, measured_once, ok_images
 from workbench.data.batches import map_batches
 from workbench.data.dataset import Dataset
-from workbench.data.images import load_image
+from workbench.data.video import Film, seen
 
 SIDE = 512
 """Pictures are brought down to at most so many pixels a side, so that a large photo is not called blurred for it."""
@@ -50,22 +52,23 @@ def image_measures(
     """
     dataset = Dataset.open(dataset)
     rows = ok_images(dataset, images)
-    paths = image_paths(dataset, rows)
+    files = list(zip(image_paths(dataset, rows), image_files(dataset, rows), strict=True))
 
     def make(missing: list[int], _: pl.DataFrame) -> Iterable[tuple[float, ...]]:
         count = 1 if len(missing) < POOL_FROM else workers
-        return map_batches(_measure, [paths[row] for row in missing], "measuring images", workers=count)
+        return map_batches(_measure, [files[row] for row in missing], "measuring images", workers=count)
 
     found = measured_once(dataset, _NAME, rows["hash"], _PIXELS, make)
     shape = rows.select("id", "width", "height", aspect=pl.col("width") / pl.col("height"))
     return shape.with_columns(found)
 
 
-def _measure(path: Path) -> tuple[int, float, float, float, float]:
+def _measure(job: tuple[Path, Path | Film]) -> tuple[int, float, float, float, float]:
     """Bytes, brightness, contrast, sharpness, entropy."""
+    path, file = job
     from scipy.ndimage import laplace
 
-    picture = load_image(path)
+    picture = seen(file)
     picture.thumbnail((SIDE, SIDE), PILImage.Resampling.BOX)
     grey = picture.convert("L")
     told = ImageStat.Stat(grey)

@@ -13,11 +13,11 @@ import polars as pl
 
 from workbench.curation.filters import Filter
 from workbench.curation.image_measures import MEANING, image_measures
-from workbench.curation.measures import image_paths, measured_once, ok_images, pair_keys, vectors
+from workbench.curation.measures import image_files, measured_once, ok_images, pair_keys, vectors
 from workbench.curation.outliers import outliers
 from workbench.curation.text_measures import script, texts_of
 from workbench.data.dataset import Dataset
-from workbench.data.images import load_image
+from workbench.data.video import seen
 from workbench.errors import DataError
 from workbench.progress import progress, track
 
@@ -120,14 +120,15 @@ def matching(low: float | None, high: float | None, *, model: str) -> Filter:
         from workbench.curation.caption_judges import Matching
 
         judge = Matching(model)
-        files = pl.Series("file", [str(path) for path in image_paths(dataset, images)], dtype=pl.String)
-        pairs = texts.join(images.select("id", "hash").with_columns(files), on="id", maintain_order="left")
+        files = image_files(dataset, images)
+        places = images.select("id", "hash").with_row_index("file")
+        pairs = texts.join(places, on="id", maintain_order="left")
 
         def make(missing: list[int], _: pl.DataFrame) -> Iterator[tuple[float]]:
             with progress("matching captions", total=len(missing), unit="caption") as bar:
                 for start in range(0, len(missing), BATCH):
                     part = pairs[missing[start : start + BATCH]]
-                    pictures = [load_image(file) for file in part["file"]]
+                    pictures = [seen(files[place]) for place in part["file"]]
                     yield from ((value,) for value in judge(pictures, part["text"].to_list()))
                     bar.advance(part.height)
 

@@ -23,7 +23,7 @@ from workbench.conversation import new_id
 from workbench.data.batches import engine_in_use, map_batches
 from workbench.data.dataset import Dataset
 from workbench.data.folder import resolve_inside
-from workbench.data.images import load_image
+from workbench.data.video import Film, seen
 from workbench.errors import DataError
 from workbench.resources import write_atomic
 
@@ -66,16 +66,18 @@ def vectors(
 ) -> pl.DataFrame:
     """A vector for every image that is ok, or for these rows of `images`. Columns: id, vector (list of float32).
 
+    A video is seen by its first frame.
+
     `name` stands for the model with its version: under one name each content is measured once, also for copies and
     after a restart. With Ray as engine the model travels to the cluster's processes, where it works on their CPUs.
     Raises `ImageError` for an unreadable file and `DataError` for vectors of a wrong shape.
     """
     rows = ok_images(dataset, images)
-    paths = image_paths(dataset, rows)
+    files = image_files(dataset, rows)
 
     def make(missing: list[int], known: pl.DataFrame) -> Iterator[tuple[list[float]]]:
         width = len(known["vector"][0]) if known.height else None
-        parts = [[paths[row] for row in missing[start : start + batch]] for start in range(0, len(missing), batch)]
+        parts = [[files[row] for row in missing[start : start + batch]] for start in range(0, len(missing), batch)]
         workers = 1 if engine_in_use() == "local" else None  # here the model is, and perhaps its GPU
         options: dict[str, Any] = {"batch_size": 1, "workers": workers, "size": len}
         arrays = map_batches(partial(_embedded, embed), parts, f"measuring {name}", **options)
@@ -88,8 +90,8 @@ def vectors(
     return rows.select("id").with_columns(found)
 
 
-def _embedded(embed: Embed, paths: Sequence[Path]) -> np.ndarray:
-    return embed([load_image(path) for path in paths])
+def _embedded(embed: Embed, files: Sequence[Path | Film]) -> np.ndarray:
+    return embed([seen(file) for file in files])
 
 
 def pair_keys(pairs: pl.DataFrame) -> pl.Series:
@@ -110,6 +112,12 @@ def image_paths(dataset: Dataset, images: pl.DataFrame) -> list[Path]:
         resolve_inside(roots[root], path) if root in roots else dataset.resolve(ImageReference(path, root))
         for root, path in images.select("root", "path").iter_rows()
     ]
+
+
+def image_files(dataset: Dataset, images: pl.DataFrame) -> list[Path | Film]:
+    """What `video.seen` opens for each row: its file, or the film whose first frame it is seen by."""
+    paths = image_paths(dataset, images)
+    return [Film(path) if media == "video" else path for path, media in zip(paths, images["media"], strict=True)]
 
 
 def _checked(found: np.ndarray, count: int, width: int | None, name: str) -> np.ndarray:

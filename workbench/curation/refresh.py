@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.curation.database import database_errors, open_fiftyone
 from workbench.curation.documents import LABELS, Document, conversation_labels, label_list
+from workbench.curation.posters import posters
 from workbench.curation.table import mark, to_fiftyone
 from workbench.data.dataset import Dataset
 
@@ -46,6 +47,7 @@ def _refresh(made: fo.Dataset, dataset: Dataset) -> bool:
     """Whether the view could be brought up to date."""
     if sorted(made.values("workbench_id")) != sorted(dataset.images["id"]):
         return False
+    posters(dataset, dataset.images)  # somebody may have emptied the state folder since
     if made.info["workbench"].get("images") != _state(dataset):
         mark(made, dataset)
         _stamped(made, dataset)

@@ -1,5 +1,7 @@
 """Train, val and test without leakage: what shows the same picture, or is talked about together, stays together.
 
+Videos are parted as images are, each seen by its first frame.
+
 Knows: groups of images that must not be parted, fractions, strata, and how to find out that a split leaks.
 Does not know: how duplicates are found (`duplicates.py`).
 """
@@ -18,10 +20,12 @@ from scipy.sparse.csgraph import connected_components
 
 from workbench.conversation import SPLITS
 from workbench.curation.duplicates import near_groups, near_groups_of
-from workbench.curation.measures import image_paths
+from workbench.curation.measures import image_files
 from workbench.data.dataset import Dataset
 from workbench.data.image_rows import image_rows
 from workbench.data.images import SUFFIXES
+from workbench.data.video import SUFFIXES as VIDEO_SUFFIXES
+from workbench.data.video import Film
 from workbench.errors import DataError
 
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
@@ -36,9 +40,9 @@ def split(
     stratify: Literal["label"] | None = None,
     vectors: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
-    """Assign every image that is ok to a split, write it to the dataset, and return the rows (id, split).
+    """Assign every image and video that is ok to a split, write it to the dataset, and return the rows (id, split).
 
-    The same images, fractions and seed give the same splits. With `stratify` each label is parted in these fractions
+    The same files, fractions and seed give the same splits. With `stratify` each label is parted in these fractions
     too, as far as groups allow. `vectors` (id, vector) propose further near duplicates. Raises `DataError` for
     fractions that are not those of train, val and test or do not sum to 1.
     """
@@ -60,7 +64,7 @@ def split(
 
 
 def check_leakage(dataset: Dataset | str | Path, vectors: pl.DataFrame | None = None) -> pl.DataFrame:
-    """Images that are ok and leak into another split; no row where nothing leaks.
+    """Images and videos that are ok and leak into another split; no row where nothing leaks.
 
     Columns: id, other, split, other_split, kind. `exact` and `near`: the two show the same picture. `conversation`: one
     conversation is about both, or (id and other equal) the image and a conversation about it lie in different splits.
@@ -92,26 +96,30 @@ def check_leakage(dataset: Dataset | str | Path, vectors: pl.DataFrame | None = 
 
 
 def check_benchmark(dataset: Dataset | str | Path, folder: str | Path, *, workers: int | None = None) -> pl.DataFrame:
-    """Images that are ok and show the same picture as one of a benchmark's; no row where nothing leaks.
+    """Images and videos that are ok and show the same picture as one of a benchmark's; no row where nothing leaks.
 
     Columns: id, path, split, file (below `folder`), kind (exact or near). What is in train must not be in a benchmark
-    that scores the model. Raises `DataError` for a folder without images.
+    that scores the model. Raises `DataError` for a folder without images and videos.
     """
     dataset = Dataset.open(dataset)
     folder = Path(folder)
-    files = [
-        path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES
-    ]
+    every = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES | VIDEO_SUFFIXES)
+    files = [path.relative_to(folder).as_posix() for path in every]
     if not files:
         raise DataError(str(folder), found="no images", expected="the folder of a benchmark's images")
-    other = image_rows(folder, files, workers=workers).filter(pl.col("status") == "ok")
+    films = {name for name, path in zip(files, every, strict=True) if path.suffix.lower() in VIDEO_SUFFIXES}
+    other = image_rows(folder, files, videos=films, workers=workers).filter(pl.col("status") == "ok")
+    theirs = [Film(folder / name) if name in films else folder / name for name in other["path"]]
     other = other.with_columns(id=pl.format("benchmark {}", "path"), file="path")
     own = dataset.images.filter(pl.col("status") == "ok")
     both = pl.concat([own.select(*_PICTURE, file=pl.lit(None, pl.String)), other.select(*_PICTURE, "file")])
-    paths = [*image_paths(dataset, own), *(folder / file for file in other["file"])]
-    found = near_groups_of(both, paths).select("id", "group").join(both, on="id", maintain_order="left")
-    theirs = found.filter(pl.col("file").is_not_null()).select("group", "file", other_hash="hash")
-    told = found.filter(pl.col("file").is_null()).drop("file").join(theirs, on="group", maintain_order="left")
+    found = (
+        near_groups_of(both, [*image_files(dataset, own), *theirs])
+        .select("id", "group")
+        .join(both, on="id", maintain_order="left")
+    )
+    shown = found.filter(pl.col("file").is_not_null()).select("group", "file", other_hash="hash")
+    told = found.filter(pl.col("file").is_null()).drop("file").join(shown, on="group", maintain_order="left")
     kind = pl.when(pl.col("hash") == pl.col("other_hash")).then(pl.lit("exact")).otherwise(_NEAR).alias("kind")
     return told.join(own.select("id", "path", "split"), on="id", maintain_order="left").select(
         "id", "path", "split", "file", kind
@@ -163,13 +171,13 @@ def _together(dataset: Dataset, images: pl.DataFrame, vectors: pl.DataFrame | No
 
 
 def _said_about(dataset: Dataset, images: pl.DataFrame) -> pl.DataFrame:
-    """One row for each image in each conversation. Columns: id (of the image), split (of the conversation), group."""
+    """One row for each image or video in each conversation. Columns: its id, split (of the conversation), group."""
     names = {(root, path): name for name, root, path in images.select("id", "root", "path").iter_rows()}
     rows = [
-        (names[image.root, image.path], conversation.split, f"conversation {conversation.id}")
+        (names[one.root, one.path], conversation.split, f"conversation {conversation.id}")
         for conversation in dataset.iter_conversations()
-        for image in conversation.images
-        if (image.root, image.path) in names
+        for one in conversation.media
+        if (one.root, one.path) in names
     ]
     schema: dict[str, Any] = {"id": pl.String, "split": pl.String, "group": pl.String}
     return pl.DataFrame(rows, schema=schema, orient="row")

@@ -4,7 +4,8 @@ Knows: the field names, tags and saved views below; conversations as labels that
 Does not know: why an image was left out (`filters.py`), or how to write the truth: the caller hands the rows of
 `changes` to `Dataset.update_images`.
 
-    filepath         absolute path of the image
+    filepath         absolute path of the image, or of the poster of a video (`posters.py`)
+    video            absolute path of the video; only where the dataset has any
     workbench_id     the image's id in the dataset
     tags             its split (train, val, test); `broken` or `removed` where it is not ok; a person's own tags
     metadata         width and height in pixels
@@ -59,7 +60,7 @@ def to_fiftyone(
     measures: pl.DataFrame | None = None,
     persistent: bool = True,
 ) -> fo.Dataset:
-    """A FiftyOne dataset with every image, the broken and removed ones too; one made before is replaced.
+    """A FiftyOne dataset with every image and video, the broken and removed ones too; one made before is replaced.
 
     `name` is the dataset's own by default. `measures` (id and a column each, as `image_measures` gives them) become
     fields to sort and filter by. Tags that were set in FiftyOne and not brought back are gone, so take
@@ -75,7 +76,7 @@ def to_fiftyone(
         made.save()
         images = dataset.images
         types = attribute_types(images["objects"])
-        _declare_fields(fo, made, types)
+        _declare_fields(fo, made, types, videos=bool((images["media"] == "video").any()))
         said = conversation_labels(dataset) if conversations else {}
         rows = ({**document, "_dataset_id": made._doc.id} for document in documents(dataset, images, types, said))
         fo.core.odm.insert_documents(rows, made._sample_collection)
@@ -106,7 +107,7 @@ def mark(view: SampleCollection, dataset: Dataset) -> None:
 
 
 def ids_of(view: SampleCollection) -> list[str]:
-    """The dataset ids of a view's images, in its order."""
+    """The dataset ids of a view's images and videos, in its order."""
     return list(view.values("workbench_id"))
 
 
@@ -178,7 +179,7 @@ def _remove_old(fo: ModuleType, name: str) -> None:
     fo.delete_dataset(name)
 
 
-def _declare_fields(fo: ModuleType, made: fo.Dataset, attributes: Mapping[str, type]) -> None:
+def _declare_fields(fo: ModuleType, made: fo.Dataset, attributes: Mapping[str, type], *, videos: bool) -> None:
     """Every field in the schema from the start: the App shows an undeclared one only after a reload.
 
     Done by adding and deleting one full example, as one call for each field takes ten times as long.
@@ -187,7 +188,7 @@ def _declare_fields(fo: ModuleType, made: fo.Dataset, attributes: Mapping[str, t
     thing = fo.Detection(label="", bounding_box=[0, 0, 1, 1], **{key: kind() for key, kind in attributes.items()})
     example = fo.Sample(
         "example.png",
-        **{key: "" for key in ("workbench_id", "status", "reason", "phash")},
+        **{key: "" for key in ("workbench_id", "status", "reason", "phash", *(["video"] if videos else []))},
         metadata=fo.ImageMetadata(width=1, height=1, mime_type=""),
         captions=[""],
         label=fo.Classification(label=""),

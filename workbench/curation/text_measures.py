@@ -40,7 +40,8 @@ def texts_of(dataset: Dataset, images: pl.DataFrame) -> pl.DataFrame:
         .explode("content")
         .unnest("content")
     )
-    about = parts.filter(pl.col("type") == "image").select("conversation", "root", "path").unique(maintain_order=True)
+    media = parts.filter(pl.col("type").is_in(["image", "video"]))
+    about = media.select("conversation", "root", "path").unique(maintain_order=True)
     answers = parts.filter(pl.col("role") == "assistant", pl.col("type") == "text", _told).select(
         "conversation", "text"
     )

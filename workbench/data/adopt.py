@@ -20,13 +20,14 @@ from workbench.data.dataset import Dataset
 from workbench.data.images import EXTENSIONS, check_image
 from workbench.data.tables import IMAGE_COLUMNS
 from workbench.data.video import Film, still
+from workbench.data.video_check import check_video
 from workbench.resources import expanded, state_folder, write_atomic
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 MEDIA = "media"
-"""The root, and the folder in the dataset's, of pictures that came without a place of their own."""
+"""The root, and the folder in the dataset's, of what came without a place of its own."""
 
 
 def adopt(path: str | Path, conversation: Conversation, open_image: Callable[[Any], Picture | Film]) -> Conversation:
@@ -40,7 +41,7 @@ def adopt(path: str | Path, conversation: Conversation, open_image: Callable[[An
     files = {media: _bytes(media, open_image) for media in dict.fromkeys(conversation.media)}
     dataset = _opened(place)
     known = {media: _known(dataset, media) or _stored(dataset, media, data) for media, data in files.items()}
-    rows = [_row(dataset, one) for one in known.values() if isinstance(one, Image)]
+    rows = [_row(dataset, one) for one in known.values()]
     dataset.add_images(pl.DataFrame(rows, schema=IMAGE_COLUMNS))
     messages = tuple(
         replace(one, content=tuple(part if isinstance(part, str) else known[part] for part in one.content))
@@ -99,8 +100,9 @@ def _suffix(data: bytes) -> str:
         return EXTENSIONS.get(opened.format or "", (".png",))[0]
 
 
-def _row(dataset: Dataset, image: Image) -> dict[str, Any]:
-    facts = check_image(dataset.resolve(image))
+def _row(dataset: Dataset, one: Media) -> dict[str, Any]:
+    video = isinstance(one, Video)
+    facts = (check_video if video else check_image)(dataset.resolve(one))
     told = {key: getattr(facts, key) for key in ("width", "height", "hash", "phash")}
-    identity = {"id": new_id("image", image.root, image.path), "root": image.root, "path": image.path}
-    return {**identity, **told, "captions": [], "status": "ok"}
+    identity = {"id": new_id("image", one.root, one.path), "root": one.root, "path": one.path}
+    return {**identity, **told, "captions": [], "status": "ok", "media": "video" if video else "image"}

@@ -22,9 +22,9 @@ def export_coco(dataset: Dataset, out: str | Path, *, split: str | None = None) 
     """Write the images that are ok with captions and objects as one COCO file; return how many images.
 
     It holds paths, sizes, captions, objects with everything that is known of them, and as further keys of an image its
-    split, class and id (where that does not follow from the path). It cannot hold conversations, nor the ids that
-    captions had; objects come back with an `id`. Image ids are those that came in (`coco_id`), else the numbers after
-    them. Raises `DataError` where roots differ.
+    split, class and id (where that does not follow from the path). It cannot hold conversations, videos (their number
+    is printed), nor the ids that captions had; objects come back with an `id`. Image ids are those that came in
+    (`coco_id`), else the numbers after them. Raises `DataError` where roots differ.
     """
     rows = outgoing_images(dataset, split)
     ids = _image_ids(rows)

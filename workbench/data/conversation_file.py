@@ -1,7 +1,7 @@
-"""A file of conversations about images as a dataset, whatever the shape of its records, and records as a file.
+"""A file of conversations about images and videos as a dataset, whatever its records look like, and records as a file.
 
-Knows: ids of the file and our own, bad records, which images are asked for, what any such file cannot hold.
-Does not know: the shapes (`llava_json.py`, `sharegpt.py`), or how images are checked.
+Knows: ids of the file and our own, bad records, which images and videos are asked for, what any such file cannot hold.
+Does not know: the shapes (`llava_json.py`, `sharegpt.py`), or how images and videos are checked.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from workbench.conversation import IMAGE_MARK, VIDEO_MARK, Conversation, Video, new_id
+from workbench.conversation import IMAGE_MARK, VIDEO_MARK, Conversation, Media, Video, new_id
 from workbench.data.dataset import Dataset, new_card
-from workbench.data.folder import Folder, resolve_inside
-from workbench.data.image_rows import NO_FILE, ROOT, image_rows, refuse_existing, refuse_missing, root_for
-from workbench.data.imported import by_reason, numbers, summary, write_report
+from workbench.data.folder import Folder
+from workbench.data.image_rows import ROOT, image_rows, refuse_existing, refuse_missing, root_for
+from workbench.data.imported import numbers, quarantined, summary, write_report
 from workbench.data.json_records import BadRecord
 from workbench.data.tables import as_images, conversation_frames, with_rejected
 from workbench.errors import DataError
@@ -42,7 +42,8 @@ def import_conversations(
 ) -> Dataset:
     """Make the dataset `out` of conversations and the images below `images_root`, and print what came of it.
 
-    Images are checked, and bad records and quarantined images listed in `out/import.json`, beside what else is `noted`.
+    Images and videos are checked, and bad records and what is quarantined listed in `out/import.json`, beside what else
+    is `noted`.
     rejected: ids of conversations that are kept but not used, with the reason. Raises `DataError` where
     the folder is missing or has none of the images, no record is a conversation, or `out` is a dataset already.
     """
@@ -51,10 +52,9 @@ def import_conversations(
     if not folder.is_dir():
         raise DataError(str(folder), found="no such folder", expected="the folder that the image paths start from")
     dataset = Folder(out)
-    paths: dict[str, None] = {}
-    films: set[str] = set()
+    named: dict[str, type[Media]] = {}
     bad: list[str] = []
-    good = _good(records, folder, paths, films, bad)
+    good = _good(records, named, bad)
     first = next(good, None)
     if first is None:
         found = f"no conversation among {len(bad)} records; the first: {bad[0]}" if bad else "no record"
@@ -63,49 +63,40 @@ def import_conversations(
         frames = conversation_frames(chain([first], good))
         frames = (with_rejected(frame, rejected) for frame in frames) if rejected else frames
         count = dataset.fill("conversations", frames)
-        images = image_rows(folder, list(paths), out, workers=workers)
+        videos = {path for path, kind in named.items() if kind is Video}
+        images = image_rows(folder, list(named), out, videos=videos, workers=workers)
         refuse_missing(str(source), folder, images)
         dataset.fill("images", [as_images(images)])
-        shown = {"videos": len(films)} if films else {}
-        report = {
-            "conversations": count,
-            **shown,
-            **(noted or {}),
-            "quarantined images": by_reason(images),
-            "bad records": bad,
-        }
+        shown = {"videos": len(videos)} if videos else {}
+        report = {"conversations": count, **shown, **(noted or {}), **quarantined(images), "bad records": bad}
         write_report(out, report)
         name = name or source.stem
         sections = {"made": f"imported from {kind}: {source.name}", **(card or {}), "import": numbers(report)}
         dataset.write_card(new_card(name, {ROOT: root_for(folder, out)}, sections))
-    about = f"{images.height} images" + (f" and {len(films)} videos" if films else "")
+    about = f"{len(named) - len(videos)} images" + (f" and {len(videos)} videos" if videos else "")
     print(summary(f"{name}: {count} conversations about {about} in {out}", report))
     return Dataset(out)
 
 
 def _good(
-    records: Iterable[Conversation | BadRecord], folder: Path, paths: dict[str, None], films: set[str], bad: list[str]
+    records: Iterable[Conversation | BadRecord], named: dict[str, type[Media]], bad: list[str]
 ) -> Iterator[Conversation]:
-    """The conversations, one by one; paths of their images and videos, bad records and those without their video are
-    noted on the way."""
+    """The conversations, one by one; paths of their images and videos, and bad records, are noted on the way.
+
+    A file has one row, so that it cannot be an image in one record and a video in another.
+    """
     for record in records:
         if isinstance(record, BadRecord):
             bad.append(f"{record.id}: {record.error}")
-        else:
-            lost = [one.path for one in record.media if isinstance(one, Video) and not _is_there(one, folder)]
-            if lost:
-                bad.append(f"{record.source.get('foreign_id', record.id)}: {lost[0]}: {NO_FILE}")
-                continue
-            paths.update((image.path, None) for image in record.images)
-            films.update(one.path for one in record.media if isinstance(one, Video))
-            yield record
-
-
-def _is_there(video: Video, folder: Path) -> bool:
-    try:
-        return resolve_inside(folder, video.path).is_file()
-    except DataError:
-        return False
+            continue
+        kinds = {part.path: type(part) for part in record.media}
+        clash = [part.path for part in record.media if named.get(part.path, kinds[part.path]) is not type(part)]
+        if clash:
+            id = record.source.get("foreign_id", record.id)
+            bad.append(f"{id}: {clash[0]}: named as an image and as a video")
+            continue
+        named.update(kinds)
+        yield record
 
 
 # --- ids --------------------------------------------------------------------------------------------------------
@@ -155,12 +146,12 @@ def check_holds(conversation: Conversation, *, videos: bool = False) -> None:
 
 
 def splits_of(dataset: Dataset) -> Callable[[Conversation], str | None]:
-    """A function that tells the split a conversation counts to: its own, else that of its first image."""
+    """A function that tells the split a conversation counts to: its own, else that of its first image or video."""
     rows = dataset.images.select("root", "path", "split").iter_rows()
     known = {(root, path): split for root, path, split in rows if split is not None}
 
     def split_of(conversation: Conversation) -> str | None:
-        first = conversation.images[:1]
+        first = conversation.media[:1]
         return conversation.split or (known.get((first[0].root, first[0].path)) if first else None)
 
     return split_of

@@ -1,7 +1,7 @@
 """A dataset: one folder of Parquet tables, a card, and a log of edits. The folder is the truth.
 
     card.yaml               name, roots, source, licence, columns, counts, how it was made, snapshots
-    images.parquet          one row per image (or images/*.parquet, shards)
+    images.parquet          one row per image or video (or images/*.parquet, shards)
     conversations.parquet   one row per conversation (or conversations/*.parquet; so many are written as they come)
     edits.jsonl             changes by people, undo among them, one by one; laid over the tables when they are read
     snapshots/VERSION/      the dataset as it was, itself a dataset folder
@@ -134,7 +134,7 @@ class Dataset:
 
     @property
     def images(self) -> pl.DataFrame:
-        """One row per image, edits applied. Columns: `tables.IMAGE_COLUMNS`, then whatever was added."""
+        """One row per image or video, edits applied. Columns: `tables.IMAGE_COLUMNS`, then whatever was added."""
         return self._folder.table("images")
 
     @property
@@ -152,8 +152,8 @@ class Dataset:
     def conversations(self, split: str | None = None, tasks: Sequence[str] | None = None) -> list[Conversation]:
         """The conversations that are ok, in the order written.
 
-        Left out are those whose own status, or the status of one of their images, is not ok. A conversation without
-        a split of its own counts to the split of its first image.
+        Left out are those whose own status, or the status of one of their images or videos, is not ok. A conversation
+        without a split of its own counts to the split of its first image or video.
         """
         return list(self.iter_conversations(split, tasks))
 

@@ -151,7 +151,9 @@ class Folder:
         }
         undone = self._undo_of("conversations")
         conversations = parquet.count_rows((self.kept(undone["undo"]) if undone else self).files("conversations"))
-        return {"images": images.height, "conversations": conversations, **by_column}
+        videos = int((images["media"] == "video").sum())
+        told = {"images": images.height - videos, **({"videos": videos} if videos else {})}
+        return {**told, "conversations": conversations, **by_column}
 
     # --- tables -------------------------------------------------------------------------------------------------
 

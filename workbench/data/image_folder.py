@@ -1,12 +1,12 @@
-"""A person's folder of images as a dataset, with class folders, a captions file, sidecar texts, or nothing.
+"""A person's folder of images and videos as a dataset, with class folders, a captions file, sidecar texts, or nothing.
 
     folder/cat/1.png                               the sub-folder's name is the label
     folder/1.png + folder/captions.csv             columns file and caption, label, split (or captions.jsonl)
     folder/1.png + folder/1.txt                    the text is the caption
     folder/train/cat/1.png, folder/test/cat/2.png  split folders around any of these
 
-Knows: these layouts; every file is a row, a caption, or listed as something else.
-Does not know: how images are checked (`image_rows.py`) or what is asked about them (`instruct/`).
+Knows: these layouts, in which a video counts as a picture does; every file is a row, a caption, or listed as something
+else. Does not know: how images and videos are checked (`image_rows.py`) or what is asked about them (`instruct/`).
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ import polars as pl
 from workbench.data.captions_file import CAPTION_FILES, SPLITS, Line, read_lines
 from workbench.data.dataset import Dataset
 from workbench.data.folder import CHECKS
-from workbench.data.image_rows import ROOT, image_rows, refuse_existing, root_for
-from workbench.data.images import SUFFIXES
+from workbench.data.image_rows import ROOT, image_rows, nouns, refuse_existing, root_for
+from workbench.data.images import SUFFIXES, is_picture, open_file
 from workbench.data.imported import by_reason, keep
-from workbench.errors import DataError
+from workbench.data.video import SUFFIXES as VIDEO_SUFFIXES
+from workbench.errors import DataError, ImageError
 from workbench.resources import as_path
 
 _HIDDEN = {"thumbs.db", "desktop.ini", "__macosx"}
@@ -37,6 +38,7 @@ class Found:
     """What lies in a folder; all paths POSIX and relative to it."""
 
     images: list[str] = field(default_factory=list)
+    """And videos."""
     texts: list[str] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
@@ -67,7 +69,7 @@ def import_folder(
     card: Mapping[str, Any] | None = None,
     annotate: Callable[[pl.DataFrame], pl.DataFrame] = lambda rows: rows,
 ) -> Dataset:
-    """Make the dataset `out` of the images in `folder`, which stay where they are, and print what came of it.
+    """Make the dataset `out` of the images and videos in `folder`, which stay there, and print what came of it.
 
     A captions file beats sidecar texts, which beat class folders; its columns label and split beat folders as well.
     `text_column` names the column of captions where it is none of caption, text, captions. `annotate` adds to the rows
@@ -82,7 +84,8 @@ def import_folder(
     folder_labels, splits = _folders(found.images, with_labels=not said.captions)
     labels = said.labels if "label" in said.has else folder_labels
     told_splits = said.splits if "split" in said.has else splits
-    frame = image_rows(folder, found.images, out, workers=workers)
+    videos = {path for path in found.images if _is_video(path) and not _holds_picture(folder / path)}
+    frame = image_rows(folder, found.images, out, videos=videos, workers=workers)
     frame = frame.with_columns(
         pl.Series("id", [said.ids.get(path, known) for path, known in frame.select("path", "id").iter_rows()]),
         pl.Series("label", [labels.get(path) for path in found.images], dtype=pl.String),
@@ -94,7 +97,7 @@ def import_folder(
         report["in no split folder"] = [path for path in found.images if path not in splits]
     name, roots = name or folder.resolve().name, {ROOT: root_for(folder, out)}
     made = {"made": f"imported from the folder {folder.name}"}
-    return keep(out, annotate(frame), report, name=name, roots=roots, made=made, card=card)
+    return keep(out, annotate(frame), report, name=name, roots=roots, made=made, card=card, noun=nouns(frame))
 
 
 def _report(frame: pl.DataFrame, found: Found, captions: dict[str, Any]) -> dict[str, Any]:
@@ -136,12 +139,12 @@ def _scan(folder: Path) -> Found:
 
 def _nothing(found: Found) -> dict[str, str]:
     """What to say of a folder without an image."""
-    expected = "pictures: JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC or AVIF"
+    expected = "pictures: JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC or AVIF, or videos: MP4, MOV, WebM, MKV or AVI"
     others = [*found.others, *found.texts, *found.captions, *found.unreadable]
     if not others:
         return {"found": "an empty folder", "expected": expected, "fix": "check the path"}
     listed = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
-    return {"found": f"no picture, but {listed}", "expected": f"{expected}, by the endings of their names"}
+    return {"found": f"no picture or video, but {listed}", "expected": f"{expected}, by the endings of their names"}
 
 
 def _stem(path: str) -> str:
@@ -185,7 +188,20 @@ def _kind(inside: str, name: str) -> str:
         return "hidden"
     if inside == "." and name.lower() in CAPTION_FILES:
         return "captions"
-    return "images" if suffix in SUFFIXES else "texts" if suffix == ".txt" else "others"
+    return "images" if suffix in SUFFIXES or _is_video(name) else "texts" if suffix == ".txt" else "others"
+
+
+def _is_video(path: str) -> bool:
+    return PurePosixPath(path).suffix.lower() in VIDEO_SUFFIXES
+
+
+def _holds_picture(file: Path) -> bool:
+    """Whether a file that is named as a video is a picture: nobody called it a video but its name."""
+    try:
+        with open_file(file) as opened:
+            return is_picture(opened.read(24))
+    except ImageError:  # its check says what is wrong with it
+        return False
 
 
 def _folders(paths: list[str], *, with_labels: bool) -> tuple[dict[str, str], dict[str, str]]:

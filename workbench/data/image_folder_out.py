@@ -20,12 +20,12 @@ from workbench.resources import write_atomic
 
 
 def export_folder(dataset: Dataset, out: str | Path, *, split: str | None = None) -> int:
-    """Copy the images that are ok into the new folder `out`, with a captions.jsonl; return how many.
+    """Copy the images and videos that are ok into the new folder `out`, with a captions.jsonl; return how many.
 
     It holds paths, captions, labels, splits and ids. It cannot hold annotated objects and conversations. Raises
     `DataError` where roots differ, an image has gone, or `out` is not empty.
     """
-    out, rows = Path(out), outgoing_images(dataset, split)
+    out, rows = Path(out), outgoing_images(dataset, split, videos=True)
     root = root_of(dataset, rows)
     with new_folder(out) as building, progress("copying images", total=rows.height) as bar:
         lines = []

@@ -16,6 +16,7 @@ import stat
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import imagehash
 import numpy as np
@@ -37,6 +38,9 @@ EXTENSIONS = {
 """The formats that are read and how their files are named. MPO is a JPEG with further pictures, as phones write it."""
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"II*\0", b"MM\0*", b"BM", b"GIF8")
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+_PICTURE_BRANDS = (*_HEIF_BRANDS, b"avif", b"avis")
+_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
+"""How MP4 and QuickTime files begin, behind four bytes of length."""
 _HEIF_FIX = "pip install pi-heif"
 _HAS_HEIF = importlib.util.find_spec("pi_heif") is not None
 if _HAS_HEIF:  # Pillow itself reads AVIF, but not what phones write as HEIC
@@ -133,6 +137,15 @@ def check_image(path: str | Path, *, limits: Limits = LIMITS) -> ImageFacts:
 
 def read_file(path: Path, limits: Limits = LIMITS) -> bytes:
     """An image file's bytes. Raises `ImageError` for one that is missing, unreadable or too large."""
+    with open_file(path, limits) as file:
+        try:
+            return file.read()
+        except OSError as problem:
+            raise ImageError(str(path), found=f"a file that cannot be read ({problem})") from problem
+
+
+def open_file(path: Path, limits: Limits = LIMITS) -> BinaryIO:
+    """An image or video file, open to be read. Raises as `read_file` does."""
     try:
         size, mode = path.stat().st_size, path.stat().st_mode
         if not stat.S_ISREG(mode):  # a pipe that nobody writes to would be waited for without end
@@ -140,7 +153,7 @@ def read_file(path: Path, limits: Limits = LIMITS) -> bytes:
             raise ImageError(str(path), found=found, expected="an image file")
         if size > limits.bytes:
             raise ImageError(str(path), found=f"an enormous file: {size:,} bytes", expected=f"at most {limits.bytes:,}")
-        return path.read_bytes()
+        return open(path, "rb")
     except FileNotFoundError:
         raise ImageError(str(path), found="no such file", fix="restore it, or correct the root or the path") from None
     except (OSError, ValueError) as problem:
@@ -170,6 +183,9 @@ def _decode(data: bytes, where: str, limits: Limits) -> tuple[PILImage.Image, st
     except PILImage.UnidentifiedImageError:
         if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and not _HAS_HEIF:
             raise ImageError(where, found="a HEIC picture, and no package that reads it", fix=_HEIF_FIX) from None
+        if is_video(data):
+            expected = 'a picture; a video is named as one: "video" in LLaVA\'s JSON, wb.Video in a message'
+            raise ImageError(where, found="not an image but a video", expected=expected) from None
         if data.startswith(_BEGINNINGS) or data[4:8] == b"ftyp":
             found = "a damaged or truncated image (its header cannot be read)"
             raise ImageError(where, found=found, fix="download or copy it again") from None
@@ -178,6 +194,19 @@ def _decode(data: bytes, where: str, limits: Limits) -> tuple[PILImage.Image, st
     except Exception as problem:  # a decoder meeting broken bytes raises anything, from SyntaxError to struct.error
         found = f"a damaged or truncated image ({problem or type(problem).__name__})"
         raise ImageError(where, found=found, fix="download or copy it again") from problem
+
+
+def is_video(data: bytes) -> bool:
+    """Whether a file begins as MP4, QuickTime, WebM, Matroska or AVI do, and is none of the pictures in such boxes."""
+    if data[4:8] in _BOXES:
+        return data[8:12] not in _PICTURE_BRANDS
+    return data.startswith(b"\x1a\x45\xdf\xa3") or data.startswith(b"RIFF") and data[8:12] == b"AVI "
+
+
+def is_picture(data: bytes) -> bool:
+    """Whether a file begins as one of the pictures that are read here does."""
+    boxed = data[4:8] == b"ftyp" and data[8:12] in _PICTURE_BRANDS
+    return boxed or data.startswith(_BEGINNINGS) and not is_video(data)
 
 
 def beginning(data: bytes) -> str:

@@ -53,6 +53,12 @@ def by_reason(frame: pl.DataFrame) -> dict[str, list[str]]:
     return dict(sorted(kinds.items(), key=lambda item: -len(item[1])))
 
 
+def quarantined(frame: pl.DataFrame) -> dict[str, dict[str, list[str]]]:
+    """What a report says of the rows that cannot be used: images, and videos where there are any, `by_reason`."""
+    kinds = ["image", "video"] if (frame["media"] == "video").any() else ["image"]
+    return {f"quarantined {kind}s": by_reason(frame.filter(media=kind)) for kind in kinds}
+
+
 def summary(title: str, report: Mapping[str, Any]) -> str:
     """The report of an import as lines for a person: numbers, and the first names of every list."""
     lines = [title]

@@ -49,8 +49,9 @@ def import_llava(
 ) -> Dataset:
     """Make the dataset `out` of a LLaVA file and the images below `images_root`, and print what came of it.
 
-    Every image is opened once; one that is missing or broken is a quarantined row, which keeps its conversations out of
-    `Dataset.conversations()`. Records that break the shape are listed in `out/import.json`, with the missing files.
+    Every image and video is opened once; one that is missing or broken is a quarantined row, which keeps its
+    conversations out of `Dataset.conversations()`. Records that break the shape are listed in `out/import.json`, with
+    the missing files.
     Of a demo's `feedback.jsonl` the last vote on an answer counts: one that is not up keeps it out, with the reason.
     """
     options: dict[str, Any] = {"name": name, "workers": workers, "card": card}

@@ -1,4 +1,4 @@
-"""What leaves a dataset: the images that are ok, all below one root.
+"""What leaves a dataset: the images, and where a format has room for them the videos, that are ok, all below one root.
 
 Knows: which images are exported, and that a file's paths have no root. Does not know: any format.
 """
@@ -20,11 +20,16 @@ from workbench.errors import DataError
 from workbench.resources import atomic_folder, disk_errors
 
 
-def outgoing_images(dataset: Dataset, split: str | None = None) -> pl.DataFrame:
-    """The rows of the images that are ok, in order. Raises `DataError` where there is none, or where roots differ."""
+def outgoing_images(dataset: Dataset, split: str | None = None, *, videos: bool = False) -> pl.DataFrame:
+    """The rows of the images that are ok, in order, with the `videos` or with a printed line on how many are left out.
+
+    Raises `DataError` where there is none, or where roots differ.
+    """
     rows = dataset.images.filter(pl.col("status") == "ok")
     if split is not None:
         rows = rows.filter(pl.col("split") == split)
+    if not videos:
+        rows = pictures_of(rows, "which this format cannot hold")
     if not rows.height:
         where = f" in split {split}" if split else ""
         raise DataError(str(dataset.path), found=f"no image that is ok{where}", expected="something to export")
@@ -33,6 +38,14 @@ def outgoing_images(dataset: Dataset, split: str | None = None) -> pl.DataFrame:
         found = f"images of the roots {', '.join(roots)}"
         raise DataError(str(dataset.path), found=found, expected="one root: paths in this format have no root")
     return rows
+
+
+def pictures_of(rows: pl.DataFrame, why: str) -> pl.DataFrame:
+    """The rows of pictures; how many videos are left out, and why, is printed."""
+    pictures = rows.filter(pl.col("media") == "image")
+    if left := rows.height - pictures.height:
+        print(f"left out: {left:,} video{'s' * (left != 1)}, {why}")
+    return pictures
 
 
 def root_of(dataset: Dataset, rows: pl.DataFrame) -> Path:

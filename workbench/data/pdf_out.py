@@ -24,8 +24,8 @@ def export_pdf(dataset: Dataset, out: str | Path, *, split: str | None = None) -
     """Write the images that are ok to the PDF file `out`, one a page, in order; return how many.
 
     A pixel is a point, a 72nd of an inch: imported at `dpi=72` a page has the same pixels. It cannot hold paths, ids,
-    captions, labels, splits, annotated objects or conversations. Raises `DataError` where an image has gone, roots
-    differ, or `out` is no name of a PDF file or there already.
+    captions, labels, splits, annotated objects, conversations or videos (their number is printed). Raises `DataError`
+    where an image has gone, roots differ, or `out` is no name of a PDF file or there already.
     """
     import pypdfium2 as pdfium
 

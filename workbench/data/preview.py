@@ -6,11 +6,14 @@ Knows: HTML of a handful of pictures. Does not know: FiftyOne, or how to look at
 from __future__ import annotations
 
 import html
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from workbench.data.images import load_image, thumbnail_uri
+from workbench.data.images import thumbnail_uri
+from workbench.data.tables import media_of
+from workbench.data.video import load_media, still
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -26,13 +29,13 @@ def preview(dataset: Dataset) -> str:
     status = dict(images.group_by("status").len().sort("len", descending=True).iter_rows())
     splits = dict(images["split"].drop_nulls().value_counts().sort("split").iter_rows())
     tasks = dict(dataset.conversation_rows["task"].drop_nulls().value_counts(sort=True).head(8).iter_rows())
-    rows = [("images", status), ("splits", splits), ("conversations", tasks)]
+    files = "images and videos" if (images["media"] == "video").any() else "images"
+    rows = [(files, status), ("splits", splits), ("conversations", tasks)]
     lines = "".join(f"<tr><th>{name}</th><td>{_counts(counts)}</td></tr>" for name, counts in rows)
     ok = images.filter(pl.col("status") == "ok")
     shown = ok.gather_every(max(1, ok.height // THUMBNAILS)).head(THUMBNAILS)
     tiles = "".join(
-        _tile(dataset, path, root, label or (captions or [""])[0])
-        for path, root, label, captions in shown.select("path", "root", "label", "captions").iter_rows()
+        _tile(dataset, row, row["label"] or (row["captions"] or [""])[0]) for row in shown.iter_rows(named=True)
     )
     head = f"<b>{html.escape(dataset.name)}</b> <code>{html.escape(str(dataset.path))}</code>"
     return f"<div>{head}<table>{lines}</table><div>{tiles}</div></div>"
@@ -42,11 +45,10 @@ def _counts(counts: dict[str, int]) -> str:
     return html.escape(", ".join(f"{count:,} {name}" for name, count in counts.items()) or "none")
 
 
-def _tile(dataset: Dataset, path: str, root: str, text: str) -> str:
-    from workbench.conversation import Image
-
+def _tile(dataset: Dataset, row: Mapping[str, Any], text: str) -> str:
+    media, path = media_of(row), row["path"]
     try:
-        source = thumbnail_uri(load_image(dataset.resolve(Image(path, root))), SIDE)
+        source = thumbnail_uri(still(load_media(media, dataset.resolve(media))), SIDE)
         inside = f'<img src="{source}" alt="{html.escape(path)}">'
     except DataError as problem:
         inside = html.escape(problem.found or str(problem))

@@ -16,7 +16,9 @@ from typing import Any
 
 from workbench.data.folder import CARD
 from workbench.data.hf_rows import NAME, is_saved
+from workbench.data.images import beginning, is_video
 from workbench.data.json_records import BadRecord, json_records
+from workbench.data.video import SUFFIXES as VIDEO_SUFFIXES
 from workbench.errors import DataError
 from workbench.resources import expanded
 
@@ -51,7 +53,7 @@ def kind_of(path: Path) -> str | None:
             head = file.read(_HEAD)
     except OSError as problem:
         raise DataError(str(path), found=str(problem.strerror or problem), expected="a file to read") from problem
-    if head.startswith(_PICTURES) or head[8:12] == b"WEBP" or head[4:8] == b"ftyp":
+    if head.startswith(_PICTURES) or head[8:12] == b"WEBP" or head[4:8] == b"ftyp" or is_video(head):
         return "images"
     if b"%PDF-" in head[:1024]:
         return "pdf"
@@ -67,13 +69,12 @@ def kind_of(path: Path) -> str | None:
 def _file(path: Path) -> str:
     kind = kind_of(path)
     if kind == "images":
-        raise DataError(str(path), found="a single picture", expected="a folder of them", fix=f"import {path.parent}")
+        what = "video" if path.suffix.lower() in VIDEO_SUFFIXES else "picture"
+        raise DataError(str(path), found=f"a single {what}", expected="a folder of them", fix=f"import {path.parent}")
     if kind is not None:
         return kind
     with open(path, "rb") as file:
         start = file.read(24)
-    from workbench.data.images import beginning
-
     found = f"a file that begins with {beginning(start)}" if start else "an empty file"
     keys = _keys(path) if start.lstrip()[:1] in (b"{", b"[") else []
     found = f"JSON with the keys {', '.join(keys[:8])}" if keys else found
@@ -109,7 +110,7 @@ def _record_kind(record: Any) -> str | None:
         return None
     if {"image", "video"} & set(keys):
         return "llava"
-    return "sharegpt" if {"images", "system"} & set(keys) else "either"
+    return "sharegpt" if {"images", "videos", "system"} & set(keys) else "either"
 
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:

@@ -15,10 +15,21 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from workbench.conversation import SPLITS, Conversation, check_conversation, from_record, to_chat, to_record
+from workbench.conversation import (
+    SPLITS,
+    Conversation,
+    Image,
+    Media,
+    Video,
+    check_conversation,
+    from_record,
+    to_chat,
+    to_record,
+)
 from workbench.errors import DataError
 
 STATUSES = ("ok", "quarantined", "removed")
+MEDIA = ("image", "video")
 
 IMAGE_COLUMNS: dict[str, Any] = {
     "id": pl.String,
@@ -34,6 +45,7 @@ IMAGE_COLUMNS: dict[str, Any] = {
     "objects": pl.String,
     "status": pl.String,
     "reason": pl.String,
+    "media": pl.String,
 }
 PART = {
     "type": pl.String,
@@ -60,16 +72,17 @@ MEANING = {
         "id": "assigned once, kept for ever",
         "root": "name of a folder under roots",
         "path": "POSIX path below the root",
-        "width": "pixels, after EXIF rotation",
-        "height": "pixels, after EXIF rotation",
+        "width": "pixels, after rotation",
+        "height": "pixels, after rotation",
         "hash": "SHA-256 of the file",
-        "phash": "64-bit perceptual hash, hexadecimal",
+        "phash": "64-bit perceptual hash, hexadecimal; of a video its first frame's",
         "split": "train, val, test or none",
         "label": "class name",
         "captions": "what people wrote about it",
         "objects": "exact annotations, JSON",
         "status": "ok, quarantined or removed",
         "reason": "why it is not ok, or what was odd",
+        "media": "image or video",
     },
     "conversations": {
         "messages": "role and content (text, image and video parts), the Hugging Face / OpenAI shape",
@@ -83,7 +96,7 @@ SHARD = 10_000
 """Conversations in one file of a table that is written as they come."""
 _CHUNK = 1_000
 """Conversations that are Python values at a time: they take many times the room of a table."""
-_DEFAULTS: dict[str, Any] = {"root": "images", "status": "ok", "captions": []}
+_DEFAULTS: dict[str, Any] = {"root": "images", "status": "ok", "captions": [], "media": "image"}
 
 
 # --- frames -----------------------------------------------------------------------------------------------------
@@ -92,7 +105,7 @@ _DEFAULTS: dict[str, Any] = {"root": "images", "status": "ok", "captions": []}
 def as_images(frame: pl.DataFrame) -> pl.DataFrame:
     """The frame with every column of `IMAGE_COLUMNS` in order, then its own further columns.
 
-    Raises `DataError` for a missing id or path, a wrong type, an unknown status or split, or a repeated row.
+    Raises `DataError` for a missing id or path, a wrong type, an unknown status, split or medium, or a repeated row.
     """
     return check_table(complete(frame, "images"), "images")
 
@@ -113,14 +126,15 @@ def complete(frame: pl.DataFrame, table: str) -> pl.DataFrame:
 
 
 def check_table(frame: pl.DataFrame, table: str) -> pl.DataFrame:
-    """The frame, if ids are unique and status and split are known words."""
+    """The frame, if ids are unique and status, split and media are known words."""
     where = f"table {table}"
     if frame["id"].null_count() or (frame["id"] == "").any():
         raise DataError(where, found="a row without id", expected="an id in every row")
     key = ["root", "path"] if table == "images" else ["id"]
     for columns in (["id"], key):
         _check_unique(frame, columns, where)
-    for column, words in (("status", STATUSES), ("split", (*SPLITS, None))):
+    words_of = {"status": STATUSES, "split": (*SPLITS, None), **({"media": MEDIA} if table == "images" else {})}
+    for column, words in words_of.items():
         wrong = frame.filter(~pl.col(column).is_in(list(words), nulls_equal=True))
         if wrong.height:
             found = f"{column} {wrong[column][0]!r} in {wrong['id'][0]}"
@@ -206,8 +220,13 @@ def with_history(frame: pl.DataFrame, record: Mapping[str, Any], time: str) -> d
 
 
 def content_hash(frame: pl.DataFrame) -> str:
-    """SHA-256 over the rows, whatever their order and whatever the order of further columns."""
+    """SHA-256 over the rows, whatever their order and whatever the order of further columns.
+
+    Without `media` where all are images: a dataset of pictures keeps the versions it had before there was that column.
+    """
     digest = hashlib.sha256()
+    if "media" in frame.columns and (frame["media"] == "image").all():
+        frame = frame.drop("media")
     ordered = frame.select(sorted(frame.columns)).sort("id")
     for part in ordered.iter_slices(20_000):
         digest.update(part.write_ndjson().encode())
@@ -285,6 +304,13 @@ def frame_to_conversations(frame: pl.DataFrame) -> Iterator[Conversation]:
     """The conversations of a frame, in its order."""
     for row in frame.iter_rows(named=True):
         yield from_record({**row, "source": json.loads(row["source"]), "metadata": json.loads(row["metadata"])})
+
+
+def media_of(row: Mapping[str, Any]) -> Media:
+    """The image or video of a row of `images`, as a message names it."""
+    if row["media"] == "video":
+        return Video(row["path"], row["root"], row["hash"])
+    return Image(row["path"], row["root"], row["width"], row["height"], row["hash"])
 
 
 def images_of(frame: pl.DataFrame) -> pl.DataFrame:

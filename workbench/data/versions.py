@@ -83,7 +83,8 @@ def _counted(counts: Mapping[str, Any] | None) -> str:
     if not counts:
         return ""
     status = ", ".join(f"{count:,} {name}" for name, count in counts.get("status", {}).items() if name != "ok")
-    images = f"{counts['images']:,} images" + (f" ({status})" if status else "")
+    videos = f" and {counts['videos']:,} videos" if counts.get("videos") else ""
+    images = f"{counts['images']:,} images{videos}" + (f" ({status})" if status else "")
     return f"  {images}, {counts['conversations']:,} conversations"
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.conversation import Media, Video
-from workbench.data.images import LIMITS, load_image, read_file
+from workbench.data.images import LIMITS, beginning, is_video, load_image, open_file
 from workbench.errors import ImageError
 
 if TYPE_CHECKING:
@@ -40,18 +40,34 @@ class Film:
 
     def count(self, most: int) -> int:
         """How many pictures `frames(most)` gives; nothing is decoded. Raises `ImageError`."""
-        return min(most, len(self._index.shown))
+        return min(most, self.total)
 
     def frames(self, most: int) -> list[Picture]:
         """At most so many frames at even distances, upright, RGB. Raises `ImageError` where one cannot be read."""
+        return self.at(numbers(self.total, most))
+
+    @property
+    def total(self) -> int:
+        """How many frames there are, told by their packets; nothing is decoded. Raises `ImageError`."""
+        return len(self._index.shown)
+
+    def at(self, wanted: Sequence[int]) -> list[Picture]:
+        """The frames of these numbers, ascending from 0, upright, RGB. Raises `ImageError` where one cannot be read."""
         index = self._index
-        wanted = numbers(len(index.shown), most)
         with opened(self.source, self.where) as (container, stream):
             found = index.seek(container, stream, wanted) or _in_order(container, stream, wanted)
             if len(found) < len(wanted):
                 have = f"{len(found)} of {len(wanted)} frames that can be read"
                 raise ImageError(self._told, found=have, expected="all of them", fix="download or copy it again")
             return [_upright(frame) for frame in found]
+
+    def first(self) -> Picture:
+        """The first frame, upright, RGB: nothing behind it is read. Raises `ImageError`."""
+        with opened(self.source, self.where) as (container, stream):
+            frame = next(container.decode(stream), None)
+            if frame is None:
+                raise ImageError(self._told, found="no frame that can be read", expected=EXPECTED)
+            return _upright(frame)
 
     @cached_property
     def _index(self) -> _Index:
@@ -79,8 +95,22 @@ def load_media(media: Media, path: Path) -> Picture | Film:
 
 
 def still(opened: Picture | Film) -> Picture:
-    """What a person is shown of it: the picture, or a film's first frame. Raises `ImageError`."""
-    return opened.frames(1)[0] if isinstance(opened, Film) else opened
+    """What is seen of it where a picture is wanted: itself, or a film's first frame. Raises `ImageError`."""
+    return opened.first() if isinstance(opened, Film) else opened
+
+
+def seen(file: Path | Film) -> Picture:
+    """As `still`, of a picture's file or a film. Raises `ImageError`."""
+    return still(file if isinstance(file, Film) else load_image(file))
+
+
+def by_content(path: Path) -> Path | Film:
+    """What `seen` opens of a file that nobody called an image or a video: a film where it begins as one."""
+    try:
+        with open_file(path) as file:
+            return Film(path) if is_video(file.read(24)) else path
+    except ImageError:  # a page or a frame of a file, or one that has gone: who opens it says so
+        return path
 
 
 # --- files ------------------------------------------------------------------------------------------------------
@@ -88,13 +118,19 @@ def still(opened: Picture | Film) -> Picture:
 
 @contextmanager
 def opened(source: Path | bytes, where: str = "") -> Iterator[tuple[Any, Any]]:
-    """An open container and its first video stream. Raises `ImageError`."""
+    """An open container and its first video stream. Raises `ImageError`, for a picture too, which FFmpeg would open."""
     import av
 
     where = where or ("a video" if isinstance(source, bytes) else str(source))
-    data = source if isinstance(source, bytes) else read_file(source)
-    try:
-        with av.open(io.BytesIO(data)) as container:
+    with io.BytesIO(source) if isinstance(source, bytes) else open_file(source) as file:
+        begin = file.read(24)
+        file.seek(0)
+        if not begin:
+            raise ImageError(where, found="an empty file", expected=EXPECTED, fix="download or copy it again")
+        with _reading(begin, where), av.open(file) as container:
+            if container.format.name.endswith("_pipe") or begin[4:8] == b"ftyp" and not is_video(begin):
+                expected = 'a video; a picture is named as one: "image" in LLaVA\'s JSON, wb.Image in a message'
+                raise ImageError(where, found="not a video but a picture", expected=expected)
             if not container.streams.video:
                 raise ImageError(where, found="no pictures in it", expected=EXPECTED)
             stream = container.streams.video[0]
@@ -102,8 +138,19 @@ def opened(source: Path | bytes, where: str = "") -> Iterator[tuple[Any, Any]]:
                 found = f"enormous frames: {stream.width} x {stream.height} pixels"
                 raise ImageError(where, found=found, expected=f"at most {LIMITS.pixels:,} pixels")
             yield container, stream
-    except (av.FFmpegError, ValueError) as problem:
-        raise ImageError(where, found=f"a video that cannot be read ({problem})", expected=EXPECTED) from None
+
+
+@contextmanager
+def _reading(begin: bytes, where: str) -> Iterator[None]:
+    """While a file that begins so is read: what goes wrong is an `ImageError`."""
+    import av
+
+    try:
+        yield
+    except (av.FFmpegError, OSError, ValueError) as problem:
+        why = getattr(problem, "strerror", None) or problem
+        why = why if is_video(begin) else f"it begins with {beginning(begin)}"
+        raise ImageError(where, found=f"a video that cannot be read ({why})", expected=EXPECTED) from None
 
 
 def moments(source: Path | bytes, count: int) -> list[float]:

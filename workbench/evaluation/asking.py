@@ -164,7 +164,7 @@ class EngineAsker(_Asker):
     def _worth(self, lines: Sequence[Line]) -> list[Line]:
         """Those about one picture that save enough by sharing it, told before any picture is opened."""
         found: list[Line] = []
-        for _, group in groupby(lines, key=lambda line: line.forms[0].images):
+        for _, group in groupby(lines, key=lambda line: line.forms[0].media):
             some = list(group)
             if self._begins(some[0].forms[0]) * (sum(len(line.forms) for line in some) - 1) >= WORTH:
                 found += some

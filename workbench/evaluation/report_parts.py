@@ -16,7 +16,7 @@ import polars as pl
 from workbench.conversation import Image
 from workbench.data.dataset import Dataset
 from workbench.data.folder import resolve_inside
-from workbench.data.images import load_image
+from workbench.data.video import by_content, seen
 from workbench.errors import WorkbenchError
 from workbench.evaluation.confusion import Confusion
 from workbench.report import picture_source
@@ -42,7 +42,7 @@ def pictures_of(results: Any, dataset: Dataset | None) -> Shown:
                 file = dataset.resolve(Image(path, root or "images"))
             else:
                 return None
-            return picture_source(load_image(file), SIDE)
+            return picture_source(seen(by_content(file)), SIDE)
         except (WorkbenchError, OSError):  # a page without one picture is better than none
             return None
 

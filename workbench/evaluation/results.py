@@ -117,9 +117,13 @@ class Results:
         return {row["type"]: round(row["earned"], 4) for row in means.iter_rows(named=True)}
 
     def picture(self, row: Mapping[str, Any]) -> PilImage:
-        """The first picture of a row. Raises `DataError` where its root is not known, `ImageError` where it is gone."""
+        """The first picture of a row, of a video its first frame.
+
+        Raises `DataError` where its root is not known, `ImageError` where it is gone.
+        """
         from workbench.conversation import Image
         from workbench.data.folder import resolve_inside
+        from workbench.data.video import Film, by_content
         from workbench.inference.attachments import open_file
 
         roots = self.settings.get("roots", {})
@@ -127,7 +131,8 @@ class Results:
             raise DataError(
                 f"row {row['id']}", found="no picture that can be found", expected=f"a root of {list(roots)}"
             )
-        return open_file(Image(str(resolve_inside(Path(roots[row["root"]]), row["image"]))))
+        file = by_content(resolve_inside(Path(roots[row["root"]]), row["image"]))
+        return file.first() if isinstance(file, Film) else open_file(Image(str(file)))
 
     def report(self, out: Path | str | None = None, **options: Any) -> Path:
         """Write the page about these results, by default `report.html` in their folder; `options` as of `wb.report`."""

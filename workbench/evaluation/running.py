@@ -139,7 +139,7 @@ def item_of(asked: Conversation) -> str:
 
 
 def _pictures(asked: Conversation) -> tuple[tuple[str, str], ...]:
-    return tuple((image.root, image.path) for image in asked.images)
+    return tuple((shown.root, shown.path) for shown in asked.media)
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def _skipped(evaluation: Evaluation, asked: Conversation) -> Row:
 
 
 def _about(evaluation: Evaluation, asked: Conversation) -> Row:
-    image = asked.images[0] if asked.images else None
+    image = asked.media[0] if asked.media else None
     empty = dict.fromkeys(("prompt", "answer", "said", "rule", "margin", "seconds", "error"))
     return {
         "id": asked.id,

@@ -21,6 +21,7 @@ from workbench.chat_model import ChatModel
 from workbench.conversation import Conversation
 from workbench.curation.splits import split
 from workbench.data.dataset import Dataset
+from workbench.data.outgoing import pictures_of
 from workbench.data.scene_text import QUESTIONS
 from workbench.errors import ConversationError, DataError
 from workbench.instruct.checks import CHECKS, Check, Context, check
@@ -48,6 +49,8 @@ QUESTION = "question"
 """The task of held-out single questions; `metadata["type"]` is the type they are scored under."""
 REPLIES = "replies.sqlite"
 """Every reply a teacher ever gave about the dataset, in its folder: a second run asks for nothing twice."""
+VIDEOS = "about which nothing is written: a teacher sees pictures, and what is known is not about what moves"
+"""Why videos are left out."""
 REJECTED = "check "
 """What the reason of a conversation begins with that a check rejected; a person's reasons do not."""
 
@@ -67,7 +70,7 @@ def generate(
     again: bool = False,
     script: str = "latin",
 ) -> Generated:
-    """Write conversations about every usable image of `dataset`.
+    """Write conversations about every usable image of `dataset`; how many videos are left out is printed.
 
     `teacher`: `rules` (exact, from annotations, captions or classes), `MODEL@URL` for an OpenAI-compatible endpoint,
     `local:MODEL`, a teacher file, or any `ChatModel`. `tasks`: names, prompt files or `Task`s, or names with how many
@@ -94,6 +97,7 @@ def generate(
     wanted = _wanted(tasks)
     if dataset.images["split"].is_null().all():
         split(dataset, seed=seed, stratify="label")
+    pictures_of(dataset.images.filter(pl.col("status") == "ok"), VIDEOS)
     ground = Ground(dataset, question, limit=limit)
     if teacher == RULES:
         return _by_rules(dataset, ground, wanted, seed, questions_per_image)
@@ -120,6 +124,7 @@ def estimate(
     if teacher == RULES:
         raise DataError("estimate", found="teacher rules", expected="another: rules ask nobody and cost nothing")
     found = find_teacher(teacher, dataset, prices=prices)
+    pictures_of(dataset.images.filter(pl.col("status") == "ok"), VIDEOS)
     ground = Ground(dataset, question, limit=limit)
     planned = _planned(dataset, ground, _wanted(tasks), found, again)
     asked = [(job.task.name, found.request(job)) for job in planned]

@@ -125,6 +125,10 @@ def _to_judge(dataset: Dataset, limit: int | None) -> list[Conversation]:
     names = {one.id for one in good}
     rows = dataset.conversation_rows.filter(pl.col("metadata").str.contains('"verdict"', literal=True))
     known = good + [one for one in frame_to_conversations(rows) if one.id not in names and _verdict(one)]
+    about_pictures = [one for one in known if len(one.images) == len(one.media)]
+    if left := len(known) - len(about_pictures):
+        print(f"left out: {left:,} about videos, which a judge does not see")
+    known = about_pictures
     if not known:
         fix = f"run `workbench generate {dataset.path}` first"
         raise DataError(str(dataset.path), found="no conversation", expected="some to judge", fix=fix)

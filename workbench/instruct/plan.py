@@ -1,6 +1,7 @@
 """What is to be written about which image: the jobs of a generation, and what a teacher is asked for each.
 
-Knows: the dataset's images as material, ids that are the same in every run, the content address of a request.
+Knows: the dataset's images as material, ids that are the same in every run, the content address of a request; that
+nothing is written about videos, in which nobody here has seen what moves.
 Does not know: who answers (`teacher.py`, `rules.py`), the loop, or what becomes of a reply (`generator.py`).
 """
 
@@ -16,8 +17,9 @@ import numpy as np
 import polars as pl
 
 from workbench.chat_model import SamplingOptions
-from workbench.conversation import Conversation, Image, Message, check_conversation, new_id
+from workbench.conversation import Conversation, Message, check_conversation, new_id
 from workbench.data.dataset import Dataset
+from workbench.data.tables import media_of
 from workbench.instruct.cost import Price, prompt_tokens
 from workbench.instruct.endpoints import Request
 from workbench.instruct.material import WHAT, Material, Turns, material_of, things_of
@@ -27,11 +29,11 @@ Row = Mapping[str, Any]
 
 
 class Ground:
-    """Everything that is known about the usable images of a dataset, one by one."""
+    """Everything that is known about the usable images of a dataset, one by one; videos are left out."""
 
     def __init__(self, dataset: Dataset, question: str = WHAT, *, limit: int | None = None) -> None:
         self.name = dataset.name
-        rows = dataset.images.filter(pl.col("status") == "ok")
+        rows = dataset.images.filter(pl.col("status") == "ok", pl.col("media") == "image")
         self.rows: list[Row] = (
             list(rows.head(limit).iter_rows(named=True)) if limit else list(rows.iter_rows(named=True))
         )
@@ -140,7 +142,7 @@ def about(
     row: Row, id: str, task: str, turns: Sequence[tuple[str, str]], source: Mapping[str, Any], **metadata: Any
 ) -> Conversation:
     """A conversation about the image of `row`; the picture stands before the first question."""
-    image = Image(row["path"], row["root"], row["width"], row["height"], row["hash"])
+    image = media_of(row)
     messages = []
     for index, (question, answer) in enumerate(turns):
         messages += [Message("user", (image, question) if index == 0 else (question,)), Message("assistant", (answer,))]

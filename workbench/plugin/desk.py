@@ -15,6 +15,7 @@ import polars as pl
 
 from workbench.conversation import Conversation, to_chat
 from workbench.curation.documents import LABELS
+from workbench.curation.posters import posters
 from workbench.curation.review import dataset_of
 from workbench.curation.turns import Chat, shown_text, teachers_text
 from workbench.data.tables import frame_to_conversations
@@ -104,13 +105,22 @@ class Desk:
         return {
             **shown,
             "sample": self.samples.get(name),
-            "images": [str(self.dataset.resolve(image)) for image in one.images],
+            "images": self._pictures(one),
             "others": others,
             **{"id": one.id, "task": one.task or "conversation", "split": one.split, "status": status},
             **{"reason": reason, "verdict": one.metadata.get("verdict")},
             "teacher": one.source.get("model") or one.source.get("teacher"),
             "messages": self._messages(one),
         }
+
+    def _pictures(self, one: Conversation) -> list[str]:
+        """Files to show of it; of a video its poster."""
+        if len(one.images) == len(one.media):
+            return [str(self.dataset.resolve(image)) for image in one.images]
+        rows = self.dataset.images.filter(pl.col("path").is_in([media.path for media in one.media]))
+        shown = posters(self.dataset, rows)
+        known = {(root, path): shown.get(name) for name, root, path in rows.select("id", "root", "path").iter_rows()}
+        return [str(known.get((media.root, media.path)) or self.dataset.resolve(media)) for media in one.media]
 
     def _chip(self, one: Conversation, status: str) -> Shown:
         return {

@@ -84,7 +84,8 @@ class Import(Step):
         dataset = import_dataset(source, out, format=ctx.params.get("format"), **images)
         _show(ctx, dataset)
         counts = dataset.card["counts"]
-        return f"{counts['images']:,} images and {counts['conversations']:,} conversations in {dataset.path}"
+        videos = f", {counts['videos']:,} videos" if counts.get("videos") else ""
+        return f"{counts['images']:,} images{videos} and {counts['conversations']:,} conversations in {dataset.path}"
 
 
 class Measures(Step):

@@ -183,7 +183,8 @@ def _read_dataset(dataset: Dataset, tasks: Sequence[str] | None) -> tuple[Rows, 
 
 
 def _recorded(dataset: Dataset) -> pl.DataFrame:
-    return dataset.images.select(KEY.alias("key"), "width", "height").drop_nulls()
+    pictures = dataset.images.filter(pl.col("media") == "image")  # a video counts by its frames
+    return pictures.select(KEY.alias("key"), "width", "height").drop_nulls()
 
 
 def _read_file(spec: DataSpec) -> pl.DataFrame:

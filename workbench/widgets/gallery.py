@@ -15,9 +15,11 @@ from typing import Any
 import polars as pl
 import traitlets
 
-from workbench.conversation import Conversation, Image, as_conversation
+from workbench.conversation import Conversation, Image, Media, as_conversation
 from workbench.data.dataset import Dataset
 from workbench.data.images import thumbnail_uri
+from workbench.data.tables import media_of
+from workbench.data.video import by_content, seen, still
 from workbench.errors import DataError, kind_of
 from workbench.evaluation.results import Results
 from workbench.widgets.base import View, front
@@ -46,7 +48,7 @@ class GalleryView(View):
         self,
         title: str,
         items: Sequence[dict[str, Any]],
-        images: Sequence[Image | None],
+        images: Sequence[Media | None],
         open_image: Opener,
         dataset: Dataset | None = None,
     ) -> None:
@@ -69,10 +71,10 @@ class GalleryView(View):
             threading.Thread(target=self._open, args=(int(given["number"]),), name="open", daemon=True).start()
 
     def _picture(self, number: int) -> str | None:
-        """None where there is no picture, or none that can be opened."""
+        """Of a video its first frame; None where there is no picture, or none that can be opened."""
         image = self._images[number]
         try:
-            return None if image is None else thumbnail_uri(self._open_image(image), SIDE)
+            return None if image is None else thumbnail_uri(still(self._open_image(image)), SIDE)
         except DataError:
             return None
 
@@ -129,7 +131,7 @@ def _made(title: str, conversations: Iterable[Conversation], dataset: Dataset | 
         }
         for one in kept
     ]  # fmt: skip
-    return GalleryView(title, items, [next(iter(one.images), None) for one in kept], opener(dataset), dataset)
+    return GalleryView(title, items, [next(iter(one.media), None) for one in kept], opener(dataset), dataset)
 
 
 def _of_images(title: str, rows: pl.DataFrame, dataset: Dataset | None) -> GalleryView:
@@ -139,7 +141,9 @@ def _of_images(title: str, rows: pl.DataFrame, dataset: Dataset | None) -> Galle
     if dataset is None or "id" not in rows.columns:
         found = f"a table with the columns {', '.join(rows.columns)}"
         raise DataError("gallery", found=found, expected="a column id, and dataset= whose images these are")
-    known = dataset.images.select("id", "root", "path", "label", "split", "captions")
+    known = dataset.images.select(
+        "id", "root", "path", "label", "split", "captions", "width", "height", "hash", "media"
+    )
     told = [column for column in ("similarity", "filter", "reason") if column in rows.columns]
     found_rows = rows.select("id", *told).join(known, on="id", maintain_order="left").to_dicts()
     items = [
@@ -150,7 +154,7 @@ def _of_images(title: str, rows: pl.DataFrame, dataset: Dataset | None) -> Galle
         }
         for row in found_rows
     ]  # fmt: skip
-    images = [Image(row["path"], row["root"]) for row in found_rows]
+    images = [media_of(row) for row in found_rows]
     return GalleryView(title, items, images, opener(dataset), dataset)
 
 
@@ -169,7 +173,14 @@ def _of_rows(rows: pl.DataFrame, dataset: Dataset | None) -> GalleryView:
         dataset = Dataset.open(rows["dataset"].drop_nulls()[0])
     told = rows.to_dicts()
     images = [Image(row["image"], row["root"] or "images") if row["image"] else None for row in told]
-    return GalleryView("answers", list(_judged(told)), images, opener(dataset), dataset)
+    open_image = opener(None) if dataset is None else _opener_of_rows(dataset)
+    return GalleryView("answers", list(_judged(told)), images, open_image, dataset)
+
+
+def _opener_of_rows(dataset: Dataset) -> Opener:
+    """Rows do not say whether it is a video that they are about."""
+    resolve = dataset.resolver()
+    return lambda image: seen(by_content(resolve(image)))
 
 
 def _judged(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

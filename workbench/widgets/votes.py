@@ -19,6 +19,7 @@ from workbench.chat_model import GREEDY, ChatModel, SamplingOptions
 from workbench.conversation import Conversation, Image, Message, new_id, placed
 from workbench.data.dataset import Dataset
 from workbench.data.images import thumbnail_uri
+from workbench.data.video import still
 from workbench.errors import DataError, WorkbenchError, kind_of
 from workbench.inference.attachments import Attached, attached, open_file
 from workbench.inference.opening import open_model
@@ -102,7 +103,7 @@ class AnswersView(View):
     def _row(self, asked: Conversation, before: str | None) -> dict[str, Any]:
         picture = None
         with suppress(DataError):  # the models say themselves what is wrong with a picture
-            picture = thumbnail_uri(self._open_image(asked.images[0]), SIDE) if asked.images else None
+            picture = thumbnail_uri(still(self._open_image(asked.media[0])), SIDE) if asked.media else None
         vote = before if before in (*self._models, EQUAL) else None
         *before_it, last = asked.prompt.messages
         earlier = [{"role": one.role, "text": _told(one)} for one in before_it]
