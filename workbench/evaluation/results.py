@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from workbench.errors import DataError, kind_of
+from workbench.errors import DataError, ImageError, kind_of
 from workbench.json_lines import JsonLines
 from workbench.resources import make_folder, write_atomic
 from workbench.result_rows import failures
@@ -117,17 +117,22 @@ class Results:
         return {row["type"]: round(row["earned"], 4) for row in means.iter_rows(named=True)}
 
     def picture(self, row: Mapping[str, Any]) -> PilImage:
-        """The first picture of a row. Raises `DataError` where its root is not known, `ImageError` where it is gone."""
+        """The first picture of a row, of a video one from its middle. Raises `DataError` where its root is not known,
+        `ImageError` where it is gone."""
         from workbench.conversation import Image
         from workbench.data.folder import resolve_inside
-        from workbench.inference.attachments import open_file
+        from workbench.inference.attachments import attached, open_file
 
         roots = self.settings.get("roots", {})
         if not row["image"] or row["root"] not in roots:
             raise DataError(
                 f"row {row['id']}", found="no picture that can be found", expected=f"a root of {list(roots)}"
             )
-        return open_file(Image(str(resolve_inside(Path(roots[row["root"]]), row["image"]))))
+        place = str(resolve_inside(Path(roots[row["root"]]), row["image"]))
+        try:
+            return open_file(Image(place))
+        except ImageError:  # no picture, then
+            return open_file(attached(place, frames=1)[0])
 
     def report(self, out: Path | str | None = None, **options: Any) -> Path:
         """Write the page about these results, by default `report.html` in their folder; `options` as of `wb.report`."""

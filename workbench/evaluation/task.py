@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.chat_model import ChatModel
-from workbench.conversation import Conversation, Image, Message, as_conversation
+from workbench.conversation import Conversation, Media, Message, as_conversation
 from workbench.data.dataset import Dataset
 from workbench.errors import DataError, kind_of
 from workbench.evaluation.benchmarks import BENCHMARKS, JUDGED
@@ -43,7 +43,7 @@ class Evaluation:
     rules: Rules
     max_tokens: int
     """Tokens of an answer at most."""
-    resolve: Callable[[Image], Path] | None = None
+    resolve: Callable[[Media], Path] | None = None
     """Where a picture lies; None where the model is to open it its own way."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What else decides the questions: files with their hashes, split, prompts."""
@@ -226,10 +226,11 @@ def _nothing_held_out(data: Dataset, split: str | None, tasks: Sequence[str] | N
 
 def derange(conversations: Sequence[Conversation], *, seed: int) -> list[Conversation]:
     """The same questions, each shown the image of another: a seeded derangement of the images, none in its place.
+    Videos are deranged among them.
 
     Raises DataError with fewer than two images.
     """
-    images = sorted({image for asked in conversations for image in asked.images[:1]}, key=lambda image: image.path)
+    images = sorted({image for asked in conversations for image in asked.media[:1]}, key=lambda image: image.path)
     if len(images) < 2:
         raise DataError("blind baseline", found=f"{len(images)} image", expected="at least two held-out images")
     order = [int(index) for index in np.random.default_rng(seed).permutation(len(images))]
@@ -238,9 +239,9 @@ def derange(conversations: Sequence[Conversation], *, seed: int) -> list[Convers
     return [_with_images(asked, other) for asked in conversations]
 
 
-def _with_images(asked: Conversation, other: dict[Image, Image]) -> Conversation:
+def _with_images(asked: Conversation, other: dict[Media, Media]) -> Conversation:
     messages = tuple(
-        Message(turn.role, tuple(other.get(part, part) if isinstance(part, Image) else part for part in turn.content))
+        Message(turn.role, tuple(part if isinstance(part, str) else other.get(part, part) for part in turn.content))
         for turn in asked.messages
     )
     return replace(asked, messages=messages)
