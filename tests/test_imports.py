@@ -119,7 +119,7 @@ def test_every_public_name_is_there() -> None:
         assert name in dir(workbench)
     shown = {name for name in dir(workbench) if not name.startswith("__")}
     assert shown == {*workbench.__all__, "open"} - {"__version__"}, "what a notebook offers after wb."
-    with pytest.raises(AttributeError, match="has no attribute 'trian'"):
+    with pytest.raises(AttributeError, match="has no attribute 'trian'; did you mean train\\?"):
         _ = workbench.trian
 
 
