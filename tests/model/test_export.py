@@ -149,7 +149,7 @@ def test_weights_that_are_no_numbers_are_not_written(make, tmp_path):
     next(held[each] for each in held if each.endswith("lm_head.weight"))[0, 1] = float("inf")
     save_file(held, whole / "model.safetensors", metadata={"format": "pt"})
     for export in (export_hf, export_original):
-        with pytest.raises(CheckpointError, match=rf"whole: found 1 of .* of lm_head.weight .* \[0, 1\]"):
+        with pytest.raises(CheckpointError, match=r"whole: found 1 of .* of lm_head.weight .* \[0, 1\]"):
             export(whole, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

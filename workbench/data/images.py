@@ -37,6 +37,7 @@ EXTENSIONS = {
 """The formats that are read and how their files are named. MPO is a JPEG with further pictures, as phones write it."""
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"II*\0", b"MM\0*", b"BM", b"GIF8")
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+_AVIF_BRANDS = (b"avif", b"avis")
 _HEIF_FIX = "pip install pi-heif"
 _HAS_HEIF = importlib.util.find_spec("pi_heif") is not None
 if _HAS_HEIF:  # Pillow itself reads AVIF, but not what phones write as HEIC
@@ -170,6 +171,9 @@ def _decode(data: bytes, where: str, limits: Limits) -> tuple[PILImage.Image, st
     except PILImage.UnidentifiedImageError:
         if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and not _HAS_HEIF:
             raise ImageError(where, found="a HEIC picture, and no package that reads it", fix=_HEIF_FIX) from None
+        if held := container(data):
+            found, fix = f"not an image but a video or a sound ({held})", "name it as a video"
+            raise ImageError(where, found=found, fix=fix) from None
         if data.startswith(_BEGINNINGS) or data[4:8] == b"ftyp":
             found = "a damaged or truncated image (its header cannot be read)"
             raise ImageError(where, found=found, fix="download or copy it again") from None
@@ -178,6 +182,26 @@ def _decode(data: bytes, where: str, limits: Limits) -> tuple[PILImage.Image, st
     except Exception as problem:  # a decoder meeting broken bytes raises anything, from SyntaxError to struct.error
         found = f"a damaged or truncated image ({problem or type(problem).__name__})"
         raise ImageError(where, found=found, fix="download or copy it again") from problem
+
+
+def container(data: bytes) -> str | None:
+    """Which container of videos and sounds begins so; None for anything else, pictures among them."""
+    if data[4:8] == b"ftyp" and data[8:12] not in (*_HEIF_BRANDS, *_AVIF_BRANDS):
+        return "MP4 or MOV"
+    if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
+        return "AVI"
+    return "WebM or Matroska" if data.startswith(b"\x1a\x45\xdf\xa3") else None
+
+
+def still_format(data: bytes) -> str | None:
+    """Pillow's name of the format, told by the header, of a picture that does not move; None for anything else."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with PILImage.open(io.BytesIO(data), formats=_OPENED_AS) as opened:
+                return None if getattr(opened, "is_animated", False) else opened.format
+    except Exception:  # no picture, or a broken one
+        return None
 
 
 def beginning(data: bytes) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.conversation import Media, Video
-from workbench.data.images import LIMITS, load_image, read_file
+from workbench.data.images import LIMITS, load_image, read_file, still_format
 from workbench.errors import ImageError
 
 if TYPE_CHECKING:
@@ -93,10 +93,14 @@ def opened(source: Path | bytes, where: str = "") -> Iterator[tuple[Any, Any]]:
 
     where = where or ("a video" if isinstance(source, bytes) else str(source))
     data = source if isinstance(source, bytes) else read_file(source)
+    if kind := still_format(data):
+        raise ImageError(where, found=f"a picture ({kind}), not a video", expected="a video", fix="name it as an image")
     try:
         with av.open(io.BytesIO(data)) as container:
             if not container.streams.video:
-                raise ImageError(where, found="no pictures in it", expected=EXPECTED)
+                cut = "a video that cannot be read (there is nothing in it; it may be cut off)"
+                found = "sound and no pictures" if container.streams.audio else cut
+                raise ImageError(where, found=found, expected=EXPECTED)
             stream = container.streams.video[0]
             if stream.width * stream.height > LIMITS.pixels:
                 found = f"enormous frames: {stream.width} x {stream.height} pixels"

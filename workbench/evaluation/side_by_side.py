@@ -1,4 +1,4 @@
-"""Several models about a person's own pictures and videos, side by side on one page that needs no model, network or script.
+"""Several models about a person's own pictures, side by side on one page that needs no model, network or script.
 
 Knows: that models are opened one after the other, so that only one is in memory; that a picture or model that fails is
 said in its place and takes no other with it. Does not know: which answer is better (`evaluate`, `wb.compare_answers`).

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 from workbench.conversation import Conversation, Image, Media, Part, Video
-from workbench.data.images import LIMITS, beginning, load_image, read_file, to_png
+from workbench.data.images import LIMITS, beginning, container, load_image, read_file, to_png
 from workbench.data.video import EXPECTED, Film, frame_at, moments
 from workbench.errors import ImageError, kind_of
 from workbench.resources import expanded, state_folder, write_atomic
@@ -61,7 +61,7 @@ class TrackedOpener:
 
 
 def frames_read(model: Any) -> int:
-    """Frames of a video that a model itself takes at most; 0: it reads pictures, and is given `FRAMES` of it as such."""
+    """Frames that a model itself takes of a video at most; 0: it reads pictures, and is shown `FRAMES` of one."""
     return int(getattr(model, "frames", 0))
 
 
@@ -188,12 +188,14 @@ def _kind(place: Path) -> str:
         load_image(place)
         return "image"
     except ImageError as problem:
-        if "not an image" not in problem.found and begin[4:8] != b"ftyp":
+        if "not an image" not in problem.found:
             raise
     try:
         moments(place, 1)
         return "video"
-    except ImageError:
+    except ImageError as problem:
+        if container(begin) or "cannot be read" not in problem.found:  # a video, or a sound, by its beginning
+            raise
         raise ImageError(str(place), found=f"a file that begins with {beginning(begin)}", expected=EXPECTED) from None
 
 

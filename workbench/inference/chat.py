@@ -222,7 +222,8 @@ def chat(
     """Chat on standard input and output until it ends; False if something that was piped failed.
 
     run: whatever `workbench.open_model` opens, or a model. image: shown with the first question; several, PDF files,
-    videos and PIL images too. options: `SamplingOptions`, or a mapping of some. compare: another model that is asked the same, True for the base that a run trained on.
+    videos and PIL images too. compare: another model that is asked the same, True for the base that a run trained on.
+    options: `SamplingOptions`, or a mapping of some.
     `load` is the number format of the weights that are loaded, `device` where: as in `workbench.load`. Raises what
     loading a model or the first images raises; later mistakes are one line on standard error.
     """

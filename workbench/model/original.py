@@ -70,7 +70,7 @@ class Original:
     def projector(self) -> str:
         """Our name of its projector: `linear` or `mlp2x_gelu`. Raises `ModelError` for another, and for none."""
         if not any(name.startswith(PROJECTOR) for name in self.tensors):
-            fix = "copy it whole again; of a projector in a file of its own: workbench export mm_projector.bin OUT --base DIR"
+            fix = "copy it whole again; one in a file of its own: workbench export mm_projector.bin OUT --base DIR"
             found = "no projector among its tensors"
             raise CheckpointError(str(self.folder), found=found, expected="model.mm_projector.*", fix=fix)
         two = any(".linear_2." in name for name in self.tensors)
@@ -116,8 +116,8 @@ def has_weights(folder: Path) -> bool:
 
 
 def read_original(source: str | Path) -> Original:
-    """Everything a folder holds. Raises `CheckpointError` for a tensor that no LLaVA has or whose values are no numbers,
-    for a pickle that would run code and for files that are missing; `ModelError` for a kind of LLaVA that is not read."""
+    """Everything a folder holds. Raises `CheckpointError` for a tensor that no LLaVA has, values that are no numbers, a
+    pickle that would run code and files that are missing; `ModelError` for a kind of LLaVA that is not read."""
     folder, kind = expanded(source, ModelError), layout_of(source)
     if kind is None:
         raise ModelError(str(source), found="no checkpoint of LLaVA's own", expected="config.json and its weights")

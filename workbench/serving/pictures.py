@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from workbench.conversation import Image, Media, Video
-from workbench.data.images import load_image
+from workbench.data.images import load_image, still_format
 from workbench.data.video import Film
 from workbench.errors import ImageError
 from workbench.inference.attachments import FRAMES, TrackedOpener, video_frames
@@ -150,6 +150,8 @@ def _reading(data: bytes, where: str, limits: Limits) -> Iterator[int]:
     """
     import av
 
+    if kind := still_format(data):
+        raise refused(where, f"is a picture ({kind}), not a video; send it as image_url", "invalid_video")
     if data[4:8] != b"ftyp" and not data.startswith(b"\x1a\x45\xdf\xa3"):
         raise refused(where, "is not a video; MP4, MOV, WebM and Matroska are taken", "invalid_video")
     try:
