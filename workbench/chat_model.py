@@ -87,11 +87,9 @@ GREEDY = SamplingOptions()
 
 
 def as_options(given: SamplingOptions | Mapping[str, Any]) -> SamplingOptions:
-    """The options, also of a mapping that names some of them. Raises `WorkbenchError` for an unknown name and anything
-    else.
+    """The options, also of a mapping that names some of them.
 
-    >>> as_options({"temperature": 0.7}).temperature
-    0.7
+    Raises `WorkbenchError` for a name that there is not, with the nearest one, and for anything else.
     """
     if isinstance(given, SamplingOptions):
         return given
