@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.chat_model import Answer, ChatModel, Ending, SamplingOptions, ScriptedModel, Usage
+from workbench.chat_model import Answer, ChatModel, Ending, SamplingOptions, ScriptedModel, Usage, as_options
 from workbench.conversation import Conversation
 from workbench.errors import WorkbenchError
 
@@ -21,6 +21,17 @@ def test_pieces_joined_are_the_text_however_often_it_is_read(text: str) -> None:
     assert "".join(answer) == text
     assert answer.text == text == "".join(answer)
     assert answer.finish_reason == "stop"
+
+
+def test_options_are_named_in_a_mapping_too_and_a_misspelled_one_is_told() -> None:
+    assert as_options({"temperature": 0.5, "stop": "."}) == SamplingOptions(temperature=0.5, stop=(".",))
+    assert as_options(given := SamplingOptions(top_k=3)) is given
+    with pytest.raises(WorkbenchError, match=r"options: found 'temprature'; expected .*; did you mean temperature\?"):
+        as_options({"temprature": 0.5})
+    with pytest.raises(WorkbenchError, match="sampling option top_p: found 7"):
+        as_options({"top_p": 7})
+    with pytest.raises(WorkbenchError, match="options: found 0.5, of type float; expected SamplingOptions"):
+        as_options(0.5)  # type: ignore[arg-type]
 
 
 def test_an_answer_is_not_computed_before_it_is_read() -> None:

@@ -113,13 +113,24 @@ def test_help_is_light() -> None:
     assert python(code) == ""
 
 
+def test_a_model_that_cannot_be_had_is_told_before_torch_is_loaded() -> None:
+    train = ["train", "llava-1.5-7b-lora", "--out", "none"]
+    commands = [["plan", "llava-1.5-7b-qlora", "--cards"], train, ["chat", "nobody/model"]]
+    code = (
+        "import sys\nfrom workbench.cli import main\n"
+        f"assert [main(command) for command in {commands!r}] == [1, 1, 1]\n"
+        f"print(*(name for name in {HEAVY[:3]!r} if name in sys.modules))"
+    )
+    assert python(code) == ""
+
+
 def test_every_public_name_is_there() -> None:
     for name in workbench.__all__:
         assert getattr(workbench, name) is not None
         assert name in dir(workbench)
     shown = {name for name in dir(workbench) if not name.startswith("__")}
     assert shown == {*workbench.__all__, "open"} - {"__version__"}, "what a notebook offers after wb."
-    with pytest.raises(AttributeError, match="has no attribute 'trian'"):
+    with pytest.raises(AttributeError, match="has no attribute 'trian'; did you mean train\\?"):
         _ = workbench.trian
 
 

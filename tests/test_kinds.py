@@ -74,8 +74,8 @@ def test_a_value_of_a_wrong_kind_is_told(name: str, tmp_path: Path, monkeypatch:
         (lambda: wb.compare("run"), "compare: found 'run', of type str; expected a list of runs, or of their folders"),
         (lambda: wb.compare(["run"]), "run: found no run.json; expected a run folder"),
         (lambda: wb.compare([42]), "run: found 42, of type int; expected a Run, or its folder"),  # type: ignore[list-item]
-        (lambda: wb.chat(wb.ScriptedModel([]), options={"temperature": 1}),  # type: ignore[arg-type]
-         "options: found {'temperature': 1}, of type dict; expected SamplingOptions"),
+        (lambda: wb.chat(wb.ScriptedModel([]), options=1), "options: found 1, of type int; expected SamplingOptions"),  # type: ignore[arg-type]
+        (lambda: wb.chat(wb.ScriptedModel([]), options={"temprature": 1}), "options: found 'temprature'; expected one"),
         (lambda: wb.chat(wb.ScriptedModel([]), image=ARRAY), "image: found array([[[0., 0., 0.],"),  # type: ignore[arg-type]
         (lambda: wb.chat(wb.ScriptedModel([]), image=[ARRAY]), "image: found array([[[0., 0., 0.],"),  # type: ignore[list-item]
         (lambda: wb.tokens("run", ASKED),  # type: ignore[arg-type]

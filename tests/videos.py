@@ -53,6 +53,20 @@ def written(
     return path
 
 
+def sound(path: Path) -> Path:
+    """A second of silence, and no pictures."""
+    import av
+
+    with av.open(str(path), "w", format="mp4") as container:
+        stream: Any = container.add_stream("aac", rate=16000)
+        for number in range(16):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 16000, number * 1024
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
 def decoded(path: Path, numbers: list[int]) -> list[PILImage.Image]:
     """Frames of these numbers as transformers' example reads them (`read_video_pyav`): all, one after the other."""
     import av

@@ -185,7 +185,11 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+        from difflib import get_close_matches
+
+        near = "" if name.startswith("_") else "".join(get_close_matches(name, _HOMES, 1))
+        hint = f"; did you mean {near}?" if near else ""
+        raise AttributeError(f"module 'workbench' has no attribute {name!r}{hint}")
     module, _, known_as = _HOMES[name].partition(":")
     value = getattr(import_module(f"workbench.{module}"), known_as or name)
     globals()[name] = value

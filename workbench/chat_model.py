@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from numbers import Integral, Real
 from types import NoneType
 from typing import Any, Protocol
@@ -83,6 +84,25 @@ _LEGAL: tuple[tuple[str, tuple[type, ...], Callable[[Any], bool], str], ...] = (
 """Of each option the kinds it can have, whether a value makes sense, and what is expected instead."""
 
 GREEDY = SamplingOptions()
+
+
+def as_options(given: SamplingOptions | Mapping[str, Any]) -> SamplingOptions:
+    """The options, also of a mapping that names some of them.
+
+    Raises `WorkbenchError` for a name that there is not, with the nearest one, and for anything else.
+    """
+    if isinstance(given, SamplingOptions):
+        return given
+    if not isinstance(given, Mapping):
+        expected = "SamplingOptions, such as wb.SamplingOptions(temperature=1)"
+        raise WorkbenchError("options", found=kind_of(given), expected=expected)
+    known = [one.name for one in fields(SamplingOptions)]
+    for name in given:
+        if name not in known:
+            near = get_close_matches(str(name), known, 1)
+            fix = f"did you mean {near[0]}?" if near else ""
+            raise WorkbenchError("options", found=repr(name), expected=f"one of {', '.join(known)}", fix=fix)
+    return SamplingOptions(**given)
 
 
 @dataclass(frozen=True)

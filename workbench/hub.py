@@ -6,18 +6,22 @@ Does not know: which files are wanted, or what they mean (`data/hf_rows.py`, `mo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
 from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.resources import DISK_ERRORS, disk_errors
 
 Error = type[WorkbenchError]
+WAIT = 10.0
+"""Seconds in which the Hub has to say what a repository is."""
 
 
 def describe(name: str, error: Error, *, dataset: bool = False) -> Any:
-    """What the Hub says about `owner/name` or `owner/name@revision`; one quick question, no retries.
+    """What the Hub says about `owner/name` or `owner/name@revision`; one quick question, no retries, `WAIT` seconds.
 
     Raises `error` where it is not there, behind a gate that this login has not passed, or where there is no connection.
     """
@@ -31,10 +35,15 @@ def describe(name: str, error: Error, *, dataset: bool = False) -> Any:
 
     api, (repository, revision) = HfApi(), repository_of(name)
     kind = "dataset" if dataset else "model"
-    try:
-        info = api.repo_info(repository, revision=revision, repo_type=kind, files_metadata=True, timeout=10)
+
+    def ask() -> Any:
+        info = api.repo_info(repository, revision=revision, repo_type=kind, files_metadata=True, timeout=WAIT)
         if info.gated:
             api.auth_check(repository, repo_type=kind)
+        return info
+
+    try:
+        return _in_time(ask)
     except GatedRepoError as problem:
         page = f"https://huggingface.co/{'datasets/' if dataset else ''}{repository}"
         found = f"a {'' if dataset else 'licence '}gate that this login has not passed"
@@ -52,8 +61,32 @@ def describe(name: str, error: Error, *, dataset: bool = False) -> Any:
         found = f"{here} of that name, and no connection to the Hub ({type(problem).__name__})"
         fix = "check the path, or the connection"
         if not dataset:
-            fix = "check the path; or connect once, and it is kept; or copy its folder here and name that"
+            fix = "check the path; or connect once, and it is kept (HF_HUB_OFFLINE=1 then asks no more); or copy its "
+            fix += "folder here and name that"
         raise error(name, found=found, fix=fix) from problem
+
+
+def _in_time(ask: Callable[[], Any]) -> Any:
+    """What `ask` gives. Raises what it raises, and `TimeoutError` after `WAIT` seconds.
+
+    In a thread that may be left behind: a limit of the client counts neither how long a name server is silent nor
+    that every address is tried for as long.
+    """
+    told: Queue[tuple[Any, BaseException | None]] = Queue()
+
+    def run() -> None:
+        try:
+            told.put((ask(), None))
+        except BaseException as problem:
+            told.put((None, problem))
+
+    Thread(target=run, daemon=True).start()
+    try:
+        info, problem = told.get(timeout=WAIT)
+    except Empty:
+        raise TimeoutError(f"no answer within {WAIT:g} s") from None
+    if problem is not None:
+        raise problem
     return info
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from transformers.video_utils import VideoMetadata, default_sample_indices_fn
 
-from tests.videos import decoded, moving
+from tests.videos import decoded, moving, painted
 from workbench.conversation import Image, Video
 from workbench.data import video
 from workbench.data.video import Film, load_media, numbers
@@ -110,6 +110,18 @@ def test_media_are_opened_by_what_a_message_calls_them(tmp_path: Path) -> None:
     assert load_media(Video("clip.mp4"), place) == Film(place)
     with pytest.raises(ImageError, match="clip.mp4: found not an image but a video"):
         load_media(Image("clip.mp4"), place)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_picture_that_is_named_a_video_is_told(kind: str, tmp_path: Path) -> None:
+    painted(1).save(tmp_path / "a.mp4", kind)
+    told = 'a.mp4: found not a video but a picture; expected a video; a picture is named as one: "image"'
+    for ask in (Film.count, Film.frames):
+        with pytest.raises(ImageError, match=told):
+            ask(Film(tmp_path / "a.mp4"), 8)
+    frames = [painted(number) for number in range(3)]
+    frames[0].save(tmp_path / "moves.gif", save_all=True, append_images=frames[1:])
+    assert Film(tmp_path / "moves.gif").count(8) == 3, "one that moves is a video"
 
 
 def _equal(one: Any, other: Any) -> bool:

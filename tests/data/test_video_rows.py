@@ -87,7 +87,7 @@ BROKEN = {
         lambda path: _written(path, moving(path, 20, size=(320, 240)).read_bytes()[:9000]),
         "cannot be read",
     ),
-    "sound alone": (_sound, "no pictures in it"),
+    "sound alone": (_sound, "sound and no pictures"),
     "empty": (lambda path: _written(path, b""), "an empty file"),
     "text": (lambda path: _written(path, b"not found, sorry\n" * 9), "cannot be read \\(it begins with 'not found"),
     "damaged": (_damaged, "a video that cannot be read|frames that can be read"),

@@ -61,7 +61,7 @@ def engine(evaluations: dict[str, Evaluation]) -> Engine:
 def _last_states(made: Engine, evaluation: Evaluation, asked: object) -> tuple[torch.Tensor, torch.Tensor]:
     """What the language model says of a question and its answer: (tokens, width), and the tokens that come next."""
     llava = made.llava
-    shown = sent(evaluation, asked)  # type: ignore[arg-type]
+    shown = sent(evaluation, asked, made)  # type: ignore[arg-type]
     rendered = llava.renderer.render(shown.add("assistant", asked.reference))  # type: ignore[attr-defined]
     [(_, row)] = made._prepare([(0, rendered)], GREEDY)
     ids, labels = llava.renderer.expand(rendered, [llava.image_tokens], llava.image_token_id)

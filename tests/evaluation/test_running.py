@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 import workbench as wb
 from tests.asking import random_llava
-from workbench.chat_model import ScriptedModel
-from workbench.conversation import Conversation, Message
+from tests.videos import SIZE, moving
+from workbench.chat_model import SamplingOptions, ScriptedModel
+from workbench.conversation import Conversation, Message, Video
 from workbench.errors import DataError, WorkbenchError
 from workbench.evaluation import yes_no
 from workbench.evaluation.questions import read_benchmark
@@ -27,7 +28,10 @@ from workbench.evaluation.reading import rules
 from workbench.evaluation.results import NOT_ASKED, Results
 from workbench.evaluation.scores import score_again
 from workbench.evaluation.task import Evaluation
+from workbench.inference.attachments import attached
 from workbench.inference.engine import Engine
+
+SHORT = SamplingOptions(max_tokens=6)
 
 NAMES = ("pope", "mme", "seedbench", "mmbench")
 
@@ -185,6 +189,35 @@ def test_a_row_that_fails_is_counted_and_takes_no_other_with_it(
     mixed = replace(pope, conversations=(*pope.conversations[:3], long))
     results = wb.evaluate(engine, mixed, max_tokens=8)
     assert results.errors["id"].to_list() == ["long"] and results.rows["answer"].null_count() == 1
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_a_model_that_reads_pictures_only_is_shown_frames_of_a_video(reuse: bool, tmp_path: Path) -> None:
+    for seed, name in enumerate("ab"):
+        moving(tmp_path / f"{name}.mp4", 20, seed=seed)
+    (tmp_path / "broken.mp4").write_bytes((tmp_path / "a.mp4").read_bytes()[:300])
+
+    def about(number: int, name: str) -> Conversation:
+        turn = Message("user", (Video(name, "films"), f"what moves {number}?"))
+        return Conversation(f"c{number}", (turn, Message("assistant", "a cube")))
+
+    asked = [about(number, name) for number, name in enumerate(("a.mp4", "b.mp4", "a.mp4", "broken.mp4"))]
+    engine = Engine(random_llava(kind="qwen2", seed=1, max_position_embeddings=512))
+    where = {"films": tmp_path}
+    some = Evaluation("films", asked, rules("normalised"), 6, lambda media: tmp_path / media.path, roots=where)
+    results = wb.evaluate(engine, some, reuse=reuse, out=tmp_path / "out")
+    shown = [attached(tmp_path / one.media[0].path) for one in asked[:3]]
+    texts = [one.messages[0].text for one in asked[:3]]
+    chats = [Conversation("chat", ()).add("user", *frames, text) for frames, text in zip(shown, texts, strict=True)]
+    rows = results.rows.sort("id").to_dicts()
+    said = [engine.reply(chat, SHORT).text.strip() for chat in chats]
+    assert [row["answer"] for row in rows[:3]] == said and len(set(said)) == 3
+    assert [row["image"] for row in rows] == ["a.mp4", "b.mp4", "a.mp4", "broken.mp4"], "the video, and not its frames"
+    assert all(text in row["prompt"] for text, row in zip(texts, rows, strict=False))
+    assert [row["error"] is None for row in rows] == [True, True, True, False] and "broken.mp4" in rows[3]["error"]
+    assert results.picture(rows[0]).size == SIZE
+    for scored in (results.scores, score_again(tmp_path / "out").scores):
+        assert "3 videos were seen as 8 frames each: the model reads pictures only" in scored["notes"]
 
 
 def test_failed_rows_are_asked_again(evaluations: dict[str, Evaluation], tmp_path: Path) -> None:

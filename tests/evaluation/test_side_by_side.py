@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image as PILImage
 
+from tests.videos import moving
 from workbench.chat_model import ScriptedModel
 from workbench.cli import main
 from workbench.conversation import Conversation
@@ -45,6 +46,21 @@ def test_every_answer_stands_beside_its_picture_and_question(photos: Path, tmp_p
     texts = [each.text for each in found.answers if each.model == "scripted (2)"]
     assert texts == ["two", "two", "two", "two", None, None]  # a.png, c.png, inside/b.jpg
     assert str(found).startswith("12 answers, 2 failed; written: ")
+
+
+def test_a_video_is_asked_about_as_one_and_shown_as_each_model_takes_it(photos: Path, tmp_path: Path) -> None:
+    moving(photos / "clip.mp4", 20)
+    pictures = ScriptedModel(lambda asked: f"{len(asked.images)} pictures", name="pictures")
+    films = ScriptedModel(lambda asked: f"{len(asked.media) - len(asked.images)} videos", name="films")
+    films.frames = 8  # type: ignore[attr-defined]  # as of a model that reads videos
+    found = compare_models([pictures, films], [photos / "a.png", photos / "clip.mp4"], out=tmp_path / "page.html")
+    assert [one.text for one in found.answers] == ["1 pictures", "8 pictures", "0 videos", "1 videos"]
+    note = "1 video was seen as 8 frames each by pictures"
+    page = found.page.read_text(encoding="utf-8")
+    assert page.count("<section>") == page.count("data:image/") == 2 and note in page
+    assert str(found).endswith(f"note: {note}") and found.summary()["notes"] == [note]
+    found = compare_models([pictures], photos, out=tmp_path / "folder.html")
+    assert [Path(one.image).name for one in found.answers] == ["a.png", "c.png", "clip.mp4", "b.jpg"]
 
 
 def test_models_are_opened_by_name_and_one_that_cannot_be_is_said(photos: Path, tmp_path: Path) -> None:

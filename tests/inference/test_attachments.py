@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from tests.videos import video
+from tests.videos import sound, video
 from workbench.conversation import Image, Video
 from workbench.errors import ImageError
 from workbench.inference.attachments import attached, attached_for, open_file, video_frames
@@ -57,6 +57,19 @@ def test_a_picture_is_itself_also_with_a_mark_in_its_name(tmp_path: Path) -> Non
     assert (image.width, image.height) == open_file(image).size == (6, 4)
 
 
+def test_a_video_that_is_damaged_or_has_no_pictures_says_so(tmp_path: Path) -> None:
+    whole = video(tmp_path / "clip.mp4", [20, 90]).read_bytes()
+    (tmp_path / "clip.mp4").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ImageError, match=r"clip.mp4: found a video that cannot be read") as damaged:
+        attached(tmp_path / "clip.mp4")
+    assert "begins with" not in str(damaged.value) and "\n" not in str(damaged.value)
+    with pytest.raises(ImageError, match=r"talk.mp4: found sound and no pictures; expected an image, a video"):
+        attached(sound(tmp_path / "talk.mp4"))
+    PILImage.new("RGB", (6, 4)).save(tmp_path / "still.mp4", "PNG")
+    (image,) = attached_for(tmp_path / "still.mp4", SimpleNamespace(frames=8))
+    assert image == Image(str(tmp_path / "still.mp4"), root="images"), "what is no video is told by its content"
+
+
 @pytest.mark.parametrize(
     ("data", "told"),
     [
@@ -64,7 +77,9 @@ def test_a_picture_is_itself_also_with_a_mark_in_its_name(tmp_path: Path) -> Non
         (b"", "an empty file"),
         (b"%PDF-1.7 and no more", "a PDF file that cannot be read"),
         (b"\x89PNG\r\n\x1a\n and no more", "damaged or truncated"),
-        (b"\0\0\0\x20ftypisom" + b"\0" * 40, "expected an image, a video or a PDF file"),
+        (b"\0\0\0\x20ftypisom" + b"\0" * 40, "a video that cannot be read .*; expected an image, a video"),
+        (b"\0\0\0\x20ftypavif" + b"\0" * 40, "a damaged or truncated image"),
+        (b"\x1a\x45\xdf\xa3" + b"\0" * 40, "a video that cannot be read"),
     ],
 )
 def test_what_is_neither_is_told(data: bytes, told: str, tmp_path: Path) -> None:

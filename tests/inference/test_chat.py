@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,7 @@ def test_save_writes_over_what_this_chat_saved_and_over_nothing_else(cat: Path, 
         ("/set temperature=-1", "expected a number, 0 (greedy) or more"),
         ("/set colour=red", "expected KEY VALUE with one of temperature, top_p"),
         ("/set temperature: 0.7", "found 'temperature: 0.7'; expected KEY VALUE with one of temperature, top_p"),
+        ("/set temprature=1", "did you mean temperature?"),
         ("/set =", "found '='; expected KEY VALUE"),
     ],
 )
@@ -162,6 +164,16 @@ def test_set_changes_one_option() -> None:
     session.line("?")
     assert "max_tokens=2" in session.noted[0] and "".join(session.said) == "one two\n"
     assert "cut: max_tokens" in session.noted[1]
+
+
+def test_options_may_be_a_mapping_and_a_misspelled_one_is_told_before_the_chat_begins() -> None:
+    said: list[str] = []
+    session = Chat(ScriptedModel(["one two three"]), options={"max_tokens": 2}, say=said.append, note=print)
+    session.line("?")
+    assert session.conversation.messages[-1].text == "one two" and said[-1] == "\n"
+    for begin in (lambda **more: Chat(ScriptedModel(["x"]), say=print, note=print, **more), partial(chat, "no/folder")):
+        with pytest.raises(WorkbenchError, match=r"options: found 'temprature'; .*did you mean temperature\?"):
+            begin(options={"temprature": 0.5})
 
 
 def test_options_are_set_by_their_names_on_the_command_line_too() -> None:

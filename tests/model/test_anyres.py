@@ -87,6 +87,32 @@ def test_every_square_and_edge_up_to_the_largest_counts_as_transformers_counts()
         assert [tiling.tokens(size) for size in chosen] == [theirs(pinpoints, size) for size in chosen]
 
 
+def counted(pinpoints: Any, largest: int) -> np.ndarray[Any, Any]:
+    """Tokens of every size up to `largest` x `largest`, [height - 1, width - 1], by the published rules alone: LLaVA's
+    `select_best_resolution`, and `unpad_image` in whole numbers, without a float that could fall short of one."""
+    height, width = np.meshgrid(*[np.arange(1, largest + 1)] * 2, indexing="ij")
+    most, least = np.zeros_like(height), np.full_like(height, 2**60)
+    rows, columns = np.zeros_like(height), np.zeros_like(height)
+    for high, wide in pinpoints:
+        scale = np.minimum(wide / width, high / height)
+        shown = np.minimum((width * scale).astype(int) * (height * scale).astype(int), width * height)
+        better = (shown > most) | ((shown == most) & (wide * high - shown < least))
+        for held, new in ((most, shown), (least, wide * high - shown), (rows, high // 14), (columns, wide // 14)):
+            held[better] = np.broadcast_to(new, held.shape)[better]
+    flat = width * rows > columns * height  # black above and below it
+    rows -= np.where(flat, (rows - height * columns // width) // 2 * 2, 0)
+    columns -= np.where(flat, 0, (columns - width * rows // height) // 2 * 2)
+    return 576 + rows * (columns + 1)
+
+
+def test_every_size_there_is_counts_as_the_published_rules_say() -> None:
+    tiling, expected = anyres(), counted(LLAVA, LARGEST)
+    assert expected.shape == (LARGEST, LARGEST)
+    for height, row in enumerate(expected.tolist(), 1):
+        found = [tiling.tokens((width, height)) for width in range(1, LARGEST + 1)]
+        assert found == row, (height, next(n + 1 for n in range(LARGEST) if found[n] != row[n]))
+
+
 @settings(max_examples=300, deadline=None)
 @given(edge, edge, st.booleans())
 @example(1, 1, True)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image as Picture
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from workbench.conversation import Conversation, Image, Message, to_chat
-from workbench.errors import ModelError
+from workbench.errors import CheckpointError, ModelError
 from workbench.model.checkpoint import save
-from workbench.model.export import export_hf
+from workbench.model.export import export_hf, export_original, write_folder
 from workbench.model.llava import load
+from workbench.model.original_out import write_original
 from workbench.model.stages import prepare
 
 
@@ -123,6 +128,30 @@ def test_merging_onto_the_original_base_gives_another_model(exported, tmp_path):
     one, two = (LlavaForConditionalGeneration.from_pretrained(path) for path in (folder, other))
     name = "model.language_model.layers.0.mlp.up_proj"
     assert not torch.equal(one.get_submodule(name).weight, two.get_submodule(name).weight)
+
+
+def test_weights_that_are_no_numbers_are_not_written(make, tmp_path):
+    llava = make()
+    whole = write_folder(llava, tmp_path / "whole")
+    name = "model.language_model.layers.1.mlp.up_proj.weight"
+    llava.model.get_parameter(name).data[2, 7] = float("nan")
+    shape = llava.model.get_parameter(name).shape
+    message = rf"1 of {shape.numel():,} values of {re.escape(name)} that are no numbers .*, the first at \[2, 7\]"
+    for write in (write_folder, write_original):
+        with pytest.raises(CheckpointError, match=message):
+            write(llava, tmp_path / "out")
+    tuned = make()
+    tuned.projector.linear_1.bias.data[:3] = float("inf")
+    with pytest.raises(CheckpointError, match=r"3 of 64 values of .*linear_1.bias that are no numbers .* \[0\]"):
+        save(tuned, tmp_path / "out")
+    with safe_open(whole / "model.safetensors", "pt") as file:
+        held = {each: file.get_tensor(each) for each in file.keys()}  # noqa: SIM118
+    next(held[each] for each in held if each.endswith("lm_head.weight"))[0, 1] = float("inf")
+    save_file(held, whole / "model.safetensors", metadata={"format": "pt"})
+    for export in (export_hf, export_original):
+        with pytest.raises(CheckpointError, match=r"whole: found 1 of .* of lm_head.weight .* \[0, 1\]"):
+            export(whole, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_existing_folder_is_never_overwritten(exported, tmp_path):

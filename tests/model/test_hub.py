@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,10 @@ class Hub(PlaysHub):
         self.asked.append(self.path)
         path = self.path.split("?")[0]
         owner = path.removeprefix("/api/models/").removeprefix("/").split("/")[0]
+        if owner == "slow":
+            self.send_response(200)
+            self.end_headers()
+            return self._trickle()
         if "/auth-check" in path:
             return self._refuse(403, "GatedRepo")
         if "/revision/nowhere" in path:
@@ -57,6 +63,14 @@ class Hub(PlaysHub):
             "gated": "manual" if owner == "gated" else False, "cardData": {"license": "apache-2.0"},
         }  # fmt: skip
 
+    def _trickle(self) -> None:
+        """A byte now and then, so that no limit between two of them is ever reached."""
+        with suppress(OSError):
+            for _ in range(60):
+                self.wfile.write(b" ")
+                self.wfile.flush()
+                time.sleep(0.2)
+
     def _json(self, data: object) -> None:
         self.send(200, json.dumps(data).encode(), {"Content-Type": "application/json"})
 
@@ -77,17 +91,21 @@ PARTS, SETTINGS = "resolve_parts(dict(enumerate(sys.argv[1:])))", "small_files(s
 CONVERT = "load_original(sys.argv[1])"
 
 
-def resolve(names: list[str], hub: str, cache: Path, call: str = PARTS) -> str:
+def resolve(names: list[str], hub: str, cache: Path, call: str = PARTS, timed: bool = False) -> str:
     """What `call` says, and its folders or its error, in a process that takes this server for the Hub."""
     code = textwrap.dedent(f"""
-        import sys
+        import sys, time
+        import workbench.hub
         from workbench.errors import WorkbenchError
         from workbench.model.original_in import load_original
         from workbench.model.sources import resolve_parts, small_files
+        began = time.monotonic()
         try:
             print("folders", {call})
         except WorkbenchError as error:
             print(type(error).__name__, error)
+        if {timed}:
+            print("seconds", time.monotonic() - began)
     """)
     environment = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
     environment |= {"HF_ENDPOINT": hub, "HF_HOME": str(cache), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -120,6 +138,12 @@ def test_size_and_licence_are_said_before_the_download_and_the_folder_is_kept(hu
 )
 def test_what_stands_in_the_way_is_one_line(name, expected, hub, tmp_path):
     assert expected in resolve([name], hub, tmp_path)
+
+
+def test_a_connection_that_leads_nowhere_is_given_up_in_seconds(hub, tmp_path):
+    said = resolve(["slow/model"], hub, tmp_path, f"[setattr(workbench.hub, 'WAIT', 1.0), {PARTS}]", timed=True)
+    assert "ModelError slow/model: found no folder of that name, and no connection to the Hub (TimeoutError)" in said
+    assert "HF_HUB_OFFLINE=1" in said and float(said.split()[-1]) < 4
 
 
 def test_settings_are_told_of_in_the_same_words_and_come_from_the_cache_without_a_connection(hub, tmp_path):

@@ -10,13 +10,19 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, LlavaNextVideoForConditionalGeneration, LlavaNextVideoProcessor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlavaNextVideoForConditionalGeneration,
+    LlavaNextVideoProcessor,
+)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from tests.model.test_anyres import anyres, noise
 from tests.model.test_export import assert_says_the_same
 from tests.model.test_next import SIZES, picture, same
 from tests.videos import moving, painted
+from workbench.cli import main
 from workbench.conversation import Conversation, Image, Message, Video, to_chat
 from workbench.data.video import Film
 from workbench.errors import ImageError, ModelError, RenderError
@@ -243,6 +249,23 @@ def test_what_an_exported_folder_tells_transformers_of_videos(video: Made, tmp_p
     assert held["processor_class"] == "LlavaNextVideoProcessor" and held["video_token"] == "<video>"
     assert told["video_processor_type"] == "LlavaNextVideoVideoProcessor"
     assert (told["num_frames"], told["size"], told["do_center_crop"]) == (6, {"shortest_edge": 48}, True)
+
+
+def test_an_exported_folder_says_that_it_reads_videos_and_what_its_processor_needs(
+    video: Made, make: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(video(), tmp_path / "films")
+    save(make(), tmp_path / "pictures")
+    needs = "pip install torchvision"
+    for name, films in (("films", True), ("pictures", False)):
+        assert main(["export", str(tmp_path / name), str(tmp_path / "out" / name), "--as", "hf"]) == 0
+        told, card = capsys.readouterr().out, (tmp_path / "out" / name / "MODEL_CARD.md").read_text()
+        assert told.startswith("written: ") and told.count("\n") == 1
+        assert (needs in told) == (needs in card) == films
+        assert ("| videos | read too: 6 frames of each" in card) == films
+    assert AutoProcessor.from_pretrained(tmp_path / "out" / "pictures")
+    with pytest.raises(Exception, match="(?i)torchvision"):
+        AutoProcessor.from_pretrained(tmp_path / "out" / "films")
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -378,6 +379,28 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_a_tensor_too_few_too_many_or_of_another_shape_is_refused(name: str, published: Made, tmp_path: Path) -> None:
     assert_refused(published(), *WRONG[name], tmp_path / "out")
+
+
+@pytest.mark.parametrize(("name", "value"), [(NORM, float("nan")), (UP, float("-inf"))])
+def test_weights_that_are_no_numbers_are_refused_by_name_and_place(
+    name: str, value: float, published: Made, tmp_path: Path
+) -> None:
+    source = published()
+    tensor = source.tensors()[name].clone()
+    tensor.view(-1)[[3, 5]] = value
+    place = "3" if tensor.dim() == 1 else "0, 3"
+    message = rf"2 of {tensor.numel():,} values of {re.escape(name)} that are no numbers .*, the first at \[{place}\]"
+    assert_refused(source, {name: tensor}, message, tmp_path / "out")
+    with pytest.raises(CheckpointError, match=message):
+        load_original(source.folder, vision_tower=source.tower)
+
+
+def test_a_folder_without_a_projector_says_that_there_is_none(published: Made, tmp_path: Path) -> None:
+    source = published()
+    gone = dict.fromkeys(name for name in source.tensors() if "mm_projector" in name)
+    message = "found no projector among its tensors; expected model.mm_projector.*; copy it whole again"
+    assert gone
+    assert_refused(source, gone, message, tmp_path / "out")
 
 
 def assert_refused(source: Any, changed: dict[str, Any], message: str, out: Path) -> None:

@@ -81,6 +81,9 @@ def test_a_pickle_that_would_run_code_a_lost_shard_or_a_full_folder_is_refused(
     bad = pickled(parts["llama"], tmp_path / "bad", extra=Harmful(tmp_path / "mark"))
     with pytest.raises(CheckpointError, match=r"would run code when it is opened \(posix.mkdir\).*it was not run"):
         export_hf(bad, tmp_path / "out")
+    broken = pickled(parts["llama"], tmp_path / "nan", **{"model.norm.weight": torch.full((64,), float("nan"))})
+    with pytest.raises(CheckpointError, match=r"nan: found 64 of 64 values of model.norm.weight that are no numbers"):
+        export_hf(broken, tmp_path / "out")
     cut = pickled(parts["llama"], tmp_path / "cut", files=2)
     (cut / "pytorch_model-00002-of-00002.bin").unlink()
     with pytest.raises(CheckpointError, match="no pytorch_model-00002-of-00002.bin; expected every file"):

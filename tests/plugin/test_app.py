@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -88,6 +89,30 @@ def test_a_taken_port_is_told_and_the_usual_one_is_passed_over() -> None:
             app._port(port, 5151)
         assert app._port(None, port) != port
     assert app._port(None, port) == port
+
+
+def test_a_port_that_another_program_takes_meanwhile_is_passed_over_and_said(
+    fiftyone: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fiftyone.core.session.session import _server_services
+
+    look, began = app._port, time.monotonic()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        seen = iter([port])  # what the first look saw as free
+        monkeypatch.setattr(app, "_port", lambda wanted, usual: next(seen, None) or look(wanted, usual))
+        found = app._started(None, port)
+        try:
+            assert found != port and f"port {port} was taken by another program meanwhile" in capsys.readouterr().err
+            socket.create_connection(("127.0.0.1", found), timeout=10).close()
+            assert time.monotonic() - began < 55, "not found out by the minute that a server has to start"
+        finally:
+            _server_services.pop(found).stop()
+        monkeypatch.setattr(app, "_port", lambda wanted, usual: port)
+        with pytest.raises(DataError, match=f"port {port}: found a program that uses it; choose another"):
+            app._started(port, 5151)
 
 
 def test_an_entry_that_is_not_ours_costs_the_panel_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ def _plan(given: argparse.Namespace) -> int:
     if (given.rate and given.cards is None) or (given.conversations and not given.rate):
         expected = "--cards with --rate, and --conversations with both"
         raise WorkbenchError("--rate and --conversations", found="one without the other", expected=expected)
+    _check_model(recipe)
     if given.cards is not None:
         from workbench.training.cards import CONVERSATIONS, SIZES, cards
 
@@ -50,6 +51,8 @@ def _train(given: argparse.Namespace) -> int:
     from workbench.recipe import Recipe
 
     recipe = Recipe.load(given.recipe, given.set)  # a mistake in it is told before torch is loaded
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one asks
+        _check_model(recipe)
     if given.background:
         if given.processes != 1:
             fix = "leave out --background, and start it with nohup, or by your cluster's own command"
@@ -83,6 +86,13 @@ def _train(given: argparse.Namespace) -> int:
     if first:
         show(given, f"{run.status}: {run.path}\nnext: {following}", told)
     return 0 if finished else 130  # so that a script does not go on with half a model
+
+
+def _check_model(recipe: Recipe) -> None:
+    """A model that cannot be had is told before torch is loaded."""
+    from workbench.model.sources import check_there
+
+    check_there(recipe.model.checkpoint, recipe.model.vision, recipe.model.language)
 
 
 def _say_defaults(given: argparse.Namespace, dataset: str) -> None:

@@ -36,14 +36,15 @@ def _export(given: argparse.Namespace) -> None:
         )
     if given.form in giving.FORMS:
         return giving.export_run(given)
-    from workbench.serving.export_model import export, export_original
+    from workbench.serving.export_model import export, export_original, processor_note
 
     more = {"base": given.base, "vision_tower": given.vision_tower, "template": given.template}
     if given.form == "llava":
         written = export_original(given.run, given.out, weights=given.weights, **more)
     else:
         written = export(given.run, given.out, **more)
-    show(given, f"written: {written}", {"written": str(written)})
+    note = processor_note(written)
+    show(given, f"written: {written}{f'; {note}' if note else ''}", {"written": str(written)})
     if given.base == "original":
         _say_change(given)
 

@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 PANEL = "workbench_review"
 """The name of the panel Conversations, as `fiftyone.yml` has it."""
+STARTS = 5
+"""So often another port is tried where other programs take those that were free."""
 _sessions: list[Any] = []
 """That of the App as it was opened last in this process; there is one App at most."""
 
@@ -70,7 +73,7 @@ def open(
     notebook = _in_notebook()
     with _own_words():
         fiftyone.close_app()
-        port = _port(port, fiftyone.config.default_app_port)
+        port = _started(port, fiftyone.config.default_app_port)
         config = fiftyone.app_config.copy()
         config.proxy_url = (proxy_url or config.proxy_url or _proxy(notebook) or "").replace(
             "{port}", str(port)
@@ -79,7 +82,6 @@ def open(
         spaces = _side_by_side(fiftyone, view) if linked else None
         # In a notebook FiftyOne refuses a remote session; without `auto` it shows nothing by itself there.
         where: dict[str, Any] = {"port": port, "address": LOOPBACK, "auto": window, "remote": not (window or notebook)}
-        _start_server(port)
         session = fiftyone.launch_app(view, spaces=spaces, config=config, **where)
     print(_told(session, port, notebook, window, config.proxy_url))
     _sessions[:] = [session]
@@ -140,11 +142,33 @@ def _port(wanted: int | None, usual: int) -> int:
     return wanted
 
 
+def _started(wanted: int | None, usual: int) -> int:
+    """The port that the App's server listens on now: the wanted one, or a free one.
+
+    One that another program takes between the look at it and the start is passed over, and that is said. Raises
+    `DataError` for a wanted port that is taken, and as `_start_server` does.
+    """
+    for left in reversed(range(STARTS)):
+        port = _port(wanted, usual)
+        try:
+            _start_server(port)
+            return port
+        except PortTaken:
+            if wanted is not None or not left:
+                raise
+            print(f"port {port} was taken by another program meanwhile: trying another one", file=sys.stderr)
+    raise AssertionError
+
+
+class PortTaken(DataError):
+    """Another program came first."""
+
+
 def _start_server(port: int) -> None:
     """Start the App's server and wait until it listens, before a session asks for it.
 
     A session waits ten seconds for a server that it starts itself, and then fails in a notebook: too short for a busy
-    machine. Raises `DataError` where it does not listen within a minute.
+    machine. Raises `PortTaken` where another program listens there, `DataError` where nothing does within a minute.
     """
     from fiftyone.core import service
     from fiftyone.core.session.session import _server_services  # where a session looks for one that runs
@@ -157,11 +181,24 @@ def _start_server(port: int) -> None:
             python, _, *words = super().command  # the second word is the file of FiftyOne's own
             return [python, "-m", "workbench.curation.app_server", *words]
 
+        def _wait_for_child_port(self, port: int | None = None, timeout: int = 60) -> int:
+            """As FiftyOne's, but not any longer once the server has ended for want of the port."""
+            until = time.monotonic() + timeout
+            while True:
+                try:
+                    return super()._wait_for_child_port(port, timeout=0)
+                except service.ServiceListenTimeout:
+                    if self.child.poll() is not None or time.monotonic() > until:
+                        raise
+                    time.sleep(0.25)
+
     if port in _server_services:
         return
     try:
         _server_services[port] = Server(port, address=LOOPBACK, do_not_track=True)
     except service.ServiceListenTimeout:
+        if not is_free(port):
+            raise PortTaken(f"port {port}", found="a program that uses it", fix="choose another") from None
         fix = "try again, when the machine has less to do"
         raise DataError("the App", found=f"no server on port {port} after a minute", fix=fix) from None
 

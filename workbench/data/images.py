@@ -209,6 +209,17 @@ def is_picture(data: bytes) -> bool:
     return boxed or data.startswith(_BEGINNINGS) and not is_video(data)
 
 
+def still_format(data: bytes) -> str | None:
+    """Pillow's name of the format, told by the header, of a picture that does not move; None for anything else."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with PILImage.open(io.BytesIO(data), formats=_OPENED_AS) as opened:
+                return None if getattr(opened, "is_animated", False) else opened.format
+    except Exception:  # no picture, or a broken one
+        return None
+
+
 def beginning(data: bytes) -> str:
     """How a file begins, to read: quoted where it is text, else a few bytes in hexadecimal."""
     text = data[:24].decode("utf-8", "ignore")

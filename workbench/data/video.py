@@ -132,7 +132,9 @@ def opened(source: Path | bytes, where: str = "") -> Iterator[tuple[Any, Any]]:
                 expected = 'a video; a picture is named as one: "image" in LLaVA\'s JSON, wb.Image in a message'
                 raise ImageError(where, found="not a video but a picture", expected=expected)
             if not container.streams.video:
-                raise ImageError(where, found="no pictures in it", expected=EXPECTED)
+                cut = "a video that cannot be read (there is nothing in it; it may be cut off)"
+                found = "sound and no pictures" if container.streams.audio else cut
+                raise ImageError(where, found=found, expected=EXPECTED)
             stream = container.streams.video[0]
             if stream.width * stream.height > LIMITS.pixels:
                 found = f"enormous frames: {stream.width} x {stream.height} pixels"

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 from workbench.chat_model import Answer, ChatModel, SamplingOptions
 from workbench.conversation import Conversation, placed, to_llava
 from workbench.errors import RenderError
+from workbench.inference.attachments import seen_by
 
 if TYPE_CHECKING:
     from workbench.evaluation.task import Evaluation
     from workbench.inference.decoding import Row
     from workbench.inference.engine import Engine
     from workbench.inference.next_token import Branches, Said
+    from workbench.model.renderer import Rendered
 
 BATCH = 64
 """Questions handed to a model at once."""
@@ -118,7 +120,7 @@ class ModelAsker(_Asker):
     def _ask(self, asked: list[Conversation]) -> list[Given]:
         began = time.perf_counter()
         try:
-            answers = self.model.reply_batch([sent(self.evaluation, one) for one in asked], self.options)
+            answers = self.model.reply_batch([sent(self.evaluation, one, self.model) for one in asked], self.options)
             texts = [answer.text for answer in answers]
         except Exception as error:  # whatever a model raises: the rows that did nothing wrong are asked again, alone
             if len(asked) > 1:
@@ -174,7 +176,7 @@ class EngineAsker(_Asker):
         """Tokens, at least, that questions about the same picture may begin with; 0 for one that cannot be asked."""
         llava = self.engine.llava
         try:
-            made = llava.renderer.prompt(asked.prompt)
+            made = self._rendered(asked)
         except Exception:  # its row says what is wrong with it
             return 0
         return made.prefix + sum(token < 0 for token in made.ids[: made.prefix]) * (llava.tiling.each - 1)
@@ -190,9 +192,12 @@ class EngineAsker(_Asker):
         if asked.id in self._prompts:
             return self._prompts[asked.id]
         try:
-            return self.engine.llava.renderer.prompt(asked.prompt).text
+            return self._rendered(asked).text
         except Exception:  # the row says what is wrong with it
             return None
+
+    def _rendered(self, asked: Conversation) -> Rendered:
+        return self.engine.llava.renderer.prompt(sent(self.evaluation, asked, self.engine))
 
     # --- shared -----------------------------------------------------------------------------------------------------
 
@@ -210,8 +215,7 @@ class EngineAsker(_Asker):
             return [one for ready, _ in found for one in ready], [one for _, failed in found for one in failed]
 
     def _rows(self, asked: Sequence[Conversation]) -> list[Row]:
-        render = self.engine.llava.renderer.prompt
-        rendered = [(number, render(sent(self.evaluation, one))) for number, one in enumerate(asked)]
+        rendered = [(number, self._rendered(one)) for number, one in enumerate(asked)]
         self._prompts = {one.id: text.text for one, (_, text) in zip(asked, rendered, strict=True)}
         return [row for _, row in self.engine._prepare(rendered, self.options)]
 
@@ -257,7 +261,7 @@ class EngineAsker(_Asker):
         if not listed:
             return {}
         try:
-            return first_tokens(self.engine.llava.renderer, asked.prompt, listed)
+            return first_tokens(self.engine.llava.renderer, sent(self.evaluation, asked, self.engine), listed)
         except RenderError:  # two begin alike
             return {}
 
@@ -293,12 +297,13 @@ def _own(engine: Engine, evaluation: Evaluation, reuse: bool) -> Engine:
     )
 
 
-def sent(evaluation: Evaluation, asked: Conversation) -> Conversation:
-    """What a model is given: the conversation without its reference, pictures by their place on this disk."""
+def sent(evaluation: Evaluation, asked: Conversation, model: ChatModel) -> Conversation:
+    """What a model is given: the conversation without its reference, pictures by their place on this disk, and frames
+    of a video where it reads pictures only. Raises `ImageError` for a video that cannot be read."""
     prompt = asked.prompt
-    if evaluation.resolve is None or not prompt.media:
+    if not prompt.media:
         return prompt
-    return placed(prompt, evaluation.resolve)
+    return seen_by(model, placed(prompt, evaluation.resolve) if evaluation.resolve else prompt)
 
 
 def _written(asked: Conversation) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from workbench.conversation import Image
+from workbench.conversation import Image, Media
 from workbench.data.images import SUFFIXES
 from workbench.errors import DataError, ImageError
 from workbench.evaluation import fields
@@ -59,7 +59,7 @@ class Pictures:
         found = {"images": self.folder.resolve()} if self.folder else {}
         return {**found, "media": self.media}
 
-    def resolve(self, image: Image) -> Path:
+    def resolve(self, image: Media) -> Path:
         """Where the file of a picture lies."""
         return self.roots[image.root] / image.path
 

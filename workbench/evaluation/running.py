@@ -10,17 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.chat_model import ChatModel
-from workbench.conversation import Conversation
+from workbench.conversation import Conversation, Video
 from workbench.errors import WorkbenchError
 from workbench.evaluation.asking import Given, Line, asker
 from workbench.evaluation.results import NOT_ASKED, ResultFolder, Results, Row, table
 from workbench.evaluation.scores import scores
+from workbench.inference.attachments import frames_read, told_of_frames
 from workbench.origin import versions
 from workbench.progress import progress
 
@@ -49,6 +50,7 @@ def run(
     evaluation: Evaluation, model: ChatModel, out: Path | str | None, asking: Asking, description: str = "asking"
 ) -> Results:
     """Ask, read, keep, count. Rows that failed are asked again when it goes on; all others never."""
+    evaluation = replace(evaluation, notes=[*evaluation.notes, *_frames(evaluation, model)])
     ask = asker(model, evaluation, asking.reuse, asking.likelihood)
     settings = _settings(evaluation, model, asking)
     if out is not None:
@@ -80,6 +82,14 @@ def run(
         counts = {"rows": len(ordered), "errors": scored["errors"], "unparsed": scored["unparsed"]}
         return folder.finish(scored, counts=counts, finished=_now())
     return Results(table(ordered), settings, scored)
+
+
+def _frames(evaluation: Evaluation, model: ChatModel) -> list[str]:
+    """A note where the model was shown frames in place of videos."""
+    films = {part for asked in evaluation.conversations for part in asked.media if isinstance(part, Video)}
+    if not films or frames_read(model):
+        return []
+    return [f"{told_of_frames(len(films))}: the model reads pictures only"]
 
 
 def _settings(evaluation: Evaluation, model: ChatModel, asking: Asking) -> dict[str, Any]:

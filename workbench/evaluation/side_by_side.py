@@ -16,11 +16,12 @@ from typing import Any
 
 from workbench import __version__
 from workbench.chat_model import ChatModel, SamplingOptions
-from workbench.conversation import Conversation, Image, Message, new_id
-from workbench.data.images import SUFFIXES
+from workbench.conversation import Conversation, Media, Message, Video, new_id
+from workbench.data import images as picture_files
+from workbench.data import video as video_files
 from workbench.errors import DataError, WorkbenchError, kind_of
 from workbench.evaluation.report import write_page
-from workbench.inference.attachments import attached, open_file
+from workbench.inference.attachments import attached_for, frames_read, open_file, seen_by, told_of_frames
 from workbench.inference.opening import open_model
 from workbench.progress import progress
 from workbench.report import picture_source
@@ -51,14 +52,17 @@ class SideBySide:
 
     page: Path
     answers: list[Said]
+    notes: list[str]
+    """What a person should know of how they were asked."""
 
     def __str__(self) -> str:
         failed = sum(one.error is not None for one in self.answers)
-        return f"{len(self.answers):,} answers{f', {failed} failed' if failed else ''}; written: {self.page}"
+        told = f"{len(self.answers):,} answers{f', {failed} failed' if failed else ''}; written: {self.page}"
+        return "\n".join([told, *(f"note: {note}" for note in self.notes)])
 
     def summary(self) -> dict[str, Any]:
         """For a program."""
-        return {"written": str(self.page), "answers": [asdict(one) for one in self.answers]}
+        return {"written": str(self.page), "answers": [asdict(one) for one in self.answers], "notes": self.notes}
 
 
 def compare_models(
@@ -75,8 +79,9 @@ def compare_models(
     """Ask each model each question about each picture, and write the answers as one HTML file.
 
     models: models, or what `wb.open_model` opens: runs, LLaVA folders, other vision-language models, `MODEL@URL`.
-    images: files (pictures, PDF files, videos) or folders of pictures, of which the first `limit` are taken. Answers
-    are greedy. Raises `DataError` for no model or no picture, and what opening raises if no model can be opened.
+    images: files (pictures, PDF files, videos) or folders of pictures and videos, of which the first `limit` are taken.
+    A model that reads pictures only is shown frames of a video. Answers are greedy. Raises `DataError` for no model or
+    no picture, and what opening raises if no model can be opened.
     """
     for name, given in (("models", models), ("images", images), ("questions", questions)):
         if not isinstance(given, (str, Path, Sequence)):
@@ -89,6 +94,7 @@ def compare_models(
     answers: list[Said] = []
     problems: list[WorkbenchError] = []
     names = _names(models)
+    still_only: list[str] = []
     with progress("answers", total=len(models) * len(pictures) * len(asked), unit="answer") as bar:
         for name, one in zip(names, models, strict=True):
             try:
@@ -100,23 +106,28 @@ def compare_models(
                 bar.advance(len(pictures) * len(asked))
                 continue
             answers += _ask(model, name, pictures, asked, SamplingOptions(max_tokens=max_tokens), bar)
+            still_only += [] if frames_read(model) else [name]
             if isinstance(one, (str, Path)):
                 _let_go(model)
             del model
             gc.collect()  # so that the next has the memory
     if len(problems) == len(models):
         raise problems[0]
-    return SideBySide(write_page("side_by_side.html.jinja", Path(out), _values(names, pictures, answers)), answers)
+    films = sum(isinstance(one, Video) for one in pictures)
+    notes = [f"{told_of_frames(films)} by {', '.join(still_only)}"] if films and still_only else []
+    values = _values(names, pictures, answers, notes)
+    return SideBySide(write_page("side_by_side.html.jinja", Path(out), values), answers, notes)
 
 
-def _pictures(places: Sequence[str | Path], limit: int) -> list[Image]:
-    found: list[Image] = []
+def _pictures(places: Sequence[str | Path], limit: int) -> list[Media]:
+    found: list[Media] = []
+    endings = picture_files.SUFFIXES | video_files.SUFFIXES
     for place in map(Path, places):
-        files = sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES) if place.is_dir() else []
+        files = sorted(path for path in place.rglob("*") if path.suffix.lower() in endings) if place.is_dir() else []
         if place.is_dir() and not files:
             raise DataError(str(place), found="no picture", expected="a folder with pictures, or picture files")
         for file in files[:limit] or [place]:
-            found += attached(file)
+            found += attached_for(file)
     return found[:limit]
 
 
@@ -131,7 +142,7 @@ def _names(models: Sequence[ChatModel | str | Path]) -> list[str]:
 
 
 def _ask(
-    model: ChatModel, name: str, pictures: list[Image], asked: list[str], options: SamplingOptions, bar: Any
+    model: ChatModel, name: str, pictures: list[Media], asked: list[str], options: SamplingOptions, bar: Any
 ) -> list[Said]:
     jobs = [(image, text) for image in pictures for text in asked]
     made: list[Said] = []
@@ -139,7 +150,7 @@ def _ask(
         batch = jobs[begin : begin + BATCH]
         began = time.perf_counter()
         try:
-            texts = [answer.text for answer in model.reply_batch([_question(*job) for job in batch], options)]
+            texts = [answer.text for answer in model.reply_batch([_question(model, *job) for job in batch], options)]
             said: list[tuple[str | None, str | None]] = [(text.strip(), None) for text in texts]
         except WorkbenchError:  # one of them; which one is found out by asking each alone
             said = [_alone(model, job, options) for job in batch]
@@ -156,24 +167,24 @@ def _let_go(model: ChatModel) -> None:
         close()
 
 
-def _alone(model: ChatModel, job: tuple[Image, str], options: SamplingOptions) -> tuple[str | None, str | None]:
+def _alone(model: ChatModel, job: tuple[Media, str], options: SamplingOptions) -> tuple[str | None, str | None]:
     try:
-        return model.reply(_question(*job), options).text.strip(), None
+        return model.reply(_question(model, *job), options).text.strip(), None
     except WorkbenchError as error:
         return None, str(error)
 
 
-def _question(image: Image, text: str) -> Conversation:
-    return Conversation(new_id("side by side", image.path, text), (Message("user", (image, text)),))
+def _question(model: ChatModel, image: Media, text: str) -> Conversation:
+    return seen_by(model, Conversation(new_id("side by side", image.path, text), (Message("user", (image, text)),)))
 
 
-def _values(names: list[str], pictures: list[Image], answers: list[Said]) -> dict[str, Any]:
+def _values(names: list[str], pictures: list[Media], answers: list[Said], notes: list[str]) -> dict[str, Any]:
     held = {(one.image, one.question, one.model): one for one in answers}
     asked = list(dict.fromkeys(one.question for one in answers))
     shown = [
         {
             "name": Path(image.path).name,
-            "source": picture_source(open_file(image), SIDE),
+            "source": picture_source(video_files.still(open_file(image)), SIDE),
             "questions": [(text, [held[image.path, text, name] for name in names]) for text in asked],
         }
         for image in pictures
@@ -182,7 +193,9 @@ def _values(names: list[str], pictures: list[Image], answers: list[Said]) -> dic
     means = {name: sum(each) / len(each) if each else None for name, each in seconds.items()}
     return {
         "title": f"{len(names)} models about {len(pictures)} pictures",
-        "subtitle": f"greedy answers to {len(asked)} question(s) about each, asked by workbench {__version__}",
+        "subtitle": "; ".join(
+            [f"greedy answers to {len(asked)} question(s) about each, asked by workbench {__version__}", *notes]
+        ),
         "names": names,
         "seconds": means,
         "pictures": shown,

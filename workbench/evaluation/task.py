@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.chat_model import ChatModel
-from workbench.conversation import Conversation, Image, Media, Message, as_conversation
+from workbench.conversation import Conversation, Media, Message, as_conversation
 from workbench.data.dataset import Dataset
 from workbench.errors import DataError, kind_of
 from workbench.evaluation.benchmarks import BENCHMARKS, JUDGED
@@ -43,7 +43,7 @@ class Evaluation:
     rules: Rules
     max_tokens: int
     """Tokens of an answer at most."""
-    resolve: Callable[[Image], Path] | None = None
+    resolve: Callable[[Media], Path] | None = None
     """Where a picture lies; None where the model is to open it its own way."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What else decides the questions: files with their hashes, split, prompts."""

@@ -3,8 +3,9 @@
     report.pdf#page=3    the third page          clip.mp4#t=1.25    what is seen after 1.25 seconds
 
 Knows: how a file becomes references to pictures and a reference a picture, when that is still the same one, which
-pages and frames are taken. A model that reads videos gets the video and takes its frames itself (`data/video.py`).
-Does not know: models, how many pictures one takes (a prompt that is too long says so), conversations.
+pages and frames are taken; that a model which reads videos gets the video and takes its frames itself
+(`data/video.py`), and any other frames of it as pictures: in a chat, behind a server and in an evaluation alike.
+Does not know: how models answer, how many pictures one takes (a prompt that is too long says so).
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import re
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from workbench.conversation import Image, Media, Video
-from workbench.data.images import LIMITS, beginning, load_image, read_file, to_png
+from workbench.conversation import Conversation, Image, Media, Part, Video
+from workbench.data.images import LIMITS, beginning, is_video, load_image, read_file, to_png
 from workbench.data.video import EXPECTED, Film, frame_at, moments
 from workbench.errors import ImageError, kind_of
 from workbench.resources import expanded, state_folder, write_atomic
@@ -58,12 +60,42 @@ class TrackedOpener:
         return self.open(media)
 
 
+def frames_read(model: Any) -> int:
+    """Frames that a model itself takes of a video at most; 0: it reads pictures, and is shown `FRAMES` of one."""
+    return int(getattr(model, "frames", 0))
+
+
 def attached_for(path: Attached, *models: Any) -> Sequence[Media]:
     """As `attached`; where all these models read videos, a video is itself. Raises as `attached` does."""
     place = _place(path)
-    if all(getattr(model, "frames", 0) for model in models) and _kind(place) == "video":
+    if all(map(frames_read, models)) and _kind(place) == "video":
         return [Video(str(place), root="")]
     return attached(place)
+
+
+def seen_by(model: Any, conversation: Conversation) -> Conversation:
+    """The conversation as `model` can be asked it: where it reads pictures only, each video is frames of it.
+
+    Videos are files at their paths. Raises `ImageError` for one that cannot be read.
+    """
+    if frames_read(model) or not any(isinstance(part, Video) for part in conversation.media):
+        return conversation
+    turns = [
+        replace(turn, content=tuple(chain.from_iterable(map(_pictures_of, turn.content))))
+        for turn in conversation.messages
+    ]
+    return replace(conversation, messages=tuple(turns))
+
+
+def told_of_frames(videos: int) -> str:
+    """What a person is told where so many videos were asked about by `seen_by`."""
+    return f"{'1 video was' if videos == 1 else f'{videos:,} videos were'} seen as {FRAMES} frames each"
+
+
+def _pictures_of(part: Part) -> Sequence[Part]:
+    if not isinstance(part, Video):
+        return [part]
+    return [Image(f"{part.path}#t={moment:.3f}", part.root) for moment in moments(Path(part.path), FRAMES)]
 
 
 def attached(path: Attached, *, frames: int = FRAMES, pages: int = PAGES) -> list[Image]:
@@ -156,12 +188,14 @@ def _kind(place: Path) -> str:
         load_image(place)
         return "image"
     except ImageError as problem:
-        if "not an image" not in problem.found and begin[4:8] != b"ftyp":
+        if "not an image" not in problem.found:
             raise
     try:
         moments(place, 1)
         return "video"
-    except ImageError:
+    except ImageError as problem:
+        if is_video(begin) or "cannot be read" not in problem.found:  # a video, or a sound, by its beginning
+            raise
         raise ImageError(str(place), found=f"a file that begins with {beginning(begin)}", expected=EXPECTED) from None
 
 

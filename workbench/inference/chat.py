@@ -12,14 +12,16 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from workbench.chat_model import Answer, ChatModel, SamplingOptions
+from workbench.chat_model import Answer, ChatModel, SamplingOptions, as_options
 from workbench.conversation import Conversation, Media, Part, Video, new_id
 from workbench.errors import WorkbenchError
 from workbench.inference.attachments import Attached, attached_for, listed
@@ -58,12 +60,12 @@ class Chat:
         model: ChatModel,
         *,
         beside: ChatModel | None = None,
-        options: SamplingOptions = LONG,
+        options: SamplingOptions | Mapping[str, Any] = LONG,
         say: Callable[[str], None],
         note: Callable[[str], None],
     ) -> None:
         self.sides = [Side(as_letters(one)) for one in (model, beside) if one is not None]
-        self.options = options
+        self.options = as_options(options)
         self.failed = False
         """Whether something could not be done."""
         self.waiting: list[Media] = []
@@ -199,7 +201,9 @@ def changed(options: SamplingOptions, text: str) -> SamplingOptions:
     read = re.fullmatch(r"-*([\w-]+)(?:\s*=\s*|\s+)(.*)", text.strip(), re.DOTALL)
     key, value = (read[1].replace("-", "_"), read[2]) if read else ("", "")
     if key not in KINDS:
-        raise WorkbenchError("/set", found=repr(text), expected=f"KEY VALUE with one of {', '.join(KINDS)}")
+        near = get_close_matches(key, KINDS, 1)
+        expected, fix = f"KEY VALUE with one of {', '.join(KINDS)}", f"did you mean {near[0]}?" if near else ""
+        raise WorkbenchError("/set", found=repr(text), expected=expected, fix=fix)
     try:
         return replace(options, **{key: KINDS[key](value)})  # type: ignore[arg-type]
     except ValueError:
@@ -211,7 +215,7 @@ def chat(
     *,
     image: Attached | Sequence[Attached] | None = None,
     compare: str | Path | bool | ChatModel = False,
-    options: SamplingOptions = LONG,
+    options: SamplingOptions | Mapping[str, Any] = LONG,
     load: str | None = None,
     device: str = "auto",
 ) -> bool:
@@ -219,9 +223,11 @@ def chat(
 
     run: whatever `workbench.open_model` opens, or a model. image: shown with the first question; several, PDF files,
     videos and PIL images too. compare: another model that is asked the same, True for the base that a run trained on.
+    options: `SamplingOptions`, or a mapping of some.
     `load` is the number format of the weights that are loaded, `device` where: as in `workbench.load`. Raises what
     loading a model or the first images raises; later mistakes are one line on standard error.
     """
+    options = as_options(options)  # told before a model is loaded
     out, notes = Console(highlight=False), Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     say = lambda piece: out.out(piece, end="", highlight=False)  # noqa: E731
     model = open_model(run, load=load, device=device) if isinstance(run, (str, Path)) else run

@@ -52,9 +52,11 @@ def open_model(
     remote = _REMOTE.fullmatch(str(name))
     if remote is not None:
         return _remote(str(name), remote["model"], remote["url"], load, open_image, adapter)
+    from workbench.model.sources import check_there, resolve
+
+    check_there(name)
     from workbench.model import checkpoint, hf_folder  # torch and transformers: only where a model is really loaded
     from workbench.model.original import layout_of
-    from workbench.model.sources import resolve
 
     folder = expanded(name, ModelError) if layout_of(name) else resolve(name)
     ours = (folder / "run.json").is_file() or (folder / checkpoint.MANIFEST).is_file()

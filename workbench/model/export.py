@@ -37,7 +37,7 @@ from workbench.model.parts import IMAGE_TOKEN, VIDEO_TOKEN, quietly
 from workbench.model.precision import DTYPES, hold_in
 from workbench.model.proof import affordable, compare_tensors, prove
 from workbench.model.sources import safetensors_files
-from workbench.model.tensors import types_of
+from workbench.model.tensors import check_numbers, types_of
 from workbench.model.tiles import AnyResMode
 from workbench.model.unpickle import is_pickled, unpickle
 from workbench.resources import atomic_folder
@@ -105,12 +105,13 @@ def opened(
     """(the model with all its bits, the way to merge it)."""
     if layout_of(source):
         named = None if base == "nf4" else base
-        found = load_original(source, vision_tower=vision_tower, base=named, device=device, template=template)
-        return found, "nf4"
+        return load_original(source, vision_tower=vision_tower, base=named, device=device, template=template), "nf4"
     if vision_tower is not None:
         fix = "leave --vision-tower out"
         raise ModelError(str(source), found="a model with its tower", expected="one of LLaVA's own", fix=fix)
-    return load(source, load=saved_as(source), device=device, template=template), base
+    found = load(source, load=saved_as(source), device=device, template=template)
+    check_numbers(dict(found.model.named_parameters()), str(source))
+    return found, base
 
 
 def saved_as(source: str | Path) -> str | None:

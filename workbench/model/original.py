@@ -20,7 +20,7 @@ from workbench.model.joint import PROJECTORS
 from workbench.model.original_tiles import check_tiles
 from workbench.model.pickles import read_pickle
 from workbench.model.sources import read_json
-from workbench.model.tensors import read_tensors
+from workbench.model.tensors import check_numbers, read_tensors
 from workbench.resources import expanded
 
 ORIGINAL = "original"
@@ -68,7 +68,11 @@ class Original:
 
     @property
     def projector(self) -> str:
-        """Our name of its projector: `linear` or `mlp2x_gelu`. Raises `ModelError` for another."""
+        """Our name of its projector: `linear` or `mlp2x_gelu`. Raises `ModelError` for another, and for none."""
+        if not any(name.startswith(PROJECTOR) for name in self.tensors):
+            fix = "copy it whole again; one in a file of its own: workbench export mm_projector.bin OUT --base DIR"
+            found = "no projector among its tensors"
+            raise CheckpointError(str(self.folder), found=found, expected="model.mm_projector.*", fix=fix)
         two = any(".linear_2." in name for name in self.tensors)
         told = self.config.get("mm_projector_type") or ("mlp2x_gelu" if two and not self.config else "linear")
         if told not in PROJECTORS:
@@ -112,8 +116,8 @@ def has_weights(folder: Path) -> bool:
 
 
 def read_original(source: str | Path) -> Original:
-    """Everything a folder holds. Raises `CheckpointError` for a tensor that no LLaVA has, for a pickle that would run
-    code and for files that are missing; `ModelError` for a kind of LLaVA that is not read."""
+    """Everything a folder holds. Raises `CheckpointError` for a tensor that no LLaVA has, values that are no numbers, a
+    pickle that would run code and files that are missing; `ModelError` for a kind of LLaVA that is not read."""
     folder, kind = expanded(source, ModelError), layout_of(source)
     if kind is None:
         raise ModelError(str(source), found="no checkpoint of LLaVA's own", expected="config.json and its weights")
@@ -126,7 +130,9 @@ def read_original(source: str | Path) -> Original:
     if kind == "projector":
         return Original(folder, kind, config, _named(_only_projector(read_pickle(folder / PROJECTOR_FILE)), folder))
     rest = {_without_lora(name): tensor for name, tensor in read_pickle(folder / TRAINABLES).items()}
-    adapter = {_adapter_name(name, folder): tensor for name, tensor in _adapter(folder).items()}
+    lora = _adapter(folder)
+    check_numbers(lora, str(folder))
+    adapter = {_adapter_name(name, folder): tensor for name, tensor in lora.items()}
     return Original(folder, kind, config, _named(rest, folder), adapter, read_json(folder / "adapter_config.json"))
 
 
@@ -191,12 +197,13 @@ def theirs(name: str, projector: str) -> str:
 
 
 def _named(tensors: Mapping[str, torch.Tensor], where: Path) -> dict[str, torch.Tensor]:
-    """Under our names; what follows from the configuration is left out, anything unknown raises."""
+    """Under our names; what follows from the configuration is left out, anything unknown or no number raises."""
     kept = {name: tensor for name, tensor in tensors.items() if not COMPUTED.fullmatch(name)}
     strange = sorted(name for name in kept if ours(name) is None)
     if strange:
         found = f"{len(strange)} surplus tensors, the first: {strange[0]}"
         raise CheckpointError(str(where), found=found, expected="exactly the tensors of a LLaVA")
+    check_numbers(kept, str(where))
     return {str(ours(name)): tensor for name, tensor in kept.items()}
 
 

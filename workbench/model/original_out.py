@@ -46,7 +46,7 @@ from workbench.model.original_tower import FOLDERS, on_hub, write_tower
 from workbench.model.precision import LANGUAGE
 from workbench.model.proof import affordable, prove
 from workbench.model.sources import read_json
-from workbench.model.tensors import same_bits, write_tensors
+from workbench.model.tensors import check_numbers, same_bits, write_tensors
 from workbench.model.tokenizers import FILES
 from workbench.resources import atomic_folder
 
@@ -62,9 +62,11 @@ def write_original(llava: Llava, out: Path, weights: str = "merged") -> Path:
 
     weights: `merged`, a full checkpoint of a model without adapters; `adapter`, LoRA weights and projector beside the
     base's name and hashes; `projector`, `mm_projector.bin`. A SigLIP loses, in place, the last layer and the head that
-    it computes nothing with. Raises `ModelError` for what such a layout cannot say.
+    it computes nothing with. Raises `ModelError` for what such a layout cannot say, `CheckpointError` for weights that
+    are no numbers.
     """
     _refuse(llava, weights)
+    check_numbers(dict(llava.model.named_parameters()), "the model")
     with atomic_folder(out) as folder, tempfile.TemporaryDirectory(prefix="workbench-tower-") as temporary:
         config = original_config(llava)
         if is_siglip(llava.tower.config):

@@ -22,7 +22,7 @@ from workbench.conversation import Conversation, Image, Message
 from workbench.errors import CheckpointError
 from workbench.model.llava import Llava
 from workbench.model.sources import safetensors_files
-from workbench.model.tensors import same_bits
+from workbench.model.tensors import check_numbers, same_bits
 
 LOGITS_BELOW = 2_000_000_000
 """Bytes of weights up to which a second model in memory is affordable for comparing logits after a save."""
@@ -99,11 +99,23 @@ def prove(live: Llava, reload: Callable[[], Llava], probed: Probed | None = None
     if ids != ids_again:
         raise CheckpointError("the saved tokenizer or template", found="other ids", expected="the live model's ids")
     bound = TOLERANCE[live.dtype] * max(1.0, logits.abs().max().item())
+    _check_logits(live, logits)
     worst = (logits - logits_again).abs().max().item()
-    if not (worst <= bound or same_bits(logits, logits_again)):
+    if not worst <= bound:
         expected = f"at most {bound:.1e}"
         raise CheckpointError("the saved checkpoint", found=f"logits that differ by {worst:.3e}", expected=expected)
     return again
+
+
+def _check_logits(live: Llava, logits: torch.Tensor) -> None:
+    """Raise `CheckpointError` for a model that does not compute numbers, naming the weights that are none."""
+    if torch.isfinite(logits).all():
+        return
+    check_numbers(dict(live.model.named_parameters()), "the model")
+    bad = int((~torch.isfinite(logits)).sum())
+    found = f"{bad:,} of {logits.numel():,} logits that are no numbers, of weights that are (an overflow)"
+    fix = "--load bf16 or fp32, which reach further than fp16" if live.dtype == torch.float16 else ""
+    raise CheckpointError("the model", found=found, expected="numbers", fix=fix)
 
 
 def probe(llava: Llava) -> Probed:
@@ -142,10 +154,11 @@ def compare_tensors(live: nn.Module, again: nn.Module) -> None:
 
 
 def compare_named(held: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor]) -> None:
-    """Raise `CheckpointError` unless both are the same tensors under the same names, bit for bit."""
+    """Raise `CheckpointError` unless both are the same tensors under the same names, bit for bit, and numbers."""
     if held.keys() != loaded.keys():
         odd = sorted(held.keys() ^ loaded.keys())[0]
         raise CheckpointError("the saved checkpoint", found=f"another set of tensors: {odd}", expected="the live ones")
     for name, tensor in held.items():
         if not same_bits(tensor.detach(), loaded[name].detach()):
             raise CheckpointError("the saved checkpoint", found=f"another {name}", expected="the live tensor")
+    check_numbers(held, "the model")

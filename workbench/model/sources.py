@@ -61,6 +61,18 @@ def local(source: str | Path, part: str) -> Path | None:
     return _cached(str(source))
 
 
+def check_there(*sources: str | Path | None) -> None:
+    """Raise `ModelError`, as `resolve` does, for a source that is neither on this disk nor on the Hub.
+
+    For commands, before they import what takes long: of a downloaded model nothing is asked.
+    """
+    for source in sources:
+        if source is None or str(source) == "tiny" or expanded(source, ModelError).exists():
+            continue
+        if local(source, "") is None:
+            _describe(str(source))
+
+
 def small_files(name: str, patterns: Sequence[str]) -> Path:
     """The folder of a Hub repository's files of these patterns, which are not worth a word about their size.
 

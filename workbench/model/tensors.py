@@ -45,6 +45,18 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(*(tensor.cpu().contiguous().flatten().view(torch.uint8) for tensor in (one, other)))
 
 
+def check_numbers(tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Raise `CheckpointError` where a tensor holds a NaN or an infinity: such weights answer nothing."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or bool((numbers := torch.isfinite(tensor.detach())).all()):
+            continue
+        bad = (~numbers).nonzero()
+        found = f"{len(bad):,} of {tensor.numel():,} values of {name} that are no numbers (NaN or infinite), the first "
+        found += f"at {bad[0].tolist()}"
+        fix = "copy or download it again; where its training diverged, take a checkpoint from before"
+        raise CheckpointError(where, found=found, expected="numbers", fix=fix)
+
+
 def read_tensors(path: Path, *, containing: str = "") -> dict[str, torch.Tensor]:
     """The file's tensors whose names contain a text. Raises `CheckpointError` if the file is missing or cut off."""
     if not path.is_file():

@@ -16,7 +16,7 @@ from huggingface_hub import save_torch_state_dict
 
 from workbench.errors import CheckpointError
 from workbench.model.original import COMPUTED, layout_of, read_weights, weight_files
-from workbench.model.tensors import read_tensors, same_bits
+from workbench.model.tensors import check_numbers, read_tensors, same_bits
 from workbench.resources import atomic_folder, expanded
 
 KEPT = (".json", ".model", ".txt", ".jinja", ".yaml")
@@ -35,10 +35,12 @@ def is_pickled(source: str | Path) -> bool:
 def unpickle(source: str | Path, out: Path) -> Path:
     """Write the folder with safetensors in place of pickles, whole or not at all, and compare bit for bit.
 
-    Raises `CheckpointError` for a pickle that would run code, files that are missing or cut off, and `out` in the way.
+    Raises `CheckpointError` for a pickle that would run code, files that are missing or cut off, values that are no
+    numbers, and `out` in the way.
     """
     folder = expanded(source, CheckpointError)
     tensors = _apart({name: each for name, each in read_weights(folder).items() if not COMPUTED.fullmatch(name)})
+    check_numbers(tensors, str(folder))
     try:
         with atomic_folder(out) as temporary:
             save_torch_state_dict(

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from workbench import __version__
 from workbench.chat_model import ChatModel
 from workbench.errors import ImageError
+from workbench.inference.attachments import frames_read
 from workbench.serving.answering import Exchange, Piece, Room, Written
 from workbench.serving.asking import conversation_of, options_of, validation_error
 from workbench.serving.desk import Desk
@@ -154,7 +155,7 @@ class Api:
     ) -> AsyncIterator[tuple[int, Piece | Written]]:
         """Everything that is written for a request, measured; raises what goes wrong."""
         options = options_of(asked, self.limits, self.temperature)
-        frames = getattr(self.model, "frames", 0)
+        frames = frames_read(self.model)
         taken = await conversation_of(asked, id, self.pictures, self.remote, frames)
         await exchange.begin(taken, options, client)
         deadline = asyncio.get_running_loop().time() + self.limits.answer_seconds

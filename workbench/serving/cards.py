@@ -45,8 +45,10 @@ def write_cards(source: str | Path, about: dict[str, Any], folder: Path) -> None
 
 
 def write_model_card(source: str | Path, folder: Path, about: Mapping[str, Any]) -> None:
-    """MODEL_CARD.md. about: `weights` and `dtype`; of a demo `page` and what else it knows of its model."""
-    usual = {"title": Path(source).name, "quantisation": None, "image_modes": (), "examples": (), "page": False}
+    """MODEL_CARD.md. about: `weights` and `dtype`; `frames` that are taken of a video at most; `processor_note`; of a
+    demo `page` and what else it knows of its model."""
+    usual: dict[str, Any] = {"title": Path(source).name, "quantisation": None, "image_modes": (), "examples": ()}
+    usual |= {"page": False, "frames": None, "processor_note": ""}
     text = fill("model_card.md.jinja", usual | origins(source) | dict(about))
     write_atomic(folder / "MODEL_CARD.md", text)
 

@@ -1,6 +1,6 @@
 """A model in another layout, with a card that says what it was made of and whose licences hold.
 
-Knows: that every such folder has the card.
+Knows: that every such folder has the card, and what its processor needs beside transformers.
 Does not know: layouts, merging, proofs (`model/export.py`), what the card says (`cards.py`).
 """
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.model import export as layouts
+from workbench.model.parts import video_settings
 from workbench.model.unpickle import is_pickled
 from workbench.serving.cards import write_model_card
 
@@ -60,7 +61,15 @@ def export_original(
     return written
 
 
+def processor_note(folder: Path) -> str:
+    """What vanilla transformers needs to read such a folder's processor, beside itself; empty where nothing."""
+    if not video_settings(folder):
+        return ""
+    return "transformers' AutoProcessor of this family has a part for videos, which needs: pip install torchvision"
+
+
 def _about(folder: Path, weights: str) -> dict[str, Any]:
     config = folder / "config.json"
     held = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    return {"weights": weights, "dtype": held.get("dtype") or held.get("torch_dtype")}
+    told = {"weights": weights, "dtype": held.get("dtype") or held.get("torch_dtype")}
+    return told | {"frames": video_settings(folder).get("num_frames"), "processor_note": processor_note(folder)}

@@ -18,10 +18,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from workbench.conversation import Image, Media, Video
-from workbench.data.images import load_image
+from workbench.data.images import load_image, still_format
 from workbench.data.video import Film
 from workbench.errors import ImageError
-from workbench.inference.attachments import TrackedOpener
+from workbench.inference.attachments import FRAMES, TrackedOpener, video_frames
 from workbench.serving.errors import ApiError
 from workbench.serving.limits import Limits
 
@@ -32,8 +32,6 @@ ROOT = "request"
 """The root of images that a request brought; a dataset's root of that name would never reach a server."""
 FORMATS = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "GIF": b"GIF8", "WEBP": b"RIFF"}
 """What is taken, and how each begins: fewer than a dataset may hold, as decoders are a risk with strangers' bytes."""
-FRAMES = 8
-"""Of a video."""
 _DATA = re.compile(r"data:(?P<kind>[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[\w.+-]+)*(?P<base64>;base64)?,", re.IGNORECASE)
 
 
@@ -126,8 +124,6 @@ def checked_pixels(data: bytes, where: str, limits: Limits) -> int:
 
 def video_pictures(data: bytes, where: str, limits: Limits) -> list[bytes]:
     """Frames of a video at even distances, each as PNG. Raises `ApiError` 400 for what is none or too large."""
-    from workbench.inference.attachments import video_frames
-
     with _reading(data, where, limits):
         return [_png(frame) for frame in video_frames(data, min(FRAMES, limits.images))]
 
@@ -154,6 +150,8 @@ def _reading(data: bytes, where: str, limits: Limits) -> Iterator[int]:
     """
     import av
 
+    if kind := still_format(data):
+        raise refused(where, f"is a picture ({kind}), not a video; send it as image_url", "invalid_video")
     if data[4:8] != b"ftyp" and not data.startswith(b"\x1a\x45\xdf\xa3"):
         raise refused(where, "is not a video; MP4, MOV, WebM and Matroska are taken", "invalid_video")
     try:

@@ -10,13 +10,13 @@ the few words, that are new.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import traitlets
 
-from workbench.chat_model import ChatModel, SamplingOptions
+from workbench.chat_model import ChatModel, SamplingOptions, as_options
 from workbench.conversation import Conversation, Media
 from workbench.data.adopt import adopt
 from workbench.data.images import LIMITS, thumbnail_uri
@@ -60,11 +60,11 @@ class ChatView(View):
         self,
         models: Sequence[ChatModel],
         *,
-        options: SamplingOptions = terminal.LONG,
+        options: SamplingOptions | Mapping[str, Any] = terminal.LONG,
         dataset: str | Path | None = None,
     ) -> None:
         """models: asked the same, side by side. dataset: the folder that "Save" puts exchanges in."""
-        self.session = Session(models, self._heard, options)
+        self.session = Session(models, self._heard, as_options(options))
         self._telling = threading.RLock()
         self._uploads: dict[str, bytearray] = {}
         self._small: dict[Media, str] = {}
@@ -194,7 +194,7 @@ def chat(
     image: Attached | Sequence[Attached] | None = None,
     compare: str | Path | bool | ChatModel = False,
     dataset: str | Path | None = None,
-    options: SamplingOptions = terminal.LONG,
+    options: SamplingOptions | Mapping[str, Any] = terminal.LONG,
     load: str | None = None,
     device: str = "auto",
 ) -> ChatView | None:
@@ -202,9 +202,11 @@ def chat(
 
     model: a model, or whatever `workbench.open_model` opens. image: shown with the first question; several, PDF files,
     videos and PIL images too. compare: another model that is asked the same and stands beside it, True for the base
-    that a run trained on. dataset: the folder that "Save" of the widget puts good exchanges in. load, device: as in
-    `workbench.load`. Raises what loading a model or the first images raises.
+    that a run trained on. dataset: the folder that "Save" of the widget puts good exchanges in. options:
+    `SamplingOptions`, or a mapping of some. load, device: as in `workbench.load`. Raises `WorkbenchError` for an option
+    that there is not, and what loading a model or the first images raises.
     """
+    options = as_options(options)  # told before a model is loaded
     if not isinstance(model, (str, Path)):
         as_model(model)
     if not in_notebook():

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from workbench.chat_model import Answer, ChatModel, SamplingOptions
+from workbench.chat_model import Answer, ChatModel, SamplingOptions, as_options
 from workbench.conversation import Conversation, Media, new_id
-from workbench.errors import WorkbenchError, kind_of
+from workbench.errors import WorkbenchError
 from workbench.inference.attachments import Attached, attached_for
 from workbench.inference.chat import LONG, changed
 
@@ -80,9 +80,7 @@ class Session:
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.options, SamplingOptions):
-            expected = "SamplingOptions, such as wb.SamplingOptions(temperature=1)"
-            raise WorkbenchError("options", found=kind_of(self.options), expected=expected)
+        self.options = as_options(self.options)
 
     @property
     def busy(self) -> bool:
