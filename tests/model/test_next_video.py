@@ -1,40 +1,31 @@
-"""LLaVA-NeXT-Video: pictures and videos become what transformers' own class makes of them; built, trained, exported."""
+"""LLaVA-NeXT-Video alone: frames pooled before the projector, in blocks. What all families hold is in `test_videos`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, LlavaNextVideoForConditionalGeneration, LlavaNextVideoProcessor
+from transformers import LlavaNextVideoForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from tests.model.test_anyres import anyres, noise
-from tests.model.test_export import assert_says_the_same
-from tests.model.test_next import SIZES, picture, same
-from tests.videos import moving, painted
-from workbench.conversation import Conversation, Image, Message, Video, to_chat
-from workbench.data.video import Film
-from workbench.errors import ImageError, ModelError, RenderError
+from tests.model.test_next import SIZES, picture
+from tests.model.test_videos import shown_frames
+from workbench.errors import ModelError
 from workbench.model.anyres import AnyRes, pinpoints_of
-from workbench.model.checkpoint import save
-from workbench.model.export import export_hf, processor, write_folder
+from workbench.model.export import write_folder
 from workbench.model.film import film_size
 from workbench.model.joint import tiling_of
 from workbench.model.llava import load
-from workbench.model.stages import prepare
 from workbench.model.tiles import AnyResMode
-from workbench.model.tiling import Shown, Size
+from workbench.model.tiling import Size
 
 Made = Callable[..., Any]
 CLIP = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}, "resample": 3}
-PICTURE, FILM = Image("a"), Video("b")
-ASKED = Conversation("asked", (Message("user", (FILM, "What happens?")),))
-MIXED = Conversation("mixed", (Message("user", (PICTURE, "Is this in", FILM, "?")),))
 
 
 @pytest.fixture
@@ -45,26 +36,6 @@ def video(make: Made) -> Made:
         return make(**({"image_mode": "anyres_video_6"} | fields))
 
     return made
-
-
-@pytest.fixture
-def tuned(video: Made, finetune: Made, train_a_little: Made) -> Made:
-    def made(**fields: Any) -> Any:
-        llava = video(**fields)
-        prepare(llava, finetune(), say=lambda text: None)
-        train_a_little(llava)
-        return llava
-
-    return made
-
-
-@pytest.fixture
-def film(tmp_path: Path) -> Film:
-    return Film(moving(tmp_path / "clip.mp4", 20))
-
-
-def shown_frames(llava: Any, count: int) -> Shown:
-    return Shown(llava.image_mode.frames([painted(number) for number in range(count)]), film_size(count))
 
 
 # --- videos to squares and tokens ---------------------------------------------------------------------------------
@@ -95,7 +66,7 @@ def test_frames_are_those_of_transformers_clip_processor_bit_for_bit(size: Size)
     assert torch.equal(again, expected[:1])
 
 
-def test_settings_of_a_video_processor_hold_for_frames_alone(make: Made) -> None:
+def test_settings_of_a_video_processor_hold_for_frames_alone() -> None:
     tiling, one = AnyRes(336, 24, anyres().pinpoints, frames=4), noise((640, 360))
     other = CLIP | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"shortest_edge": 400}}
     mode = AnyResMode(tiling, CLIP | {"video_processor": other})
@@ -145,7 +116,8 @@ def test_pictures_and_videos_become_the_rows_that_transformers_makes_of_them(
 # --- what is refused ----------------------------------------------------------------------------------------------
 
 
-def test_what_does_not_fit_together_is_refused(hub: Path, video: Made, tmp_path: Path) -> None:
+def test_what_does_not_fit_together_is_refused(video: Made, tmp_path: Path) -> None:
+    hub = write_folder(video(), tmp_path / "hub")
     for mode in ("pad", "anyres", "anyres_max_9"):
         expected = "anyres_video_8, or another number of frames"
         with pytest.raises(ModelError, match=f"'{mode}' for a LLaVA-NeXT-Video; expected {expected}"):

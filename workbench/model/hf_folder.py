@@ -107,8 +107,8 @@ def _frames(settings: dict[str, Any]) -> int:
 
 
 def _video_token(config: Any, tokenizer: Any) -> int:
-    """The id of `<video>`, as the configuration says; of a tokenizer that has none, the next one. So was it written here
-    while only the pictures of a LLaVA-OneVision were read."""
+    """The id of `<video>`, as the configuration says; of a tokenizer that has none, the next one. So it was written
+    here while only the pictures of a LLaVA-OneVision were read."""
     if VIDEO_TOKEN not in tokenizer.get_vocab():
         config.video_token_id = len(tokenizer)
     return int(config.video_token_id)

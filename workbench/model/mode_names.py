@@ -17,8 +17,8 @@ many frames of a video at most, `FRAMES` where nothing is said."""
 ANYRES_VIDEO = re.compile(r"anyres_video_([1-9]\d*)")
 """The image modes of LLaVA-NeXT-Video, and of no other: pictures as LLaVA-NeXT, so many frames of a video at most."""
 FRAMES = 8
-"""Of a video, where nothing else is said: 1,152 tokens of a published LLaVA-NeXT-Video, 1,569 of a LLaVA-OneVision, which were
-trained on up to 32."""
+"""Of a video, where nothing else is said: 1,152 tokens of a published LLaVA-NeXT-Video, 1,569 of a LLaVA-OneVision,
+which were trained on up to 32."""
 
 
 def pictures_in(mode: str) -> str:
