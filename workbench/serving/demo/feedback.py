@@ -21,8 +21,8 @@ NAMES = {"user": "human", "assistant": "gpt", "system": "system"}
 
 
 class Feedback:
-    """A folder with `feedback.jsonl` and the pictures and videos it names, in `images/`. Before the first vote nothing is
-    there."""
+    """A folder with `feedback.jsonl`, and in `images/` the pictures and videos it names. Nothing is there before the
+    first vote."""
 
     def __init__(self, folder: str | os.PathLike[str], *, shown: str | None = None) -> None:
         self.folder = Path(folder)

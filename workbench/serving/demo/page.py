@@ -68,7 +68,8 @@ class _Page:
             note = gr.Markdown("", elem_id="note")
             box = gr.MultimodalTextbox(
                 sources=["upload"], file_types=["image", "video"], file_count="multiple", show_label=False,
-                autofocus=True, placeholder="Add a picture or a video and ask about it", elem_id="box", max_plain_text_length=20_000,
+                autofocus=True, placeholder="Add a picture or a video and ask about it", elem_id="box",
+                max_plain_text_length=20_000,
             )  # fmt: skip
             with gr.Accordion("Settings", open=False, elem_id="settings"), gr.Row():
                 controls = self._controls()
