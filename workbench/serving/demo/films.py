@@ -46,7 +46,8 @@ def spread(path: str, count: int = SPREAD) -> list[Image.Image]:
         begin = float((stream.start_time or 0) * stream.time_base)
         moments = [begin + (number + 0.5) * seconds / count for number in range(count)]
         container.seek(0)
-        taken, last = [], None
+        taken: list[Image.Image] = []
+        last: Any = None
         for frame in container.decode(stream):
             while last is not None and len(taken) < count and float(frame.time or 0) > moments[len(taken)]:
                 taken.append(_upright(last))
