@@ -282,6 +282,15 @@ def test_a_folder_that_was_written_without_the_token_of_videos_gets_it(onevision
     assert again.model.config.video_token_id == token and again.tiling.frames == 4
 
 
+def test_a_checkpoint_that_was_saved_without_the_token_of_videos_gets_it(tuned: Made, tmp_path: Path) -> None:
+    llava = tuned(image_mode="anyres_max_2_video_0")
+    again = load(save(llava, tmp_path / "saved"), device="cpu", image_mode="anyres_max_2_video_4")
+    assert again.tiling.frames == 4 and again.renderer.videos and not llava.renderer.videos
+    shown = [[one.show(picture(70, 40))] for one in (llava, again)]
+    with torch.no_grad():
+        assert torch.equal(*(one.look(given)[0] for one, given in zip((llava, again), shown, strict=True)))
+
+
 def test_a_demo_that_is_given_away_reads_what_we_read_of_one_picture_and_of_several(
     tuned: Made, tmp_path: Path
 ) -> None:
