@@ -74,7 +74,7 @@ class _Page:
             with gr.Accordion("Settings", open=False, elem_id="settings"), gr.Row():
                 controls = self._controls()
             gr.Markdown(
-                f"What you vote on or flag is kept with its pictures and videos in `{self.feedback.shown}`, nothing else is.",
+                f"What you vote on or flag is kept with what it shows in `{self.feedback.shown}`, nothing else is.",
                 elem_id="kept",
             )
             self._wire(box, chats, controls, note)
