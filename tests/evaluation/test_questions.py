@@ -126,7 +126,10 @@ def test_a_video_is_its_middle_frame_or_several_or_itself_for_a_model_that_reads
         model = ScriptedModel(lambda asked: "A", name=name)
         model.frames = frames  # type: ignore[attr-defined]
         results = evaluate(model, asked)
-        told[name] = [(type(one), Path(one.path).name) for one in model.asked[0].media], results.settings["questions"]["frames"]
+        told[name] = (
+            [(type(one), Path(one.path).name) for one in model.asked[0].media],
+            results.settings["questions"]["frames"],
+        )
     assert told["pictures"] == ([(Image, "clip.mp4#t=1.500")], 1)
     assert told["videos"] == ([(Video, "clip.mp4")], "as the model: 8")
     assert [kind for kind, _ in told["as asked"][0]] == [Image] * 3 and told["as asked"][1] == 3
