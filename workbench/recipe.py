@@ -297,15 +297,19 @@ class Recipe(Section):
     image_mode: str = "pad"
     """How an image becomes the tower's square: squash it, pad it with the mean colour, or cut out its centre. `anyres`
     shows it whole and in tiles beside that, as LLaVA-NeXT (1.6) does: more tokens for larger images. `anyres_max_9`
-    (or another number) makes at most as many as 9 tiles have, as LLaVA-OneVision does. `anyres_video_8` (or another
-    number) is LLaVA-NeXT-Video's: images as `anyres`, and videos by 8 frames at most."""
+    (or another number) makes at most as many as 9 tiles have, as LLaVA-OneVision does, and shows videos by 8 frames at
+    most, or by as many as `anyres_max_9_video_16` says. `anyres_video_8` (or another number) is LLaVA-NeXT-Video's:
+    images as `anyres`, and videos by 8 frames at most."""
     train: TrainSpec
 
     @field_validator("image_mode")
     @classmethod
     def _image_mode_is_known(cls, value: str) -> str:
-        if not re.fullmatch(r"square|pad|crop|anyres(_(max|video)_[1-9]\d*)?", value):
-            raise ValueError("'square', 'pad', 'crop', 'anyres', 'anyres_max_9' or 'anyres_video_8'")
+        number = r"[1-9]\d*"
+        tiles = rf"anyres(_video_{number}|_max_{number}(_video_(0|{number}))?)?"
+        if not re.fullmatch(rf"square|pad|crop|{tiles}", value):
+            several = "'anyres', 'anyres_video_8', 'anyres_max_9' or 'anyres_max_9_video_8'"
+            raise ValueError(f"'square', 'pad', 'crop', {several}")
         return value
 
     @model_validator(mode="after")

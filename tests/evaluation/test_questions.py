@@ -101,7 +101,7 @@ def test_seedbench_finds_pictures_by_data_id(tmp_path: Path) -> None:
     assert found.conversations[0].metadata["type"] == "Instance Location"
 
 
-def test_a_video_is_its_middle_frame_or_several(tmp_path: Path) -> None:
+def test_a_video_is_its_middle_frame_or_several_or_itself_for_a_model_that_reads_videos(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     with av.open(str(tmp_path / "clip.mp4"), "w") as container:
         stream = container.add_stream("mpeg4", rate=10)
@@ -113,7 +113,7 @@ def test_a_video_is_its_middle_frame_or_several(tmp_path: Path) -> None:
     row |= {"question": "What happens?", "question_id": "v1", "question_type_id": 10, "data_type": "video"}
     found = made(tmp_path, "seedbench", {"question_type": {}, "questions": [row]})
     [image] = found.conversations[0].images
-    from workbench.conversation import Image
+    from workbench.conversation import Image, Video
     from workbench.inference.attachments import open_file
 
     assert found.resolve is not None
@@ -121,6 +121,18 @@ def test_a_video_is_its_middle_frame_or_several(tmp_path: Path) -> None:
     assert middle[2] > 150 > middle[0]
     several = made(tmp_path, "seedbench", {"question_type": {}, "questions": [row]}, frames=3)
     assert len(several.conversations[0].images) == 3
+    told = {}
+    for name, asked, frames in (("pictures", found, 0), ("videos", found, 8), ("as asked", several, 8)):
+        model = ScriptedModel(lambda asked: "A", name=name)
+        model.frames = frames  # type: ignore[attr-defined]
+        results = evaluate(model, asked)
+        told[name] = (
+            [(type(one), Path(one.path).name) for one in model.asked[0].media],
+            results.settings["questions"]["frames"],
+        )
+    assert told["pictures"] == ([(Image, "clip.mp4#t=1.500")], 1)
+    assert told["videos"] == ([(Video, "clip.mp4")], "as the model: 8")
+    assert [kind for kind, _ in told["as asked"][0]] == [Image] * 3 and told["as asked"][1] == 3
 
 
 def test_pope_tells_its_splits_apart(tmp_path: Path) -> None:

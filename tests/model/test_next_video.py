@@ -1,46 +1,33 @@
-"""LLaVA-NeXT-Video: pictures and videos become what transformers' own class makes of them; built, trained, exported."""
+"""LLaVA-NeXT-Video alone: frames pooled before the projector, in blocks. What all families hold is in `test_videos`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    LlavaNextVideoForConditionalGeneration,
-    LlavaNextVideoProcessor,
-)
+from transformers import AutoProcessor, LlavaNextVideoForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from tests.model.test_anyres import anyres, noise
-from tests.model.test_export import assert_says_the_same
-from tests.model.test_next import SIZES, picture, same
-from tests.videos import moving, painted
+from tests.model.test_next import SIZES, picture
+from tests.model.test_videos import shown_frames
 from workbench.cli import main
-from workbench.conversation import Conversation, Image, Message, Video, to_chat
-from workbench.data.video import Film
-from workbench.errors import ImageError, ModelError, RenderError
+from workbench.errors import ModelError
 from workbench.model.anyres import AnyRes, pinpoints_of
 from workbench.model.checkpoint import save
-from workbench.model.export import export_hf, processor, write_folder
+from workbench.model.export import write_folder
 from workbench.model.film import film_size
 from workbench.model.joint import tiling_of
 from workbench.model.llava import load
-from workbench.model.stages import prepare
 from workbench.model.tiles import AnyResMode
-from workbench.model.tiling import Shown, Size
+from workbench.model.tiling import Size
 
 Made = Callable[..., Any]
 CLIP = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}, "resample": 3}
-PICTURE, FILM = Image("a"), Video("b")
-ASKED = Conversation("asked", (Message("user", (FILM, "What happens?")),))
-MIXED = Conversation("mixed", (Message("user", (PICTURE, "Is this in", FILM, "?")),))
 
 
 @pytest.fixture
@@ -53,39 +40,7 @@ def video(make: Made) -> Made:
     return made
 
 
-@pytest.fixture
-def tuned(video: Made, finetune: Made, train_a_little: Made) -> Made:
-    def made(**fields: Any) -> Any:
-        llava = video(**fields)
-        prepare(llava, finetune(), say=lambda text: None)
-        train_a_little(llava)
-        return llava
-
-    return made
-
-
-@pytest.fixture
-def film(tmp_path: Path) -> Film:
-    return Film(moving(tmp_path / "clip.mp4", 20))
-
-
-def shown_frames(llava: Any, count: int) -> Shown:
-    return Shown(llava.image_mode.frames([painted(number) for number in range(count)]), film_size(count))
-
-
 # --- videos to squares and tokens ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 8, 32])
-def test_counts_are_those_of_transformers(frames: int) -> None:
-    tiling = AnyRes(336, 24, anyres().pinpoints, frames=32)
-    theirs = SimpleNamespace(patch_size=14, video_token="x")
-    inputs = {"pixel_values_videos": [torch.zeros(frames, 3, 336, 336)]}
-    expected = len(LlavaNextVideoProcessor.replace_video_token(theirs, inputs, 0))
-    size = film_size(frames)
-    assert tiling.tokens(size) == expected == 144 * frames == len(tiling.places([size]).index)
-    assert tiling.squares(size) == frames and tiling.tiles(size) == -(-frames // 4)
-    assert tiling.tokens((640, 480)) == anyres().tokens((640, 480)) == 2340, "pictures as in LLaVA-NeXT"
 
 
 def test_the_longest_and_most_of_a_model_count_its_videos_too() -> None:
@@ -113,7 +68,7 @@ def test_frames_are_those_of_transformers_clip_processor_bit_for_bit(size: Size)
     assert torch.equal(again, expected[:1])
 
 
-def test_settings_of_a_video_processor_hold_for_frames_alone(make: Made) -> None:
+def test_settings_of_a_video_processor_hold_for_frames_alone() -> None:
     tiling, one = AnyRes(336, 24, anyres().pinpoints, frames=4), noise((640, 360))
     other = CLIP | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"shortest_edge": 400}}
     mode = AnyResMode(tiling, CLIP | {"video_processor": other})
@@ -160,97 +115,6 @@ def test_pictures_and_videos_become_the_rows_that_transformers_makes_of_them(
             assert len(expected) == llava.tiling.tokens(one.size) == 4 * len(one.tiles)
 
 
-def test_a_films_frames_are_shown_as_the_file_has_them(video: Made, film: Film) -> None:
-    llava = video()
-    shown = llava.show(film)
-    assert shown.size == (-6, 0) and len(shown.tiles) == 6
-    assert torch.equal(shown.tiles, llava.image_mode.frames(film.frames(6)))
-    assert llava.show(Film(moving(film.source.with_name("short.mp4"), 2))).size == (-2, 0)  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize("fields", [{}, {"load": "4bit"}, {"load": "bf16"}], ids=str)
-def test_a_checkpoint_loads_to_the_same_model(tuned: Made, tmp_path: Path, fields: dict[str, str], film: Film) -> None:
-    llava = tuned(**fields)
-    again = load(save(llava, tmp_path / "saved"), device="cpu")
-    same(llava, again)
-    assert again.spec == llava.spec and again.tiling == llava.tiling
-    with torch.no_grad():
-        assert torch.equal(*(one.look([one.show(film)])[0] for one in (llava, again)))
-
-
-def vanilla_inputs(llava: Any, conversation: Conversation, shown: list[Shown]) -> dict[str, torch.Tensor]:
-    """What transformers' processor gives its model: its own ids of our chat template, its pictures, our frames."""
-    made = processor(llava)
-    text = made.apply_chat_template(to_chat(conversation), add_generation_prompt=True)
-    inputs: dict[str, Any] = {}
-    for one in shown:
-        if one.size[0] < 0:
-            inputs["pixel_values_videos"] = one.tiles[None]
-            text = text.replace("<video>", made.replace_video_token({"pixel_values_videos": one.tiles[None]}, 0))
-        else:
-            inputs |= made.image_processor([picture(*one.size)], return_tensors="pt")
-            assert torch.equal(inputs["pixel_values"][0][: len(one.tiles)], one.tiles)
-            text = text.replace("<image>", made.replace_image_token(inputs, 0))
-    ids = made.tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
-    return inputs | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [{"load": "4bit"}, {"template": "chatml", "vision": "siglip_whole", "language": "qwen2", "projector": "linear"}],
-    ids=["qlora", "lora-chatml-siglip-qwen2-linear"],
-)
-def test_vanilla_transformers_sees_and_answers_the_same(
-    tuned: Made, tmp_path: Path, film: Film, fields: dict[str, str]
-) -> None:
-    llava = tuned(**fields)
-    save(llava, tmp_path / "saved")
-    folder = export_hf(tmp_path / "saved", tmp_path / "out", device="cpu")
-    vanilla = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    assert type(vanilla) is LlavaNextVideoForConditionalGeneration
-    clip, still = llava.show(film), llava.show(picture(70, 40))
-    for conversation, shown in ((ASKED, [clip]), (MIXED, [still, clip])):
-        inputs = vanilla_inputs(llava, conversation, shown)
-        with torch.no_grad():
-            rows = llava.look(shown)
-            rendered = llava.renderer.prompt(conversation)
-            ids, _ = llava.renderer.expand(rendered, list(map(len, rows)), llava.image_token_id)
-            marked = [llava.image_token_id if id == vanilla.config.video_token_id else id
-                      for id in inputs["input_ids"][0].tolist()]  # fmt: skip
-            assert marked == ids and (inputs["input_ids"] == vanilla.config.video_token_id).sum() == 6 * 4
-            features = llava.image_inputs(rows)
-        assert_says_the_same(vanilla, inputs, llava, ids, features, 6)
-    again = load(folder, device="cpu")
-    assert (again.image_mode.mode, again.tiling) == ("anyres_video_6", llava.tiling)
-
-
-@pytest.fixture
-def hub(video: Made, tmp_path: Path) -> Path:
-    """One as it lies on the Hub: nothing said of how many frames, no template of ours."""
-    folder = write_folder(video(), tmp_path / "hub")
-    held = json.loads((folder / "processor_config.json").read_text())
-    for key in ("num_frames", "do_sample_frames"):
-        held["video_processor"].pop(key)
-    (folder / "processor_config.json").write_text(json.dumps(held))
-    (folder / "template.yaml").unlink()
-    return folder
-
-
-def test_a_folder_as_published_is_read_with_eight_frames_or_as_many_as_asked(hub: Path, film: Film) -> None:
-    llava, more = load(hub, device="cpu"), load(hub, device="cpu", image_mode="anyres_video_16")
-    assert llava.spec["image_mode"] == "anyres_video_8" and llava.renderer.template.name == "v1"
-    assert (len(llava.show(film).tiles), len(more.show(film).tiles)) == (8, 16)
-
-
-def test_what_an_exported_folder_tells_transformers_of_videos(video: Made, tmp_path: Path) -> None:
-    folder = write_folder(video(), tmp_path / "out")
-    held = json.loads((folder / "processor_config.json").read_text())
-    told = held["video_processor"]
-    assert held["processor_class"] == "LlavaNextVideoProcessor" and held["video_token"] == "<video>"
-    assert told["video_processor_type"] == "LlavaNextVideoVideoProcessor"
-    assert (told["num_frames"], told["size"], told["do_center_crop"]) == (6, {"shortest_edge": 48}, True)
-
-
 def test_an_exported_folder_says_that_it_reads_videos_and_what_its_processor_needs(
     video: Made, make: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -271,21 +135,8 @@ def test_an_exported_folder_says_that_it_reads_videos_and_what_its_processor_nee
 # --- what is refused ----------------------------------------------------------------------------------------------
 
 
-def test_models_that_read_no_videos_refuse_them(make: Made, film: Film) -> None:
-    for mode in ("pad", "anyres"):
-        llava = make(image_mode=mode)
-        with pytest.raises(RenderError, match="asked, message 0: found a video; expected images: the model reads no"):
-            llava.renderer.prompt(ASKED)
-        with pytest.raises(ModelError, match="found a model that reads pictures; expected a LLaVA-NeXT-Video"):
-            llava.show(film)
-
-
-def test_a_text_cannot_write_the_mark_of_a_video(video: Made) -> None:
-    with pytest.raises(RenderError, match="'<video>' in the text"):
-        video().renderer.prompt(Conversation("x", (Message("user", (FILM, "What is a <video> tag?")),)))
-
-
-def test_what_does_not_fit_together_is_refused(hub: Path, video: Made, tmp_path: Path) -> None:
+def test_what_does_not_fit_together_is_refused(video: Made, tmp_path: Path) -> None:
+    hub = write_folder(video(), tmp_path / "hub")
     for mode in ("pad", "anyres", "anyres_max_9"):
         expected = "anyres_video_8, or another number of frames"
         with pytest.raises(ModelError, match=f"'{mode}' for a LLaVA-NeXT-Video; expected {expected}"):
@@ -302,9 +153,3 @@ def test_what_does_not_fit_together_is_refused(hub: Path, video: Made, tmp_path:
         assert held[key] == getattr(config, key)
     with pytest.raises(ModelError, match="videos: found frames of 3 x 3 tokens; expected even numbers"):
         AnyRes(36, 3, ((36, 72),), frames=8)
-
-
-def test_a_file_that_is_no_video_is_told_by_its_name(video: Made, tmp_path: Path) -> None:
-    (tmp_path / "notes.mp4").write_text("hello")
-    with pytest.raises(ImageError, match="notes.mp4: found a video that cannot be read"):
-        video().show(Film(tmp_path / "notes.mp4"))

@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForImageTextToText, LlavaOnevisionForConditionalGeneration
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from tests.model.test_anyres import ONEVISION, anyres, noise, theirs_at_most
 from tests.model.test_export import assert_says_the_same
@@ -22,7 +23,9 @@ from workbench.errors import ModelError
 from workbench.model.anyres import ONEVISION_GRIDS, AnyRes, pinpoints_of
 from workbench.model.checkpoint import save
 from workbench.model.export import export_hf, processor, write_folder
+from workbench.model.film import film_size
 from workbench.model.llava import load
+from workbench.model.mode_names import frames_in, pictures_in, with_frames
 from workbench.model.stages import prepare, table
 from workbench.model.tiles import AnyResMode
 from workbench.model.tiling import PADDED, Size
@@ -114,6 +117,47 @@ def test_of_several_pictures_each_is_a_square_and_a_newline_whatever_its_size() 
     newline = 729 * (1 + tiling.tiles((1, 1)) + 1)
     assert first == [*range(729), newline] and last == [*range(newline - 729, newline), newline]
     assert anyres().seen((640, 480), 2) == (640, 480), "LLaVA-NeXT gives each its grid"
+
+
+@pytest.mark.parametrize("size", [(384, 384), (640, 360), (17, 300), (360, 640), (300, 301)])
+def test_frames_are_those_of_transformers_siglip_processor_bit_for_bit(size: Size) -> None:
+    tiling = AnyRes(384, 27, tuple((high, wide) for high, wide in ONEVISION), 9, alone=True, frames=4)
+    mode, one = AnyResMode(tiling, SIGLIP), noise(size)
+    expected = SiglipImageProcessorPil(**SIGLIP)([one, one], return_tensors="pt")["pixel_values"]
+    assert torch.equal(mode.frames([one, one]), expected)
+    told = mode.video_settings()
+    assert told.pop("video_processor_type") == "LlavaOnevisionVideoProcessor" and told.pop("num_frames") == 4
+    again = SiglipImageProcessorPil(**told)([one], return_tensors="pt")["pixel_values"]
+    assert torch.equal(again, expected[:1])
+    other = {"video_processor": SIGLIP | {"image_mean": [0.4] * 3}}
+    assert not torch.equal(AnyResMode(tiling, SIGLIP | other).frames([one]), expected[:1])
+
+
+def test_a_video_is_itself_beside_pictures_and_leaves_a_picture_alone() -> None:
+    tiling = AnyRes(384, 27, tuple((high, wide) for high, wide in ONEVISION), 9, alone=True, frames=8)
+    assert tiling.seen(film_size(3), 5) == film_size(3)
+    places = tiling.places([film_size(2), (1, 1), film_size(1)])
+    first, last = places.index[: 2 * 196 + 1], places.index[-197:]
+    newline = 729 * (2 + tiling.tiles((1, 1)) + 1)
+    assert first[-1].tolist() == last[-1].tolist() == [newline] * 4 and places.weight is not None
+    torch.testing.assert_close(places.weight.sum(1), torch.ones(len(places.index)))
+    assert int(first[:-1].max()) == 2 * 729 - 1 and int(last[:-1].min()) == newline - 729
+
+
+@pytest.mark.parametrize(
+    ("mode", "pictures", "frames", "again"),
+    [
+        ("anyres_max_9", "anyres_max_9", 8, "anyres_max_9"),
+        ("anyres_max_9_video_8", "anyres_max_9", 8, "anyres_max_9"),
+        ("anyres_max_9_video_16", "anyres_max_9", 16, "anyres_max_9_video_16"),
+        ("anyres_max_9_video_0", "anyres_max_9", 0, "anyres_max_9_video_0"),
+    ],
+)
+def test_a_mode_names_the_frames_of_a_video(mode: str, pictures: str, frames: int, again: str, onevision: Made) -> None:
+    assert (pictures_in(mode), frames_in(mode), with_frames(pictures, frames)) == (pictures, frames, again)
+    llava = onevision(image_mode=mode)
+    assert (llava.image_mode.mode, llava.tiling.frames, llava.renderer.videos) == (again, frames, frames > 0)
+    assert llava.model.config.vision_aspect_ratio == "anyres_max_9", "transformers reads its number off the name"
 
 
 # --- the model ----------------------------------------------------------------------------------------------------
@@ -224,6 +268,29 @@ def test_what_an_exported_folder_tells_transformers_of_videos(hub: Path) -> None
     assert (video["size"], video["image_mean"]) == ({"height": 48, "width": 48}, [0.5] * 3)
 
 
+def test_a_folder_that_was_written_without_the_token_of_videos_gets_it(onevision: Made, tmp_path: Path) -> None:
+    """As those were that this product wrote while it read only the pictures of this family."""
+    folder = write_folder(onevision(image_mode="anyres_max_2_video_0"), tmp_path / "old")
+    held = json.loads((folder / "processor_config.json").read_text())
+    assert (held["video_processor"]["num_frames"], held["video_processor"]["do_sample_frames"]) == (0, False)
+    assert load(folder, device="cpu").image_mode.mode == "anyres_max_2_video_0", "what is said is kept"
+    llava = load(folder, device="cpu", image_mode="anyres_max_2_video_4")
+    config, token = llava.model.config, llava.tokenizer.convert_tokens_to_ids("<video>")
+    assert config.video_token_id == token == len(llava.tokenizer) - 1 and llava.renderer.videos
+    assert len(llava.model.get_input_embeddings().weight) > token
+    again = load(write_folder(llava, tmp_path / "new"), device="cpu")
+    assert again.model.config.video_token_id == token and again.tiling.frames == 4
+
+
+def test_a_checkpoint_that_was_saved_without_the_token_of_videos_gets_it(tuned: Made, tmp_path: Path) -> None:
+    llava = tuned(image_mode="anyres_max_2_video_0")
+    again = load(save(llava, tmp_path / "saved"), device="cpu", image_mode="anyres_max_2_video_4")
+    assert again.tiling.frames == 4 and again.renderer.videos and not llava.renderer.videos
+    shown = [[one.show(picture(70, 40))] for one in (llava, again)]
+    with torch.no_grad():
+        assert torch.equal(*(one.look(given)[0] for one, given in zip((llava, again), shown, strict=True)))
+
+
 def test_a_demo_that_is_given_away_reads_what_we_read_of_one_picture_and_of_several(
     tuned: Made, tmp_path: Path
 ) -> None:
@@ -249,8 +316,9 @@ def test_a_demo_that_is_given_away_reads_what_we_read_of_one_picture_and_of_seve
 
 
 def test_what_does_not_fit_together_is_refused(hub: Path, make: Made, onevision: Made, tmp_path: Path) -> None:
-    for mode in ("pad", "anyres", "anyres_max_9"):
-        with pytest.raises(ModelError, match=f"'{mode}' for a LLaVA-OneVision; expected anyres_max_2"):
+    for mode in ("pad", "anyres", "anyres_max_9", "anyres_video_8", "anyres_max_9_video_8"):
+        expected = "anyres_max_2, or anyres_max_2_video_16 with another number of frames"
+        with pytest.raises(ModelError, match=f"'{mode}' for a LLaVA-OneVision; expected {expected}"):
             load(hub, device="cpu", image_mode=mode)
     plain = write_folder(make(), tmp_path / "plain")
     with pytest.raises(ModelError, match="'anyres_max_9' for a LLaVA 1.5; expected square or pad or crop"):

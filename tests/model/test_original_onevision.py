@@ -27,6 +27,7 @@ from tests.model.test_original_next import (
     picture,
     tokens_of,
 )
+from tests.model.test_videos import shown_frames
 from workbench.chat_model import SamplingOptions
 from workbench.errors import CheckpointError, ModelError
 from workbench.inference.opening import open_model
@@ -109,6 +110,15 @@ class PublishedOneVision(PublishedNext):
         square.paste(picture, ((edge - picture.width) // 2, (edge - picture.height) // 2))
         pixels = self.normal(llava, [square.resize((SIDE, SIDE), PIL.Image.Resampling.BICUBIC)])
         return torch.cat([self.projector(self.features(pixels))[0], self.newline[None]])
+
+    @torch.no_grad()
+    def frames(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(frames x 4 + 1, 64): what its code puts in a video's place: projected, then half as wide and high, then one
+        newline."""
+        projected = self.projector(self.features(pixels.to(self.dtype)))
+        grids = projected.view(-1, 4, 4, projected.shape[-1]).permute(0, 3, 1, 2)
+        half = torch.nn.functional.interpolate(grids, size=[2, 2], mode="bilinear")
+        return torch.cat([half.flatten(2).transpose(1, 2).flatten(0, 1), self.newline[None]])
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {name: each for name, each in super().tensors().items() if not (self.tied and name == "lm_head.weight")}
@@ -235,6 +245,45 @@ def test_a_head_that_is_the_embeddings_is_kept_once_and_another_refused(publishe
         load_original(source.save(**{"lm_head.weight": embeddings + 1}), vision_tower=source.tower)
 
 
+def test_videos_are_shown_as_its_own_code_shows_them(published: Made, tmp_path: Path) -> None:
+    source = published(dtype=torch.float32)
+    folder = source.save("safetensors")
+    assert load_original(folder, vision_tower=source.tower, device="cpu").tiling.frames == 8
+    llava = load_original(folder, vision_tower=source.tower, device="cpu", image_mode="anyres_max_2_video_5")
+    again = load(export_hf(folder, tmp_path / "hf", vision_tower=source.tower, device="cpu"), device="cpu")
+    assert (llava.tiling.frames, again.tiling.frames) == (5, 8)
+    for model in (llava, again):
+        for count in (1, 4, 5):
+            shown = shown_frames(model, count)
+            with torch.no_grad():
+                rows = model.look([shown])[0]
+            torch.testing.assert_close(rows, source.frames(shown.tiles), rtol=1e-4, atol=1e-4)
+            assert len(rows) == model.tiling.tokens(shown.size) == 4 * count + 1
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{"mm_spatial_pool_mode": "average"}, {"mm_newline_position": "grid"}, {"mm_spatial_pool_stride": 4},
+     {"add_faster_video": True}],
+    ids=str,
+)  # fmt: skip
+def test_of_one_that_shows_videos_in_another_way_pictures_alone_are_read(
+    told: dict[str, Any], published: Made, tmp_path: Path
+) -> None:
+    """So are LLaVA-Videos."""
+    source = published()
+    source.config |= told
+    folder = source.save("safetensors")
+    llava = load_original(folder, vision_tower=source.tower, device="cpu")
+    assert (llava.image_mode.mode, llava.tiling.frames, llava.renderer.videos) == ("anyres_max_2_video_0", 0, False)
+    with pytest.raises(ModelError, match="'anyres_max_2_video_8' for a LLaVA OneVision; expected anyres_max_2_video_0"):
+        load_original(folder, vision_tower=source.tower, device="cpu", image_mode="anyres_max_2_video_8")
+    first = export_hf(folder, tmp_path / "hf", vision_tower=source.tower, device="cpu")
+    assert load(first, device="cpu").tiling.frames == 0
+    back = export_original(first, tmp_path / "back", device="cpu")
+    assert json.loads((back / "config.json").read_text()) == source.config
+
+
 @pytest.fixture
 def onevision(make: Any) -> Callable[..., Llava]:
     """`onevision(load="4bit", ...)`: built of a whole SigLIP and a Qwen2."""
@@ -277,6 +326,10 @@ def test_a_onevision_of_transformers_goes_there_and_back_without_what_it_does_no
     one, two = load(first, device="cpu"), load(back, device="cpu")
     same(one, two)
     assert one.renderer.template.name == two.renderer.template.name == "qwen"
+    assert config["mm_newline_position"] == "one_token", "so its own code shows videos"
+    with torch.no_grad():
+        rows = [model.look([shown_frames(model, 3)])[0] for model in (one, two)]
+    torch.testing.assert_close(*rows, rtol=1e-4, atol=1e-4)
 
 
 def test_what_was_trained_here_leaves_in_llavas_layouts(

@@ -14,14 +14,12 @@ from transformers import LlavaNextVideoForConditionalGeneration
 
 from tests.model.test_original import assert_unread, equal
 from tests.model.test_original_next import ASKED, GRIDS, SIZES, PublishedNext, logits, ours, picture
-from tests.videos import painted
+from tests.model.test_videos import shown_frames as film
 from workbench.errors import ModelError
 from workbench.model.export import export_hf, export_original, write_folder
-from workbench.model.film import film_size
-from workbench.model.llava import Llava, load
+from workbench.model.llava import load
 from workbench.model.original import read_weights
 from workbench.model.original_in import load_original
-from workbench.model.tiling import Shown
 
 Made = Callable[..., "PublishedVideo"]
 
@@ -56,10 +54,6 @@ def published(parts: dict[str, Path], tmp_path: Path) -> Made:
         return PublishedVideo(tmp_path / "source", parts["clip"], **fields)
 
     return made
-
-
-def film(llava: Llava, count: int) -> Shown:
-    return Shown(llava.image_mode.frames([painted(number) for number in range(count)]), film_size(count))
 
 
 @pytest.mark.parametrize("pool", ["average", "max"])

@@ -18,8 +18,9 @@ FLAGS = (
 ).split()
 
 
-def small_run(folder: Path, *, load: str = "fp32") -> Path:
-    """A finished run `folder/run` with a checkpoint, trained on the scenes in `folder/scenes`; returns it."""
+def small_run(folder: Path, *more: str, load: str = "fp32") -> Path:
+    """A finished run `folder/run` with a checkpoint, trained on the scenes in `folder/scenes`; returns it. more: what
+    its recipe says besides."""
     import torch
 
     from workbench.data.scene_files import Planted, make
@@ -38,6 +39,7 @@ def small_run(folder: Path, *, load: str = "fp32") -> Path:
         f"model.load={load}",
         "model.projector_from=null",
         "model.device=cpu",
+        *more,
     ]
     recipe = Recipe.load("tiny-finetune-qlora", changes)
     llava = build(recipe.model, template=recipe.template, image_mode=recipe.image_mode, seed=1)
@@ -77,7 +79,7 @@ def page_of(url: str, **options: Any) -> Iterator[tuple[Any, list[str]]]:
 
 
 def ask(page: Any, question: str, picture: Path | None = None) -> None:
-    """Add a picture, type a question, press Enter."""
+    """Add a picture or a video, type a question, press Enter."""
     if picture is not None:
         page.locator("#box input[type=file]").set_input_files(str(picture))
         page.locator("#box .thumbnail-item").first.wait_for()

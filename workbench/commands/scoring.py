@@ -140,7 +140,10 @@ def add_verbs(verb: AddVerb) -> None:
     )
     told = "llava: worded as LLaVA's evaluation does; question: the question and its options alone"
     add("--prompts", default="llava", choices=("llava", "question"), help=told)
-    add("--frames", type=positive, default=1, metavar="N", help="of a benchmark's videos (default: the middle one)")
+    told = (
+        "of a benchmark's videos, as pictures (default: the whole video where the model reads it, else the middle one)"
+    )
+    add("--frames", type=positive, metavar="N", help=told)
     told = "of a dataset (default: %(default)s)"
     add("--split", default="test", choices=("train", "val", "test", "all"), help=told)
     add(

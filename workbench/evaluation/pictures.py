@@ -11,15 +11,20 @@ import binascii
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from workbench.conversation import Image, Media
+from workbench.conversation import Conversation, Image, Media, Video
 from workbench.data.images import SUFFIXES
 from workbench.errors import DataError, ImageError
 from workbench.evaluation import fields
 from workbench.inference.attachments import attached
 from workbench.resources import state_folder, write_atomic
+
+if TYPE_CHECKING:
+    from workbench.chat_model import ChatModel
+    from workbench.evaluation.task import Evaluation
 
 NAMES = (
     "image",
@@ -43,11 +48,11 @@ _BEGINNINGS = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp", b"GI": ".g
 class Pictures:
     """Finds the pictures of a row. `folder`: where files lie; those inside rows are kept in the state folder.
 
-    frames: of a video, at even distances; one is the middle, as LLaVA takes it.
+    frames: of a video, at even distances; one is the middle, as LLaVA takes it, and so is None (see `for_model`).
     """
 
-    def __init__(self, folder: Path | str | None, *, frames: int = 1) -> None:
-        self.frames = frames
+    def __init__(self, folder: Path | str | None, *, frames: int | None = None) -> None:
+        self.frames = frames or 1
         self.folder = None if folder is None else Path(folder)
         if self.folder is not None and not self.folder.is_dir():
             raise DataError(str(folder), found="no such folder", expected="the folder of the pictures")
@@ -123,6 +128,28 @@ class Pictures:
                         for key in {stem, name.lower()}:
                             self._files.setdefault(key, []).append(path)
         return self._files
+
+
+def for_model(evaluation: Evaluation, model: ChatModel) -> Evaluation:
+    """A benchmark's questions as this model is asked them. Where nobody said how many frames of a video: whole videos
+    if it reads them, else their middle frame."""
+    if evaluation.settings.get("frames", 1) is not None:
+        return evaluation
+    reads = getattr(model, "frames", 0)
+    settings = {**evaluation.settings, "frames": f"as the model: {reads}" if reads else 1}
+    conversations = [_whole(one) for one in evaluation.conversations] if reads else evaluation.conversations
+    return replace(evaluation, conversations=conversations, settings=settings)
+
+
+def _whole(asked: Conversation) -> Conversation:
+    """The conversation with videos in place of the one frame of each."""
+
+    def part_of(part: Any) -> Any:
+        file, mark, _ = part.path.partition("#t=") if isinstance(part, Image) else ("", "", "")
+        return Video(file, part.root) if mark and Path(file).suffix.lower() in VIDEOS else part
+
+    messages = [replace(one, content=tuple(map(part_of, one.content))) for one in asked.messages]
+    return replace(asked, messages=tuple(messages))
 
 
 def _decoded(text: str) -> bytes:

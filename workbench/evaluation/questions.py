@@ -39,7 +39,7 @@ def read_benchmark(
     images: Path | str | None = None,
     *,
     prompts: str = "llava",
-    frames: int = 1,
+    frames: int | None = None,
 ) -> Evaluation:
     """A benchmark as an evaluation, from its published files and the folder of its pictures.
 

@@ -20,6 +20,7 @@ from workbench.conversation import Conversation, Media, Message, as_conversation
 from workbench.data.dataset import Dataset
 from workbench.errors import DataError, kind_of
 from workbench.evaluation.benchmarks import BENCHMARKS, JUDGED
+from workbench.evaluation.pictures import for_model
 from workbench.evaluation.reading import JudgeRules, Rules, rules
 from workbench.evaluation.results import Results
 from workbench.evaluation.running import Asking, run
@@ -81,7 +82,7 @@ def evaluate(
     tasks: Sequence[str] | None = ("question",),
     scorer: str = "normalised",
     prompts: str = "llava",
-    frames: int = 1,
+    frames: int | None = None,
     limit: int | None = None,
     max_tokens: int | None = None,
     out: Path | str | None = None,
@@ -97,7 +98,8 @@ def evaluate(
     model: a `ChatModel`, or what `open_model` opens. questions: conversations (the model opens their pictures its own
     way), a dataset folder (its held-out `split`, of these `tasks`; None is all, and a conversation without a task is a
     question), or a benchmark's name with its published files in `data` and pictures below `images`.
-    prompts: `llava`, worded as LLaVA's evaluation does, or `question`. frames: of a benchmark's videos.
+    prompts: `llava`, worded as LLaVA's evaluation does, or `question`. frames: of a benchmark's videos, as pictures; by
+    default whole videos for a model that reads them, and their middle frame for another.
     scorer: how answers to a person's own questions are compared; a benchmark has its own rule.
     out: a folder that keeps everything and goes on where it was stopped. reuse: share what an image costs among its
     questions and stop a question at its first wrong rotation; False is one row after the other. likelihood: take the
@@ -141,7 +143,7 @@ def evaluate(
         from workbench.inference.opening import open_model
 
         model = open_model(model)
-    results = run(asked, model, out, Asking(reuse, likelihood), description)
+    results = run(for_model(asked, model), model, out, Asking(reuse, likelihood), description)
     if judge is None and not slices:
         return results
     from workbench.evaluation.private import finished
@@ -158,7 +160,7 @@ def questions_of(
     tasks: Sequence[str] | None = ("question",),
     scorer: str = "normalised",
     prompts: str = "llava",
-    frames: int = 1,
+    frames: int | None = None,
     limit: int | None = None,
 ) -> Evaluation:
     """What `evaluate` asks, before any model is there. Raises as it does."""

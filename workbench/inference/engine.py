@@ -279,14 +279,14 @@ class Engine:
         are told of, and nothing else."""
         mode_among = self.llava.mode_among
         shown = {
-            (image, mode_among(len(rendered.images))): len(rendered.images)
+            (image, mode_among(rendered.pictures)): rendered.pictures
             for _, rendered in asked
             for image in rendered.images
         }
         opened = {key: self._pixels.of(key[0], self.open_image, self.llava, among) for key, among in shown.items()}
         made = []
         for index, rendered in asked:
-            mode = mode_among(len(rendered.images))
+            mode = mode_among(rendered.pictures)
             known = [opened[image, mode] for image in rendered.images]
             made.append(self._request(index, rendered, known, options))
         if ended is not None:

@@ -55,7 +55,7 @@ class Likelihood:
 
 def lay_out(llava: Llava, rendered: Rendered, open_image: Callable[[Image], Picture]) -> Layout:
     """The row of a rendering. Raises `ImageError` for a picture that is not there."""
-    shown = [shown_of(image, open_image, llava, len(rendered.images)) for image in rendered.images]
+    shown = [shown_of(image, open_image, llava, rendered.pictures) for image in rendered.images]
     features = None
     if shown:
         with torch.no_grad(), evaluating(llava.model), llava.autocast():
@@ -85,7 +85,7 @@ def slots(llava: Llava, rendered: Rendered, open_image: Callable[[Image], Pictur
         return [tiling.each] * len(images)
     opened = [open_media(image, open_image) for image in images]
     sizes = [
-        film_size(one.count(tiling.frames)) if isinstance(one, Film) else tiling.seen(one.size, len(images))
+        film_size(one.count(tiling.frames)) if isinstance(one, Film) else tiling.seen(one.size, rendered.pictures)
         for one in opened
     ]
     return list(map(tiling.tokens, sizes))

@@ -2,9 +2,9 @@
 
 Knows: the choice of a grid by effective and wasted pixels, the black borders that are taken off again ("unpad"), one
 newline after each row, OneVision's bilinear scaling down of more than so many tiles (`anyres_max_N`), that of
-several pictures each is one padded square there, and that a video's tokens come as they lie. Formulas are those of
-transformers' processors and models of these families, which are LLaVA's (`mm_utils.py`, `llava_arch.py`).
-Does not know: pixels (`tiles.py`), models.
+several pictures each is one padded square there. Formulas are those of transformers' processors and models of these
+families, which are LLaVA's (`mm_utils.py`, `llava_arch.py`).
+Does not know: pixels (`tiles.py`), what becomes of a video's frames (`film.py`), models.
 
 A grid is written as (height, width) in pixels, as transformers reads `image_grid_pinpoints`. LLaVA reads the same list
 as (width, height): the order of the grids differs, and with it the first of two that are equally good. `from_llava`
@@ -20,8 +20,9 @@ from dataclasses import dataclass
 import torch
 
 from workbench.errors import ModelError
-from workbench.model.film import POOLED, blocks_of, frames_of
-from workbench.model.tiling import PADDED, Places, Size
+from workbench.model.film import Films, Pooled, Scaled, frames_of
+from workbench.model.places import BEHIND, Part, Places, bilinear, joined
+from workbench.model.tiling import PADDED, Size
 
 GRIDS = ((2, 1), (1, 2), (2, 2), (1, 3), (3, 1))
 """LLaVA-1.6's grids as (rows, columns) of tiles, in the order in which LLaVA tries them."""
@@ -57,15 +58,15 @@ class AnyRes:
     limit: int | None = None
     """N of `anyres_max_N`: tiles whose tokens a picture may have beside the first; None: all it needs."""
     alone: bool = False
-    """Whether only a picture that is alone in its conversation gets a grid; of several each is then `PADDED`."""
+    """Whether only a picture that is alone in its conversation gets a grid; of several each is then `PADDED`. So it is
+    in LLaVA-OneVision, which shows videos in a way of its own, too."""
     frames: int = 0
-    """Of a video at most (LLaVA-NeXT-Video); 0: videos are not read."""
+    """Of a video at most; 0: videos are not read."""
     varies = True
 
     def __post_init__(self) -> None:
-        if self.frames and self.edge % 2:
-            found = f"frames of {self.edge} x {self.edge} tokens"
-            raise ModelError("videos", found=found, expected="even numbers, to be pooled two by two")
+        if self.frames:
+            self.films.check()
         for pinpoint in self.pinpoints:
             if len(pinpoint) != 2 or any(edge < self.side or edge % self.side for edge in pinpoint):
                 expected = f"multiples of {self.side}, the vision tower's image size"
@@ -78,13 +79,18 @@ class AnyRes:
         return self.limit is not None
 
     @property
+    def films(self) -> Films:
+        """What becomes of a video's frames."""
+        return Scaled(self.edge) if self.alone else Pooled(self.edge)
+
+    @property
     def each(self) -> int:
         return self.edge**2
 
     @property
     def most(self) -> int:
         tiles = 1 + max(height * width for height, width in self.pinpoints) // self.side**2
-        return max(tiles, blocks_of(self.frames))
+        return max(tiles, self.films.tiles(self.frames))
 
     @property
     def most_squares(self) -> int:
@@ -98,16 +104,16 @@ class AnyRes:
         kept |= {(rows, column) for rows, columns in whole for column in range(1, columns + 1)}
         scaled = [self._scaled(rows, columns) for rows, columns in kept]
         picture = self.each + max(rows * (columns + 1) for rows, columns in scaled)
-        return max(picture, self.frames * self.each // POOLED)
+        return max(picture, self.films.tokens(self.frames)) if self.frames else picture
 
     def seen(self, size: Size, among: int) -> Size:
-        return PADDED if self.alone and among > 1 else size
+        return PADDED if self.alone and among > 1 and not frames_of(size) else size
 
     def tiles(self, size: Size) -> int:
         if size == PADDED:
             return 1
         if frames := frames_of(size):
-            return blocks_of(frames)
+            return self.films.tiles(frames)
         rows, columns = self.grid(size)
         return 1 + rows * columns
 
@@ -118,7 +124,7 @@ class AnyRes:
         if size == PADDED:
             return self.each + 1
         if frames := frames_of(size):
-            return frames * self.each // POOLED
+            return self.films.tokens(frames)
         _, (rows, columns) = self._kept(size)
         rows, columns = self._scaled(rows, columns)
         return self.each + rows * (columns + 1)
@@ -166,12 +172,12 @@ class AnyRes:
                 made.append((index + first * self.each, weight))
             first += self.tiles(size)
         whole = [(index.clamp(max=first * self.each), weight) for index, weight in made]  # the newline is last
-        return _joined(whole)
+        return joined(whole)
 
-    def _parts(self, size: Size) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    def _parts(self, size: Size) -> Iterator[Part]:
         """(index, weight) of a picture's tokens as `Places` has them: of the first tile, then of the grid."""
-        if frames_of(size):
-            yield torch.arange(self.tokens(size)), None
+        if frames := frames_of(size):
+            yield from self.films.parts(frames)
             return
         yield torch.arange(self.each), None
         if size == PADDED:
@@ -186,7 +192,7 @@ class AnyRes:
         if scaled == (height, width):
             yield _with_newlines(kept).flatten(), None
             return
-        index, weight = _bilinear(kept, scaled)
+        index, weight = bilinear(kept, scaled)
         newline = torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(scaled[0], 1, 4)
         yield _with_newlines(index).flatten(0, 1), torch.cat([weight, newline], 1).flatten(0, 1)
 
@@ -207,33 +213,6 @@ class AnyRes:
         return (int(rows // ratio), int(columns // ratio)) if ratio > SCALED_FROM else (rows, columns)
 
 
-BEHIND = 1 << 40
-"""Stands for the newline's place while it is not known how many tiles come before it."""
-
-
 def _with_newlines(index: torch.Tensor) -> torch.Tensor:
     """(rows, columns, ...) -> (rows, columns + 1, ...)."""
     return torch.cat([index, index.new_full((len(index), 1, *index.shape[2:]), BEHIND)], 1)
-
-
-def _bilinear(rows: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rows, columns) of numbers -> (*size, 4) of them and their weights, as of torch's bilinear `interpolate`."""
-    (top, bottom, down), (left, right, across) = (_between(old, new) for old, new in zip(rows.shape, size, strict=True))
-    corners = [rows[one][:, other] for one in (top, bottom) for other in (left, right)]
-    shares = [one[:, None] * other for one in (1 - down, down) for other in (1 - across, across)]
-    return torch.stack(corners, -1), torch.stack(shares, -1)
-
-
-def _between(old: int, new: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(before, behind, share of the one behind) of each of `new` points among `old`, whose middles are apart alike."""
-    middle = ((torch.arange(new, dtype=torch.float32) + 0.5) * (old / new) - 0.5).clamp(min=0)
-    before = middle.long().clamp(max=old - 1)
-    return before, (before + 1).clamp(max=old - 1), middle - before
-
-
-def _joined(parts: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> Places:
-    if all(weight is None for _, weight in parts):
-        return Places(torch.cat([index for index, _ in parts]))
-    one = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
-    index = torch.cat([part[:, None].expand(-1, 4) if weight is None else part for part, weight in parts])
-    return Places(index, torch.cat([one.expand(len(part), 4) if w is None else w for part, w in parts]))

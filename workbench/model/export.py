@@ -185,13 +185,10 @@ def processor(llava: Llava) -> AnyProcessor:
     }
     extra, patches = tower_tokens(llava.tower)
     mode = llava.image_mode
-    if kind is LlavaOnevisionProcessor:
-        film = {key: value for key, value in settings.items() if key not in ("image_grid_pinpoints", "do_pad")}
-        film["video_processor_type"] = "LlavaOnevisionVideoProcessor"
-        more = {"num_image_tokens": patches + extra, "vision_aspect_ratio": mode.mode}
-        return _with_videos(kind, film, **more, **parts)
-    if renderer.videos:
-        assert isinstance(mode, AnyResMode)
+    if isinstance(mode, AnyResMode) and kind is LlavaOnevisionProcessor:
+        more = {"num_image_tokens": patches + extra, "vision_aspect_ratio": llava.model.config.vision_aspect_ratio}
+        return _with_videos(kind, mode.video_settings(), **more, **parts)
+    if isinstance(mode, AnyResMode) and renderer.videos:
         more = {"patch_size": llava.tower.config.patch_size, "num_additional_image_tokens": extra}
         return _with_videos(LlavaNextVideoProcessor, mode.video_settings(), **more, **parts)
     return kind(patch_size=llava.tower.config.patch_size, num_additional_image_tokens=extra, **parts)

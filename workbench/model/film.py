@@ -1,9 +1,10 @@
-"""Videos in LLaVA-NeXT-Video: how many tokens so many frames are, and how frames become rows for the projector.
+"""Videos in LLaVA-NeXT-Video and LLaVA-OneVision: how many tokens so many frames are, and of which rows they are made.
 
-Knows: that each frame is one square and keeps a quarter of its tokens, pooled two by two before the projector, frame
-after frame and without newlines; that pooled rows lie in blocks as large as a square's, so that what holds, counts and
-projects squares does the same with them. Formulas are those of transformers' `LlavaNextVideoPooler` and
-`LlavaNextVideoProcessor.replace_video_token`.
+Knows: that each frame is one square of which about a quarter of the tokens stay, frame after frame. LLaVA-NeXT-Video
+pools them two by two *before* the projector and adds no newline: pooled rows lie in blocks as large as a square's, so
+that what holds, counts and projects squares does the same with them. LLaVA-OneVision scales them down *behind* it, and
+one newline ends the video. Formulas are those of transformers' `LlavaNextVideoPooler`,
+`LlavaOnevisionModel.apply_pooling` and the `replace_video_token` of both processors.
 Does not know: files (`data/video.py`), pixels (`tiles.py`), models.
 
 A video has a size as pictures have one, made of its frames' number: `(-frames, 0)`.
@@ -12,11 +13,15 @@ A video has a size as pictures have one, made of its frames' number: `(-frames, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch.nn import functional
 
+from workbench.errors import ModelError
+from workbench.model.places import BEHIND, Part, bilinear
 from workbench.model.tiling import Size
 
 POOLED = 4
@@ -38,9 +43,70 @@ def frames_of(size: Size) -> int:
     return max(0, -size[0])
 
 
-def blocks_of(frames: int) -> int:
-    """Blocks that their pooled rows fill, the last one perhaps in part."""
-    return -(-frames // POOLED)
+class Films(Protocol):
+    """What a family of models makes of a video's frames."""
+
+    def check(self) -> None:
+        """Raise `ModelError` for squares of which it can make nothing."""
+
+    def tiles(self, frames: int) -> int:
+        """Blocks as large as a square's rows that the projector is given."""
+
+    def tokens(self, frames: int) -> int:
+        """Tokens in the language model."""
+
+    def parts(self, frames: int) -> Iterator[Part]:
+        """Where these lie among the projected rows, a newline's place being `BEHIND`."""
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """LLaVA-NeXT-Video: blocks of pooled rows (`pooled`), and tokens as they lie. The last may be full in part."""
+
+    edge: int
+    """Tokens along a square's edge."""
+
+    def check(self) -> None:
+        if self.edge % 2:
+            found = f"frames of {self.edge} x {self.edge} tokens"
+            raise ModelError("videos", found=found, expected="even numbers, to be pooled two by two")
+
+    def tiles(self, frames: int) -> int:
+        return -(-frames // POOLED)
+
+    def tokens(self, frames: int) -> int:
+        return frames * self.edge**2 // POOLED
+
+    def parts(self, frames: int) -> Iterator[Part]:
+        yield torch.arange(self.tokens(frames)), None
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """LLaVA-OneVision: every row of every frame is projected, a token is a mixture of four, a newline ends all."""
+
+    edge: int
+    """Tokens along a square's edge."""
+
+    def check(self) -> None:
+        pass
+
+    def tiles(self, frames: int) -> int:
+        return frames
+
+    def tokens(self, frames: int) -> int:
+        return frames * self._half**2 + 1
+
+    def parts(self, frames: int) -> Iterator[Part]:
+        rows = self.edge**2
+        index, weight = bilinear(torch.arange(rows).view(self.edge, self.edge), (self._half, self._half))
+        begins = torch.arange(frames)[:, None, None] * rows
+        yield (index.view(1, -1, 4) + begins).flatten(0, 1), weight.view(-1, 4).repeat(frames, 1)
+        yield torch.tensor([BEHIND]), None
+
+    @property
+    def _half(self) -> int:
+        return -(-self.edge // 2)
 
 
 def pooled(features: torch.Tensor, how: str) -> torch.Tensor:

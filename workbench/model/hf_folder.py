@@ -14,8 +14,9 @@ import torch
 
 from workbench.errors import ModelError
 from workbench.model.chat_templates import Alike, alike, chat_template_in
-from workbench.model.joint import CLASSES, FRAMES, PROJECTORS, AnyLlava, own_mode, reads_videos, tower_tokens
+from workbench.model.joint import CLASSES, PROJECTORS, AnyLlava, own_mode, tower_tokens
 from workbench.model.llava import Llava, finish
+from workbench.model.mode_names import FRAMES, reads_videos
 from workbench.model.original import says_llava, usual_template
 from workbench.model.parts import (
     IMAGE_TOKEN,
@@ -68,10 +69,13 @@ def load_folder(
     model = read(folder, load, held, place)
     tokenizer = load_tokenizer(folder)
     config = model.config
+    settings = image_settings(folder, config.vision_config)
+    if reads_videos(own_mode(config) or ""):
+        settings = settings | {"video_processor": video_settings(folder)}
+    mode = image_mode or own_mode(config, _frames(settings)) or mode_of(settings)
     marks = {IMAGE_TOKEN: config.image_token_id}
-    films = reads_videos(own_mode(config) or "")
-    if films:
-        marks[VIDEO_TOKEN] = config.video_token_id
+    if reads_videos(mode):
+        marks[VIDEO_TOKEN] = _video_token(config, tokenizer)
     vocabulary = add_media_tokens(model, tokenizer, tuple(marks))
     for mark, id in marks.items():
         if tokenizer.convert_tokens_to_ids(mark) != id:
@@ -81,9 +85,6 @@ def load_folder(
         raise ModelError(str(folder), found="several vision_feature_layer", expected="one layer")
     extra, patches = tower_tokens(model.model.vision_tower)
     config.image_seq_length = patches + (extra if config.vision_feature_select_strategy == "full" else 0)
-    settings = image_settings(folder, config.vision_config)
-    if films:
-        settings = settings | {"video_processor": video_settings(folder)}
     pinpoints = _pinpoints(folder, config, settings)
     record = {
         "llava": source,
@@ -91,7 +92,7 @@ def load_folder(
         "vision_layer": config.vision_feature_layer,
         "vision_select": config.vision_feature_select_strategy,
         "load": load,
-        "image_mode": image_mode or own_mode(config, _frames(settings)) or mode_of(settings),
+        "image_mode": mode,
         "trained": [],
         **({} if pinpoints is None else {"pinpoints": pinpoints}),
     }
@@ -101,7 +102,16 @@ def load_folder(
 
 def _frames(settings: dict[str, Any]) -> int:
     """Of a video, as its processor says; ours where it leaves that to who asks, as published ones do."""
-    return int(settings.get("video_processor", {}).get("num_frames") or FRAMES)
+    told = settings.get("video_processor", {}).get("num_frames")
+    return FRAMES if told is None else int(told)
+
+
+def _video_token(config: Any, tokenizer: Any) -> int:
+    """The id of `<video>`, as the configuration says; of a tokenizer that has none, the next one. So it was written
+    here while only the pictures of a LLaVA-OneVision were read."""
+    if VIDEO_TOKEN not in tokenizer.get_vocab():
+        config.video_token_id = len(tokenizer)
+    return int(config.video_token_id)
 
 
 def _pinpoints(folder: Path, config: Any, settings: dict[str, Any]) -> list[list[int]] | None:

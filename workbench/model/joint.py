@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from typing import Any, TypeAlias
 
 import torch
@@ -32,6 +31,7 @@ from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOn
 from workbench.errors import ModelError
 from workbench.model.anyres import ONEVISION_GRIDS, AnyRes, pinpoints_of
 from workbench.model.film import POOLS
+from workbench.model.mode_names import ANYRES, FRAMES, limit_in, reads_videos, with_frames
 from workbench.model.tiling import OneTile, Tiling
 
 AnyConfig: TypeAlias = LlavaConfig | LlavaNextConfig | LlavaNextVideoConfig | LlavaOnevisionConfig
@@ -54,15 +54,6 @@ CLASSES: dict[str, Any] = {
     "llava_onevision": LlavaOnevisionForConditionalGeneration,
 }
 """`model_type` in a configuration -> the class: LLaVA v1 and 1.5, LLaVA-NeXT (1.6), its Video, LLaVA-OneVision."""
-ANYRES = "anyres"
-"""The image mode of LLaVA-NeXT, and of no other."""
-ANYRES_MAX = re.compile(r"anyres_max_([1-9]\d*)")
-"""The image modes of LLaVA-OneVision, and of no other: the tokens of so many tiles at most, beside the first's."""
-ANYRES_VIDEO = re.compile(r"anyres_video_([1-9]\d*)")
-"""The image modes of LLaVA-NeXT-Video, and of no other: pictures as LLaVA-NeXT, so many frames of a video at most."""
-FRAMES = 8
-"""Of a video, where nothing else is said: 1,152 tokens of a published model, which was trained on up to 32."""
-
 PROJECTORS = {"mlp2x_gelu": "gelu", "linear": "linear"}
 """Projector name -> the activation between the two linears of transformers' projector.
 
@@ -88,7 +79,8 @@ def llava_config(
     """The configuration of the whole. A tower without a class token (SigLIP) never has its first patch dropped.
 
     With image mode `anyres` it is LLaVA-NeXT's, with `anyres_video_N` that of its Video, with `anyres_max_N`
-    OneVision's; the grids are those `record` names, else those of LLaVA's own models, and it then does.
+    OneVision's (with `_video_N` too); the grids are those `record` names, else those of LLaVA's own models, and it then
+    does. video_token_id: of models that read videos.
     """
     extra, patches = tower_tokens(tower)
     drop = extra and record["vision_select"] == "default"
@@ -99,7 +91,7 @@ def llava_config(
     if hasattr(text, "quantization_config"):
         del text.quantization_config  # describes how it was loaded, not what it is
     kind, more = _kind(record, tower.config.image_size)
-    if kind is LlavaNextVideoConfig:
+    if video_token_id is not None:
         more["video_token_index"] = video_token_id
     return kind(
         **more,
@@ -117,9 +109,9 @@ def llava_config(
 def _kind(record: dict[str, Any], side: int) -> tuple[Any, dict[str, Any]]:
     """The class of the configuration that an image mode needs, and what only that class has."""
     mode = record["image_mode"]
-    if ANYRES_MAX.fullmatch(mode):
+    if limit := limit_in(mode):
         grids = record.setdefault("pinpoints", pinpoints_of(side, ONEVISION_GRIDS))
-        return LlavaOnevisionConfig, {"image_grid_pinpoints": grids, "vision_aspect_ratio": mode}
+        return LlavaOnevisionConfig, {"image_grid_pinpoints": grids, "vision_aspect_ratio": f"anyres_max_{limit}"}
     if mode == ANYRES or reads_videos(mode):
         grids = {"image_grid_pinpoints": record.setdefault("pinpoints", pinpoints_of(side))}
         if not reads_videos(mode):
@@ -128,18 +120,13 @@ def _kind(record: dict[str, Any], side: int) -> tuple[Any, dict[str, Any]]:
     return LlavaConfig, {}
 
 
-def reads_videos(mode: str) -> bool:
-    """Whether a model of this image mode is a LLaVA-NeXT-Video."""
-    return ANYRES_VIDEO.fullmatch(mode) is not None
-
-
 def own_mode(config: AnyConfig, frames: int = FRAMES) -> str | None:
     """The image mode of a model that sees tiles; None for LLaVA 1.5, which may have any of the others.
 
     frames: of a video, which the model's configuration does not say.
     """
     if isinstance(config, LlavaOnevisionConfig):
-        return config.vision_aspect_ratio
+        return with_frames(config.vision_aspect_ratio, frames)
     if isinstance(config, LlavaNextVideoConfig):
         return f"anyres_video_{frames}"
     return ANYRES if isinstance(config, LlavaNextConfig) else None
@@ -159,18 +146,19 @@ def tiling_of(config: AnyConfig, frames: int = FRAMES) -> Tiling:
     mode = own_mode(config, frames)
     if mode is None:
         return OneTile(config.image_seq_length)
-    vision, several, film = config.vision_config, ANYRES_MAX.fullmatch(mode), ANYRES_VIDEO.fullmatch(mode)
-    if mode != ANYRES and several is None and film is None:
-        raise ModelError("vision_aspect_ratio", found=repr(mode), expected="anyres_max_9, or another number")
+    vision, limit = config.vision_config, limit_in(mode)
+    if isinstance(config, LlavaOnevisionConfig) and limit is None:
+        found = repr(config.vision_aspect_ratio)
+        raise ModelError("vision_aspect_ratio", found=found, expected="anyres_max_9, or another number")
     edge = vision.image_size // vision.patch_size
     if config.image_seq_length != edge**2:
         found = f"{config.image_seq_length} tokens a tile, its class token too"
         raise ModelError(mode, found=found, expected=f"{edge} x {edge}", fix="use vision_select: default")
     pinpoints = tuple((high, wide) for high, wide in config.image_grid_pinpoints)
-    if film is not None:
+    if isinstance(config, LlavaNextVideoConfig):
         _check_pooling(config)
-        return AnyRes(vision.image_size, edge, pinpoints, frames=frames)
-    return AnyRes(vision.image_size, edge, pinpoints, int(several[1]) if several else None, alone=several is not None)
+    read = 0 if isinstance(config, LlavaNextConfig) else frames
+    return AnyRes(vision.image_size, edge, pinpoints, limit, alone=limit is not None, frames=read)
 
 
 def _check_pooling(config: AnyConfig) -> None:

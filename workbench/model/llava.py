@@ -26,25 +26,24 @@ from workbench.model.anyres import AnyRes
 from workbench.model.film import film_size, frames_of, pooled
 from workbench.model.images import MODES, ImageMode
 from workbench.model.joint import (
-    ANYRES_VIDEO,
     CLASSES,
-    FRAMES,
     AnyLlava,
     AnyProjector,
     fresh_newline,
     fresh_projector,
     llava_config,
     own_mode,
-    reads_videos,
     tiling_of,
 )
+from workbench.model.mode_names import frames_in, pictures_in, reads_videos
 from workbench.model.parts import IMAGE_TOKEN, VIDEO_TOKEN, add_media_tokens, image_settings, load_language, load_tower
+from workbench.model.places import Places
 from workbench.model.precision import check_quantised, dtype_name, keep_weights_readable, pick_device, pick_dtypes
 from workbench.model.renderer import Renderer
 from workbench.model.sources import full_name, resolve_parts
 from workbench.model.templates import Template, load_template
 from workbench.model.tiles import AnyResMode
-from workbench.model.tiling import Places, Shown, Size, Tiling
+from workbench.model.tiling import Shown, Size, Tiling
 from workbench.model.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
@@ -52,6 +51,12 @@ if TYPE_CHECKING:
 
 NEWLINE = "model.image_newline"
 """The name of LLaVA-NeXT's and OneVision's newline among the parameters."""
+FAMILIES = {
+    "llava_next": "LLaVA-NeXT",
+    "llava_next_video": "LLaVA-NeXT-Video",
+    "llava_onevision": "LLaVA-OneVision",
+}
+"""`model_type` of a model that sees tiles -> what people call it."""
 
 
 @dataclass
@@ -142,10 +147,11 @@ class Llava:
 
     def gather(self, features: torch.Tensor, sizes: Sequence[Size]) -> torch.Tensor:
         """(squares, N, D_vision) tower features of pictures and videos of these sizes -> (tiles, N, D_vision): what the
-        projector is given. Frames of a video are pooled, and lie in as few tiles as hold them."""
-        if not any(map(frames_of, sizes)):
+        projector is given. Frames of a video that are pooled before it lie in as few tiles as hold them."""
+        how = getattr(self.model.config, "spatial_pool_mode", None)
+        if how is None or not any(map(frames_of, sizes)):
             return features
-        how, parts = self.model.config.spatial_pool_mode, features.split(list(map(self.tiling.squares, sizes)))
+        parts = features.split(list(map(self.tiling.squares, sizes)))
         made = [pooled(part, how) if frames_of(size) else part for part, size in zip(parts, sizes, strict=True)]
         return torch.cat(made)
 
@@ -183,7 +189,7 @@ class Llava:
         if not isinstance(picture, Film):
             return Shown(self.mode_among(among).tiles(picture), self.tiling.seen(picture.size, among))
         if not isinstance(self.image_mode, AnyResMode) or not self.tiling.frames:
-            raise ModelError("a video", found="a model that reads pictures", expected="a LLaVA-NeXT-Video")
+            raise ModelError("a video", found="a model that reads pictures", expected="a LLaVA-NeXT-Video or OneVision")
         frames = picture.frames(self.tiling.frames)
         return Shown(self.image_mode.frames(frames), film_size(len(frames)))
 
@@ -340,22 +346,17 @@ def _image_mode(mode: str, model: AnyLlava, settings: dict[str, Any]) -> ImageMo
     """The image mode of this name. Raises `ModelError` for one that the model was not made for."""
     tiling = tiling_of(model.config, frames_in(mode))
     if isinstance(tiling, AnyRes):
-        own = str(own_mode(model.config, tiling.frames))
-        if mode == own:
+        if pictures_in(mode) == pictures_in(str(own_mode(model.config, tiling.frames))):
             return AnyResMode(tiling, settings)
-        own = own if not tiling.frames else f"anyres_video_{FRAMES}, or another number of frames"
-        family = "LLaVA-OneVision" if tiling.alone else "LLaVA-NeXT-Video" if tiling.frames else "LLaVA-NeXT"
-        raise ModelError("image mode", found=f"{mode!r} for a {family}", expected=own, fix=f"set image_mode: {own}")
+        family, own = FAMILIES[model.config.model_type], str(own_mode(model.config))
+        others = {"LLaVA-NeXT-Video": "another number", "LLaVA-OneVision": f"{own}_video_16 with another number"}
+        expected = f"{own}, or {others[family]} of frames" if family in others else own
+        found, fix = f"{mode!r} for a {family}", f"set image_mode: {own}"
+        raise ModelError("image mode", found=found, expected=expected, fix=fix)
     if mode.startswith("anyres"):
         found, fix = f"{mode!r} for a LLaVA 1.5", "build a LLaVA-NeXT from its two parts"
         raise ModelError("image mode", found=found, expected=" or ".join(MODES), fix=fix)
     return ImageMode(mode, settings)
-
-
-def frames_in(mode: str) -> int:
-    """How many frames of a video an image mode shows at most."""
-    named = ANYRES_VIDEO.fullmatch(mode)
-    return int(named[1]) if named else FRAMES
 
 
 def _take_projector(llava: Llava, source: str | None) -> Llava:

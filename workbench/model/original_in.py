@@ -17,9 +17,9 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModel, PreTrainedModel
 
 from workbench.errors import CheckpointError, ModelError
 from workbench.model.hf_folder import mode_of
-from workbench.model.joint import ANYRES, ANYRES_MAX, reads_videos
 from workbench.model.llava import NEWLINE, Llava, assemble
 from workbench.model.lora import VISION, adapter_parameters, attach_config, target_pattern
+from workbench.model.mode_names import ANYRES, ANYRES_VIDEO, limit_in, pictures_in, reads_videos
 from workbench.model.original import (
     PATCH,
     PROJECTOR,
@@ -85,7 +85,7 @@ def load_original(
     }
     if tiles_of(found.config):
         record["pinpoints"] = pinpoints_in(found.config, found.folder, seeing.image_size)
-    if reads_videos(record["image_mode"]):
+    if ANYRES_VIDEO.fullmatch(record["image_mode"]):
         record["spatial_pool"] = pool_of(found.config)
     chosen = template if template is not None else _template(found.folder, below)
     llava = assemble(
@@ -134,11 +134,11 @@ def _tower_folder(found: Original, given: str | Path | None) -> Path:
 def _image_mode(found: Original, given: str | None, settings: Mapping[str, Any]) -> str:
     """The image mode of its configuration, or another one that the model can have. Raises `ModelError`."""
     own, told = tiles_of(found.config), found.config.get("image_aspect_ratio")
-    if given is not None and own and reads_videos(own) and reads_videos(given):
+    if given is not None and own and reads_videos(own) and pictures_in(given) == pictures_in(own):
         return given  # how many frames it does not say
     if given is not None and given != own and (own or given.startswith(ANYRES)):
-        kind = "1.5" if own is None else "OneVision" if ANYRES_MAX.fullmatch(own) else "NeXT"
-        kind, expected = f"{kind}{'-Video' if own and reads_videos(own) else ''}", own or "square, pad or crop"
+        kind = "1.5" if own is None else "OneVision" if limit_in(own) else "NeXT"
+        kind, expected = f"{kind}{'-Video' if ANYRES_VIDEO.fullmatch(own or '') else ''}", own or "square, pad or crop"
         raise ModelError("image mode", found=f"{given!r} for a LLaVA {kind}", expected=expected)
     return given or own or ("pad" if told == "pad" else mode_of(dict(settings)))
 

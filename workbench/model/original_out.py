@@ -21,9 +21,9 @@ from huggingface_hub import save_torch_state_dict
 from tokenizers.processors import TemplateProcessing
 
 from workbench.errors import CheckpointError, ModelError
-from workbench.model.joint import ANYRES, reads_videos
 from workbench.model.llava import NEWLINE, Llava
 from workbench.model.lora import VISION, adapted, adapter_parameters, has_adapter
+from workbench.model.mode_names import ANYRES, ANYRES_VIDEO, pictures_in
 from workbench.model.original import (
     ADAPTER,
     LANGUAGES,
@@ -130,7 +130,7 @@ def original_config(llava: Llava) -> dict[str, Any]:
     if "pinpoints" in llava.spec:
         grids, where = llava.spec["pinpoints"], kept or Path("config.json")
         mode, side, film = llava.image_mode.mode, llava.image_mode.side, {}
-        if reads_videos(mode):
+        if ANYRES_VIDEO.fullmatch(mode):
             film = film_fields(llava.model.config.spatial_pool_mode, llava.tower.config.hidden_size)
         changed |= tile_fields(config, mode, grids, side, where, film)
     return config | changed
@@ -139,7 +139,7 @@ def original_config(llava: Llava) -> dict[str, Any]:
 def _aspect_ratio(mode: str, told: Any) -> Any:
     """`image_aspect_ratio` for an image mode; LLaVA takes everything that is neither padded nor tiles alike."""
     if mode == "pad" or mode.startswith(ANYRES):
-        return ANYRES if reads_videos(mode) else mode
+        return ANYRES if ANYRES_VIDEO.fullmatch(mode) else pictures_in(mode)
     return "square" if told is None or told == "pad" or str(told).startswith(ANYRES) else told
 
 

@@ -28,7 +28,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, processors
 
-from workbench.conversation import IMAGE_MARK, VIDEO_MARK, Conversation, Media, check_conversation
+from workbench.conversation import IMAGE_MARK, VIDEO_MARK, Conversation, Media, Video, check_conversation
 from workbench.errors import ModelError, RenderError
 from workbench.model.segments import Segment, answer_end, check_text, control_in_text, write
 from workbench.model.templates import Template, chat_template, load_template
@@ -52,6 +52,11 @@ class Rendered:
     """How many leading ids conversations about the same image share: through the last image of the first question."""
     text: str
     """The rendering as a person reads it, images as `<image>`, videos as `<video>`."""
+
+    @property
+    def pictures(self) -> int:
+        """How many of its images are no videos."""
+        return sum(not isinstance(image, Video) for image in self.images)
 
     @property
     def trained(self) -> int:

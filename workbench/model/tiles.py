@@ -16,10 +16,11 @@ from PIL import Image
 from workbench.errors import ModelError
 from workbench.model.anyres import AnyRes
 from workbench.model.images import ImageMode
+from workbench.model.mode_names import ANYRES, with_frames
 
 
 class AnyResMode:
-    """How images become tiles of `side` x `side` pixels: `anyres`, `anyres_max_N`, `anyres_video_N`.
+    """How images become tiles of `side` x `side` pixels, and frames squares, by the modes of `mode_names.py`.
 
     `settings` as of `ImageMode`; those of videos may stand under `video_processor`, as `processor_config.json` has
     them, and are else the same. Raises `ModelError` where the settings' size is not that of the tiles.
@@ -27,17 +28,18 @@ class AnyResMode:
 
     def __init__(self, tiling: AnyRes, settings: Mapping[str, Any] | None = None) -> None:
         self.tiling = tiling
-        self.mode = "anyres" if tiling.limit is None else f"anyres_max_{tiling.limit}"
-        if tiling.frames:
-            self.mode = f"anyres_video_{tiling.frames}"
+        self.mode = f"anyres_video_{tiling.frames}" if tiling.frames else ANYRES
+        if tiling.limit is not None:
+            self.mode = with_frames(f"anyres_max_{tiling.limit}", tiling.frames)
         self.beside = ImageMode("pad", settings) if tiling.alone else None
         """How each of several images becomes one square, where they do (LLaVA-OneVision)."""
         self._whole = ImageMode("square", settings)
         self.side = self._whole.side
         if self.side != tiling.side:
             raise ModelError("the image processor", found=f"tiles of {self.side}", expected=f"{tiling.side} pixels")
-        self.film = _film_mode(settings or {}) if tiling.frames else None
-        """How each frame of a video becomes one square (LLaVA-NeXT-Video)."""
+        reads = tiling.frames or tiling.alone
+        self.film = _film_mode(settings or {}, squashed=tiling.alone) if reads else None
+        """How each frame of a video becomes one square, in a family that reads videos."""
         if self.film is not None and self.film.side != tiling.side:
             found = f"frames of {self.film.side}"
             raise ModelError("the video processor", found=found, expected=f"{tiling.side} pixels")
@@ -71,9 +73,10 @@ class AnyResMode:
     def video_settings(self) -> dict[str, Any]:
         """What an exported folder must say of videos, so that transformers' own processor gives the same frames."""
         assert self.film is not None
-        held = {key: value for key, value in self.film.processor_settings().items() if key != "do_pad"}
-        sampled = {"do_sample_frames": True, "num_frames": self.tiling.frames}
-        return held | sampled | {"video_processor_type": "LlavaNextVideoVideoProcessor"}
+        held = {key: value for key, value in self.film.processor_settings().items() if key not in IMAGES_ONLY}
+        sampled = {"do_sample_frames": self.tiling.frames > 0, "num_frames": self.tiling.frames}
+        family = "LlavaOnevision" if self.tiling.alone else "LlavaNextVideo"
+        return held | sampled | {"video_processor_type": f"{family}VideoProcessor"}
 
     def _cut(self, image: Image.Image) -> list[Image.Image]:
         height, width = self.tiling.resolution(image.size)
@@ -88,9 +91,14 @@ class AnyResMode:
         ]
 
 
-def _film_mode(settings: Mapping[str, Any]) -> ImageMode:
-    """Frames are cut out of the middle, as published, or squashed where the settings have a height and a width."""
+IMAGES_ONLY = ("do_pad", "image_processor_type")
+"""Settings that an image processor has and a video processor has not."""
+
+
+def _film_mode(settings: Mapping[str, Any], *, squashed: bool) -> ImageMode:
+    """Frames are squashed in LLaVA-OneVision. In LLaVA-NeXT-Video they are cut out of the middle, as published, or
+    squashed where the settings of videos have a height and a width."""
     held = settings.get("video_processor") or settings
     size = held.get("size")
-    squashed = held is not settings and isinstance(size, Mapping) and "height" in size
-    return ImageMode("square" if squashed else "crop", held)
+    both = held is not settings and isinstance(size, Mapping) and "height" in size
+    return ImageMode("square" if squashed or both else "crop", held)

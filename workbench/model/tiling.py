@@ -15,6 +15,8 @@ from typing import Protocol
 
 import torch
 
+from workbench.model.places import Places
+
 Size = tuple[int, int]
 PADDED: Size = (0, 0)
 """Stands for the size of a picture that is shown as one padded square beside others: its own makes no difference."""
@@ -27,26 +29,6 @@ class Shown:
     tiles: torch.Tensor
     """(squares, 3, side, side) float32: rescaled and normalised."""
     size: Size
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where the tokens of pictures lie among the projected rows of their tiles, end to end, with a newline behind."""
-
-    index: torch.Tensor
-    """(tokens,) int64: the row that each token is; or (tokens, k), where it is made of several."""
-    weight: torch.Tensor | None = None
-    """(tokens, k) float32: how much of each of several."""
-
-    def to(self, device: torch.device | str) -> Places:
-        """These places on another device."""
-        return Places(self.index.to(device), None if self.weight is None else self.weight.to(device))
-
-    def take(self, rows: torch.Tensor) -> torch.Tensor:
-        """(tiles x tokens of a tile + 1, D) rows -> (tokens, D)."""
-        if self.weight is None:
-            return rows.index_select(0, self.index)
-        return (rows[self.index] * self.weight[..., None].to(rows)).sum(1)
 
 
 class Tiling(Protocol):

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.chat_model import ChatModel, SamplingOptions
-from workbench.conversation import Conversation, Image, from_chat
+from workbench.conversation import Conversation, Media, Video, from_chat
 from workbench.data.images import load_image, read_file
+from workbench.data.video import Film, frame_at, moments
 from workbench.errors import WorkbenchError
-from workbench.inference.attachments import TrackedOpener, file_state
+from workbench.inference.attachments import FRAMES, TrackedOpener, file_state
 
 if TYPE_CHECKING:
     import gradio
@@ -32,7 +33,7 @@ FEEDBACK = "demo-feedback"
 
 
 class PageModel:
-    """A `ChatModel`, or what opens under a name, as the page wants it: pictures by path, failures in plain words."""
+    """A `ChatModel`, or what opens under a name, as the page wants it: files by path, failures in plain words."""
 
     concurrent = 8
 
@@ -68,15 +69,24 @@ class PageModel:
     def _conversation(self, messages: list[dict[str, Any]], settings: Settings) -> Conversation:
         """The pictures' root names the image mode: that is all an image carries to where it is opened."""
         root = settings.image_mode or ""
-        shown = [
-            {**one, "content": [part if part["type"] == "text" else {**part, "root": root} for part in one["content"]]}
-            for one in messages
-        ]
+        shown = [{**one, "content": [new for part in one["content"] for new in self._parts(part, root)]}
+                 for one in messages]  # fmt: skip
         return from_chat(shown, id="this conversation")
 
-    def _open(self, image: Image) -> Picture:
-        path = Path(image.path)
-        picture = load_image(read_file(path), where=path.name)  # where it lies here is nothing to the person who asks
+    def _parts(self, part: dict[str, Any], root: str) -> list[dict[str, Any]]:
+        """A part of a message as the model is given it: a video as frames, where it reads pictures only."""
+        if part["type"] == "video" and not getattr(self.model, "frames", 0):
+            path = part["path"]
+            return [{"type": "image", "path": f"{path}#t={moment:.3f}", "root": root}
+                    for moment in moments(read_file(Path(path)), FRAMES)]  # fmt: skip
+        return [part if part["type"] == "text" else {**part, "root": root if part["type"] == "image" else ""}]
+
+    def _open(self, image: Media) -> Picture | Film:
+        path, _, moment = image.path.partition("#t=")
+        data = read_file(Path(path))
+        if isinstance(image, Video):
+            return Film(data, Path(path).name)  # where it lies here is nothing to the person who asks
+        picture = frame_at(data, float(moment)) if moment else load_image(data, where=Path(path).name)
         if image.root in self.image_modes[1:]:  # made square here, the model's own mode finds nothing left to do
             return _mode(self.model, image.root).square(picture)
         return picture

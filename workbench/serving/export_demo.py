@@ -18,9 +18,11 @@ from typing import Any
 import torch
 from PIL import Image as PILImage
 
+from workbench.conversation import IMAGE_MARK, VIDEO_MARK
 from workbench.data.images import load_image
 from workbench.errors import CheckpointError, WorkbenchError
 from workbench.model.export import export_hf, generation_config, processor, refuse_full, write_folder
+from workbench.model.film import film_size
 from workbench.model.images import MODES, ImageMode
 from workbench.model.llava import Llava, load
 from workbench.model.lora import adapted, adapter_parameters, has_adapter
@@ -28,6 +30,7 @@ from workbench.model.parts import quietly
 from workbench.model.precision import QUANTISED, dtype_name, quantisation
 from workbench.model.proof import affordable, gradient, probe
 from workbench.model.tensors import write_tensors
+from workbench.model.tiles import AnyResMode
 from workbench.resources import atomic_folder
 from workbench.serving.cards import write_cards
 from workbench.serving.examples import validation_examples
@@ -36,8 +39,10 @@ HERE = Path(__file__).parent
 WEIGHTS = ("merged", "adapter")
 LARGEST_EXAMPLE = 1024
 """Pixels of the longer edge of an example's picture."""
-PACKAGES = ("transformers", "gradio", "accelerate", "safetensors", "pillow", "sentencepiece", "protobuf")
+PACKAGES = ("transformers", "gradio", "accelerate", "safetensors", "pillow", "av", "sentencepiece", "protobuf")
 """What the folder runs with, each in the version it was made and checked with."""
+NOT_PIXELS = ("video_processor_type", "do_sample_frames", "num_frames")
+"""Settings of a video processor that say nothing of how a frame becomes a square."""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 """Largest difference of a logit, relative to the largest one: adapters merged or not, one word's rounding."""
 
@@ -131,14 +136,27 @@ def _about(llava: Llava, *, base: str, quantised: Any = None) -> dict[str, Any]:
     modes = {own.mode: own.processor_settings()}
     if not llava.tiling.varies:
         modes |= {mode: ImageMode(mode, settings).processor_settings() for mode in MODES}
+    marks = (IMAGE_MARK, VIDEO_MARK) if llava.renderer.videos else (IMAGE_MARK,)
     asked = ("do_pad", "do_resize", "size", "do_center_crop", "crop_size")
     return {
         "base": base,
         "dtype": str(llava.held).removeprefix("torch."),
         "quantisation": None if quantised is None else _plain(quantised.to_dict()),
         "image_modes": {mode: {key: held[key] for key in asked} for mode, held in modes.items()},
-        "reserved": sorted({*llava.renderer.template.reserved, *llava.tokenizer.all_special_tokens, "<image>"}),
+        "videos": _videos(llava),
+        "reserved": sorted({*llava.renderer.template.reserved, *llava.tokenizer.all_special_tokens, *marks}),
     }
+
+
+def _videos(llava: Llava) -> dict[str, Any] | None:
+    """Of a model that reads videos: how many frames it is shown at most, the tokens of each and those more at the end,
+    and how frames become squares."""
+    mode = llava.image_mode
+    if not isinstance(mode, AnyResMode) or not llava.tiling.frames:
+        return None
+    one, two = (llava.tiling.tokens(film_size(count)) for count in (1, 2))
+    held = {key: value for key, value in mode.video_settings().items() if key not in NOT_PIXELS}
+    return {"frames": llava.tiling.frames, "each": two - one, "more": 2 * one - two, "processor": held}
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from pathlib import Path
 from workbench.errors import ModelError
 from workbench.model.checkpoint import MANIFEST, checkpoint_folder, read_manifest
 from workbench.model.export import export_hf, refuse_full
-from workbench.model.joint import reads_videos, tiling_of
+from workbench.model.joint import tiling_of
+from workbench.model.mode_names import ANYRES_VIDEO
 from workbench.model.parts import read_config
 from workbench.model.sources import read_json
 from workbench.resources import atomic_folder
@@ -60,7 +61,7 @@ def _refuse_videos(source: str | Path) -> None:
     folder = checkpoint_folder(source)
     kind = read_json(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
     mode = read_manifest(folder)["spec"]["image_mode"] if (folder / MANIFEST).is_file() else ""
-    if kind == "llava_next_video" or reads_videos(mode):
+    if kind == "llava_next_video" or ANYRES_VIDEO.fullmatch(mode):
         fix = "use workbench serve; or --as hf, which vLLM opens for videos alone"
         found, expected = "a LLaVA-NeXT-Video, whose pictures vLLM does not read", "a LLaVA for pictures"
         raise ModelError(str(source), found=found, expected=expected, fix=fix)

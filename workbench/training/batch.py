@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from workbench.model.tiling import Places, Size, Tiling
+from workbench.model.places import Places
+from workbench.model.tiling import Size, Tiling
 from workbench.training.attention import Layout, layout, row_masks
 from workbench.training.example import IMAGE, Example
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from workbench.model.llava import Llava
-from workbench.model.tiling import Places
+from workbench.model.places import Places
 from workbench.training.attention import layout, row_masks
 from workbench.training.batch import Batch
 from workbench.training.packing import Pack, Tree

@@ -84,7 +84,7 @@ def to_example(conversation: Conversation, reader: Reader, sizes: Sizes | None =
     known: tuple[Size, ...] = ()
     counts = (tiling.each,) * len(keys)
     if tiling.varies and sizes is not None:
-        known = tuple(tiling.seen(sizes[key], len(keys)) for key in keys)
+        known = tuple(tiling.seen(sizes[key], rendered.pictures) for key in keys)
         counts = tuple(map(tiling.tokens, known))
         keys = tuple(map(shown_key, keys, known))
     return Example(

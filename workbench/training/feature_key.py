@@ -48,9 +48,10 @@ def feature_key(llava: Llava, dtype: torch.dtype, group: int) -> dict[str, Any]:
 
 
 def _films(llava: Llava) -> dict[str, Any]:
-    """How frames of a video become squares, and these rows. What is kept is pooled; which frames, the size says."""
+    """How frames of a video become squares, and these rows, pooled where that is before the projector. Which frames,
+    the size says."""
     assert isinstance(llava.image_mode, AnyResMode)
-    return {"pool": llava.model.config.spatial_pool_mode, **llava.image_mode.video_settings()}
+    return {"pool": getattr(llava.model.config, "spatial_pool_mode", None), **llava.image_mode.video_settings()}
 
 
 def weights_hash(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -47,7 +47,11 @@ def shown_keys(rows: Rows, tiling: Tiling) -> list[list[str]]:
     held = [keys or [] for keys in rows.frame["keys"].to_list()]
     if tiling.seen((1, 1), 2) != PADDED:
         return held
-    return [[shown_key(key, tiling.seen((1, 1), len(keys))) for key in keys] for keys in held]
+    videos, shown = rows.videos, []
+    for keys in held:
+        pictures = sum(key not in videos for key in keys)
+        shown.append([key if key in videos else shown_key(key, tiling.seen((1, 1), pictures)) for key in keys])
+    return shown
 
 
 def find_sizes(source: Source, files: Mapping[str, Path], tiling: Tiling) -> Sizes | None:

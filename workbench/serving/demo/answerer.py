@@ -32,7 +32,10 @@ from transformers import (  # noqa: E402
     TextIteratorStreamer,
 )
 
+from .films import sampled, spread  # noqa: E402
 from .turns import NotAnswered, Settings  # noqa: E402
+
+MARK = "<video>"
 
 LARGEST = 120_000_000
 """Pixels of a picture that is decoded."""
@@ -61,17 +64,42 @@ class Answerer:
         """What the model reads: `input_ids` (1, T), with an id per image token, and `pixel_values` (N, 3, H, W).
 
         For a LLaVA-NeXT, its Video or OneVision these are (N, tiles, 3, H, W), and `image_sizes` (N, 2) beside them.
+        Videos are `pixel_values_videos` (V, frames, 3, H, W); a model that reads none gets frames as pictures.
         """
         for mark in self.about["reserved"]:
             if any(part["type"] == "text" and mark in part["text"] for one in messages for part in one["content"]):
                 raise NotAnswered(f"the conversation writes {mark!r}, a mark of the model's own. Leave it out.")
-        paths = [part["path"] for one in messages for part in one["content"] if part["type"] == "image"]
-        text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        opened = [one | {"content": [shown for part in one["content"] for shown in self._opened(part)]}
+                  for one in messages]  # fmt: skip
+        seen = [part for one in opened for part in one["content"]]
+        pictures = [part["picture"] for part in seen if part["type"] == "image"]
+        films = [part["frames"] for part in seen if part["type"] == "video"]
+        text = self.processor.apply_chat_template(opened, add_generation_prompt=True, tokenize=False)
+        if len({len(frames) for frames in films}) > 1:
+            raise NotAnswered("these videos have different numbers of frames. Ask about one of them at a time.")
         shown: dict[str, Any] = {}
-        if paths:
+        if pictures:
             mode = self.about["image_modes"][settings.image_mode or self.image_modes[0]]
-            shown = {"images": [[open_picture(path) for path in paths]], **mode}  # all of one conversation
-        return self.processor(text=text, return_tensors="pt", **shown)
+            shown = {"images": [pictures], **mode}  # all of one conversation
+        if not films:
+            return self.processor(text=text, return_tensors="pt", **shown)
+        videos = self.about["videos"]
+        pieces = text.split(MARK)  # nobody can have written one: it is a mark of the model's own
+        counts = [videos["each"] * len(frames) + videos["more"] for frames in films]
+        text = pieces[0] + "".join(MARK * n + piece for n, piece in zip(counts, pieces[1:], strict=True))
+        inputs = self.processor(text=text, return_tensors="pt", **shown)
+        inputs["pixel_values_videos"] = torch.stack([squares(frames, videos["processor"]) for frames in films])
+        return inputs
+
+    def _opened(self, part: dict[str, Any]) -> list[dict[str, Any]]:
+        """A part with its picture or frames; a video for a model of pictures as several pictures."""
+        if part["type"] == "image":
+            return [{"type": "image", "picture": open_picture(part["path"])}]
+        if part["type"] == "text":
+            return [part]
+        if self.about["videos"] is None:
+            return [{"type": "image", "picture": frame} for frame in spread(part["path"])]
+        return [{"type": "video", "frames": sampled(part["path"], self.about["videos"]["frames"])}]
 
     def room(self, length: int) -> int:
         """Tokens that fit behind a prompt of `length`. Raises `NotAnswered` where none does."""
@@ -142,6 +170,14 @@ def _of_pictures(folder: Path, held: dict[str, Any]) -> Any:
         chat_template=template,
         **{name: held[name] for name in told},
     )
+
+
+def squares(frames: list[Image.Image], settings: dict[str, Any]) -> torch.Tensor:
+    """(frames, 3, H, W) of a video's frames, by its processor's settings and Pillow."""
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    made: torch.Tensor = CLIPImageProcessorPil(**settings)(frames, return_tensors="pt")["pixel_values"]
+    return made
 
 
 def open_picture(path: str) -> Image.Image:

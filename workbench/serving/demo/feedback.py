@@ -21,7 +21,8 @@ NAMES = {"user": "human", "assistant": "gpt", "system": "system"}
 
 
 class Feedback:
-    """A folder with `feedback.jsonl` and the pictures it names in `images/`. Nothing is there before the first vote."""
+    """A folder with `feedback.jsonl`, and in `images/` the pictures and videos it names. Nothing is there before the
+    first vote."""
 
     def __init__(self, folder: str | os.PathLike[str], *, shown: str | None = None) -> None:
         self.folder = Path(folder)
@@ -31,19 +32,20 @@ class Feedback:
         self._lock = threading.Lock()
 
     def add(self, messages: list[dict[str, Any]], *, model: str, vote: str, settings: dict[str, Any]) -> None:
-        """Write one line and its pictures, whole and flushed to the disk. Raises `OSError`.
+        """Write one line with its pictures and videos, whole and flushed to the disk. Raises `OSError`.
 
-        messages: in the Hugging Face shape, pictures as `{"type": "image", "path": ...}`; the last is the answer that
-        `vote` is about.
+        messages: as `turns.Model` is asked; the last is the answer that `vote` is about.
         """
         with self._lock:
             (self.folder / "images").mkdir(parents=True, exist_ok=True)
-            pictures = [self._keep(Path(path)) for message in messages for path in paths_of(message)]
             record: dict[str, Any] = {"id": uuid.uuid4().hex[:20]}
-            if pictures:
-                record["image"] = pictures[0] if len(pictures) == 1 else pictures
+            for kind in ("image", "video"):
+                kept = [self._keep(Path(path)) for message in messages for path in paths_of(message, kind)]
+                if kept:
+                    record[kind] = kept[0] if len(kept) == 1 else kept
+            marks = {"image": "<image>", "video": "<video>" if "image" in record else "<image>"}
             record["conversations"] = [
-                {"from": NAMES[message["role"]], "value": _value(message)} for message in messages
+                {"from": NAMES[message["role"]], "value": _value(message, marks)} for message in messages
             ]
             record |= {"vote": vote, "model": model, "settings": settings}
             record["time"] = datetime.now(UTC).isoformat(timespec="seconds")
@@ -60,7 +62,7 @@ class Feedback:
             os.fsync(file.fileno())
 
     def _keep(self, picture: Path) -> str:
-        """Copy a picture under the hash of its bytes; returns its path below the folder."""
+        """Copy a picture or video under the hash of its bytes; returns its path below the folder."""
         with open(picture, "rb") as file:
             name = hashlib.file_digest(file, "sha256").hexdigest()[:20]
         kept = self.folder / "images" / (name + picture.suffix.lower())
@@ -73,9 +75,9 @@ class Feedback:
         return f"images/{kept.name}"
 
 
-def paths_of(message: dict[str, Any]) -> list[str]:
-    """The paths of a message's pictures, in order."""
-    return [part["path"] for part in message["content"] if part["type"] == "image"]
+def paths_of(message: dict[str, Any], kind: str) -> list[str]:
+    """The paths of a message's pictures (`image`) or videos (`video`), in order."""
+    return [part["path"] for part in message["content"] if part["type"] == kind]
 
 
 def text_of(message: dict[str, Any]) -> str:
@@ -83,5 +85,7 @@ def text_of(message: dict[str, Any]) -> str:
     return "".join(part["text"] for part in message["content"] if part["type"] == "text")
 
 
-def _value(message: dict[str, Any]) -> str:
-    return "\n".join(["<image>"] * len(paths_of(message)) + [text_of(message)])
+def _value(message: dict[str, Any], marks: dict[str, str]) -> str:
+    """As LLaVA's JSON has it: where there are both, a video has a mark of its own."""
+    shown = [marks[part["type"]] for part in message["content"] if part["type"] != "text"]
+    return "\n".join([*shown, text_of(message)])

@@ -1,4 +1,4 @@
-"""The page of a demo: pictures and questions, answers of one model or of two side by side, and votes on them.
+"""The page of a demo: pictures, videos and questions, answers of one model or of two side by side, and votes on them.
 
 Knows: Gradio; streaming, stop, regenerate, edit, settings, examples, and how a failure is told to the person who asked.
 Does not know: workbench, torch, how answers are made: a `Model` is handed in. This file is also copied into exported
@@ -37,7 +37,7 @@ def build(
 def launch(page: gr.Blocks, *, host: str | None = None, port: int | None = None, block: bool = True) -> str:
     """Show the page to browsers; returns its address. Raises `OSError` where the port is taken.
 
-    It asks nothing of any other machine. Uploaded pictures are removed after a day, and when the page ends.
+    It asks nothing of any other machine. What was uploaded is removed after a day, and when the page ends.
     """
     settings: dict[str, Any] = {
         "share": False, "quiet": True, "ssr_mode": False, "footer_links": [], "mcp_server": False, "run_history": False,
@@ -67,13 +67,14 @@ class _Page:
                 chats = [self._chat(model, cards) for model in self.models]
             note = gr.Markdown("", elem_id="note")
             box = gr.MultimodalTextbox(
-                sources=["upload"], file_types=["image"], file_count="multiple", show_label=False, autofocus=True,
-                placeholder="Add a picture and ask about it", elem_id="box", max_plain_text_length=20_000,
+                sources=["upload"], file_types=["image", "video"], file_count="multiple", show_label=False,
+                autofocus=True, placeholder="Add a picture or a video and ask about it", elem_id="box",
+                max_plain_text_length=20_000,
             )  # fmt: skip
             with gr.Accordion("Settings", open=False, elem_id="settings"), gr.Row():
                 controls = self._controls()
             gr.Markdown(
-                f"What you vote on or flag is kept with its pictures in `{self.feedback.shown}`, nothing else is.",
+                f"What you vote on or flag is kept with what it shows in `{self.feedback.shown}`, nothing else is.",
                 elem_id="kept",
             )
             self._wire(box, chats, controls, note)
@@ -85,7 +86,7 @@ class _Page:
             label=model.name, height=520, editable="user", feedback_options=("Like", "Dislike", *FLAGS),
             examples=cards, buttons=["copy", "copy_all"], render_markdown=False, layout="bubble",
             group_consecutive_messages=False,  # a question in one bubble with its picture cannot be edited (Gradio 6)
-            placeholder="Ask about a picture" + (", or take one of these" if cards else ""),
+            placeholder="Ask about a picture or a video" + (", or take one of these" if cards else ""),
         )  # fmt: skip
 
     def _controls(self) -> list[Any]:
@@ -122,7 +123,7 @@ class _Page:
     def _ask(self, asked: dict[str, Any], *histories: History) -> list[Any]:
         text = (asked["text"] or "").strip()
         if not text:
-            return [gr.update(), "Write a question about the picture.", *histories]
+            return [gr.update(), "Write a question about the picture or video.", *histories]
         return self._start(histories, question(text, asked["files"]))
 
     def _example(self, example: gr.SelectData) -> list[Any]:

@@ -13,12 +13,15 @@ import time
 import traceback
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 FAILED = "not answered"
 """The metadata id of a message that says why there is no answer."""
 History = list[dict[str, Any]]
-"""Messages as Gradio's chatbot has them; a picture is a message of its own before its question."""
+"""Messages as Gradio's chatbot has them; a picture or a video is a message of its own before its question."""
+VIDEOS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "quicktime", ".webm": "webm", ".mkv": "x-matroska", ".avi": "x-msvideo"}
+"""How files of videos are named, and their kind: not every system knows all of them."""
 
 
 class NotAnswered(Exception):
@@ -55,7 +58,8 @@ class Model(Protocol):
     def answer(self, messages: list[dict[str, Any]], settings: Settings) -> Generator[str, None, str | None]:
         """Pieces of the answer to the last message; closing the generator ends it. Its value is a note, or nothing.
 
-        messages: in the Hugging Face shape, pictures as `{"type": "image", "path": ...}`. Raises `NotAnswered`.
+        messages: in the Hugging Face shape, pictures as `{"type": "image", "path": ...}`, videos likewise as `video`.
+        Raises `NotAnswered`.
         """
 
 
@@ -63,13 +67,15 @@ def text_message(role: str, text: str, **metadata: str) -> dict[str, Any]:
     return {"role": role, "content": [{"type": "text", "text": text}]} | ({"metadata": metadata} if metadata else {})
 
 
-def question(text: str, pictures: Sequence[str]) -> History:
-    """A person's turn."""
-    return [*map(_file_message, pictures), text_message("user", text)]
+def question(text: str, files: Sequence[str]) -> History:
+    """A person's turn; files: paths of pictures and videos."""
+    return [*map(_file_message, files), text_message("user", text)]
 
 
 def _file_message(path: str) -> dict[str, Any]:
-    kind = mimetypes.guess_type(path)[0] or "image/png"  # without a kind the page shows a file, not the picture
+    video = VIDEOS.get(Path(path).suffix.lower())
+    # without a kind the page shows a file, not the picture
+    kind = f"video/{video}" if video else mimetypes.guess_type(path)[0] or "image/png"
     file = {"path": path, "mime_type": kind, "meta": {"_type": "gradio.FileData"}}
     return {"role": "user", "content": [{"type": "file", "file": file}]}
 
@@ -89,7 +95,10 @@ def messages_of(history: History) -> list[dict[str, Any]]:
 
 
 def _part(part: dict[str, Any]) -> dict[str, Any]:
-    return part if part["type"] == "text" else {"type": "image", "path": part["file"]["path"]}
+    if part["type"] == "text":
+        return part
+    path = part["file"]["path"]
+    return {"type": "video" if Path(path).suffix.lower() in VIDEOS else "image", "path": path}
 
 
 class Writing:

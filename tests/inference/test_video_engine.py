@@ -1,4 +1,4 @@
-"""LLaVA-NeXT-Video answers about a film through the engine, the chat and the server as transformers' generate does."""
+"""Models that read videos answer about one through engine, chat and server as transformers' generate does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 import torch
 from openai import BadRequestError, OpenAI
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaNextVideoConfig,
+    LlavaOnevisionConfig,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
 
 from tests.asking import PATCH, SIZE, byte_tokenizer, greedy
 from tests.inference.test_next_engine import SHORT
@@ -30,53 +37,76 @@ from workbench.inference.chat import Chat
 from workbench.inference.engine import Engine
 from workbench.inference.relevance import Relevance
 from workbench.inference.whole_pass import lay_out, likelihoods, slots
-from workbench.model.anyres import pinpoints_of
-from workbench.model.joint import tiling_of
+from workbench.model.anyres import ONEVISION_GRIDS, pinpoints_of
+from workbench.model.film import film_size
+from workbench.model.joint import CLASSES, tiling_of
 from workbench.model.llava import Llava
 from workbench.model.renderer import Renderer
 from workbench.model.tiles import AnyResMode
+from workbench.model.tiling import PADDED
 from workbench.serving.limits import Limits
 from workbench.serving.run import Server
 
 FRAMES = 6
-TOKENS = FRAMES * (SIZE // PATCH) ** 2 // 4
-MARKS = {Image: "image", Video: "video"}
+SEEDS = {"llava_next_video": 0, "llava_onevision": 1}
+"""Of weights whose answers differ from film to film."""
 
 
-@pytest.fixture(scope="module")
-def llava() -> Llava:
+SHAPE = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+WORDS = SHAPE | {"num_key_value_heads": 2, "vocab_size": 300, "max_position_embeddings": 512}
+
+
+def _next(**marks: int) -> tuple[Any, Any]:
+    """A LLaVA-NeXT-Video, and how its pixels are made."""
+    vision, text = CLIPVisionConfig(**SHAPE, image_size=SIZE, patch_size=PATCH), LlamaConfig(**WORDS)
+    sight = {"image_grid_pinpoints": pinpoints_of(SIZE), "image_seq_length": (SIZE // PATCH) ** 2}
+    config = LlavaNextVideoConfig(vision_config=vision, text_config=text, **sight, **marks)
+    return config, {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
+
+
+def _onevision(**marks: int) -> tuple[Any, Any]:
+    """A LLaVA-OneVision, whose frames are an odd number of tokens wide, as those of the published ones."""
+    side = 3 * PATCH
+    vision, text = SiglipVisionConfig(**SHAPE, image_size=side, patch_size=PATCH), Qwen2Config(**WORDS)
+    sight = {"image_grid_pinpoints": pinpoints_of(side, ONEVISION_GRIDS), "image_seq_length": 9}
+    sight |= {"vision_aspect_ratio": "anyres_max_1"}
+    config = LlavaOnevisionConfig(vision_config=vision, text_config=text, **sight, **marks)
+    return config, {"size": {"height": side, "width": side}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+
+
+@pytest.fixture(scope="module", params=[_next, _onevision], ids=["next", "onevision"])
+def llava(request: pytest.FixtureRequest) -> Llava:
     """Weights are drawn wide, so that what is likely depends on every token and pixel and nothing is nearly tied."""
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<video>"]}, replace_extra_special_tokens=False)
-    shape = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = LlavaNextVideoConfig(
-        vision_config=CLIPVisionConfig(**shape, image_size=SIZE, patch_size=PATCH),
-        text_config=LlamaConfig(**shape, num_key_value_heads=2, vocab_size=300, max_position_embeddings=512),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
-        image_seq_length=(SIZE // PATCH) ** 2,
-        image_grid_pinpoints=pinpoints_of(SIZE),
-    )
-    torch.manual_seed(0)
-    model = LlavaNextVideoForConditionalGeneration(config).eval().requires_grad_(False)
+    marks = {f"{part}_token_index": tokenizer.convert_tokens_to_ids(f"<{part}>") for part in ("image", "video")}
+    config, settings = request.param(**marks)
+    torch.manual_seed(SEEDS[config.model_type])
+    model = CLASSES[config.model_type](config).eval().requires_grad_(False)
     for weight in model.parameters():
         if weight.dim() > 1:
             weight *= 4
     model.model.image_newline *= 8
-    settings = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
     mode = AnyResMode(tiling_of(config, FRAMES), settings)  # type: ignore[arg-type]
     renderer = Renderer(tokenizer, "tiny", videos=True)
     return Llava(model, tokenizer, renderer, mode, {}, torch.device("cpu"), torch.float32)
 
 
+@pytest.fixture
+def tokens(llava: Llava) -> int:
+    """Of a film of which all frames are shown that may be."""
+    return llava.tiling.tokens(film_size(FRAMES))
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`a.mp4`, `b.mp4`: as long and large; `short.mp4` of two frames; `c.png`."""
+    """`a.mp4`, `b.mp4`: as long and large; `short.mp4` of two frames; `c.png`, `d.png`."""
     folder = tmp_path_factory.mktemp("films")
     for seed, name in enumerate("ab"):
         moving(folder / f"{name}.mp4", 20, seed=seed)
     moving(folder / "short.mp4", 2)
-    painted(3).save(folder / "c.png")
+    for number, name in enumerate("cd", 3):
+        painted(number).save(folder / f"{name}.png")
     return folder
 
 
@@ -88,13 +118,16 @@ def about(files: Path, text: str, *names: str) -> Conversation:
 def generated(llava: Llava, conversation: Conversation) -> tuple[int, ...]:
     """What transformers writes: its own tower pass over the frames, its own pooling, `<video>` where videos are."""
     rendered, inputs, ids = llava.renderer.prompt(conversation), {}, []
-    waiting = [(media, llava.show(open_file(media))) for media in rendered.images]
-    for media, shown in waiting:
-        if isinstance(media, Video):
-            inputs["pixel_values_videos"] = shown.tiles[None]
-        else:
-            width, height = shown.size
-            inputs |= {"pixel_values": shown.tiles[None], "image_sizes": torch.tensor([[height, width]])}
+    waiting = [(media, llava.show(open_file(media), rendered.pictures)) for media in rendered.images]
+    films = [shown.tiles for media, shown in waiting if isinstance(media, Video)]
+    stills = [(open_file(media).size, shown.tiles) for media, shown in waiting if not isinstance(media, Video)]
+    if films:
+        inputs["pixel_values_videos"] = torch.stack(films)
+    if stills:
+        sizes = torch.tensor([[height, width] for (width, height), _ in stills])
+        inputs |= {"pixel_values": torch.stack([tiles for _, tiles in stills]), "image_sizes": sizes}
+        if llava.tiling.mixes:
+            inputs["batch_num_images"] = torch.tensor([len(stills)])
     config = llava.model.config
     for id in rendered.ids:
         if id >= 0:
@@ -108,12 +141,13 @@ def generated(llava: Llava, conversation: Conversation) -> tuple[int, ...]:
 
 def test_answers_are_those_of_generate_alone_and_together(llava: Llava, files: Path) -> None:
     conversations = [about(files, text, *names)
-                     for names in (["a.mp4"], ["b.mp4"], ["short.mp4"], ["c.png"], ["a.mp4", "c.png"], [])
+                     for names in (["a.mp4"], ["b.mp4"], ["short.mp4"], ["c.png"], ["a.mp4", "c.png"],
+                               ["a.mp4", "b.mp4"], ["c.png", "a.mp4", "d.png"], [])
                      for text in ("what moves?", "and how many cubes are there?")]  # fmt: skip
     later = conversations[0].add("assistant", "a cube").add("user", "and here?", Image(str(files / "c.png")))
     conversations.append(later)
     expected = [generated(llava, one) for one in conversations]
-    assert len(set(expected)) > 8, "else this test would show nothing"
+    assert len(set(expected)) > 12, "else this test would show nothing"
     with Engine(llava) as engine:
         assert engine.frames == FRAMES
         assert [engine.reply(one, SHORT).ids for one in conversations] == expected
@@ -122,7 +156,7 @@ def test_answers_are_those_of_generate_alone_and_together(llava: Llava, files: P
 
 
 def test_a_second_question_about_a_film_finds_it_and_another_film_is_never_taken_for_it(
-    llava: Llava, files: Path
+    llava: Llava, files: Path, tokens: int
 ) -> None:
     first, second = about(files, "what moves?", "a.mp4"), about(files, "what colour is it?", "a.mp4")
     other = about(files, "what moves?", "b.mp4")
@@ -131,24 +165,29 @@ def test_a_second_question_about_a_film_finds_it_and_another_film_is_never_taken
         found = [(answer.ids, answer.usage.cached_tokens) for answer in answers]
     assert [ids for ids, _ in found] == [generated(llava, one) for one in (first, second, other, first)]
     assert found[0][0] != found[2][0], "else this test would show nothing"
-    assert found[1][1] >= TOKENS and found[3][1] >= TOKENS and found[2][1] < TOKENS
-    assert answers[0].usage.image_tokens == TOKENS
+    assert found[1][1] >= tokens and found[3][1] >= tokens and found[2][1] < tokens
+    assert answers[0].usage.image_tokens == tokens
 
 
 def test_a_film_counts_by_the_frames_it_has(llava: Llava, files: Path) -> None:
     short = about(files, "what moves?", "short.mp4")
     with Engine(llava) as engine:
-        assert engine.reply(short, SHORT).usage.image_tokens == 2 * TOKENS // FRAMES
+        assert engine.reply(short, SHORT).usage.image_tokens == llava.tiling.tokens(film_size(2))
     rendered = llava.renderer.prompt(about(files, "x", "short.mp4", "c.png"))
     layout = lay_out(llava, rendered, open_file)
     assert slots(llava, rendered, open_file) == list(map(llava.tiling.tokens, layout.sizes))
-    assert layout.sizes == ((-2, 0), (64, 48))
+    assert layout.sizes == ((-2, 0), (64, 48)), "a picture beside a film is alone"
+    rendered = llava.renderer.prompt(about(files, "x", "c.png", "short.mp4", "d.png"))
+    counts = slots(llava, rendered, open_file)
+    assert counts == list(map(llava.tiling.tokens, lay_out(llava, rendered, open_file).sizes))
+    if llava.tiling.seen((64, 48), 2) == PADDED:
+        assert counts[0] == counts[2] == llava.tiling.each + 1
 
 
-def test_a_pass_over_a_conversation_gives_each_token_its_likelihood(llava: Llava, files: Path) -> None:
+def test_a_pass_over_a_conversation_gives_each_token_its_likelihood(llava: Llava, files: Path, tokens: int) -> None:
     conversation = about(files, "what moves?", "a.mp4").add("assistant", "a cube")
     rendered = llava.renderer.render(conversation)
-    ids, _ = llava.renderer.expand(rendered, [TOKENS], llava.model.config.video_token_id)
+    ids, _ = llava.renderer.expand(rendered, [tokens], llava.model.config.video_token_id)
     shown = llava.show(Film(files / "a.mp4"))
     with torch.no_grad():
         logits = llava.model(input_ids=torch.tensor([ids]), pixel_values_videos=shown.tiles[None]).logits[0]
@@ -235,19 +274,21 @@ def told(text: str, data: bytes) -> list[Any]:
     return [{"role": "user", "content": [part, {"type": "text", "text": text}]}]
 
 
-def test_the_server_reads_a_film_as_one_and_counts_its_tokens(client: OpenAI, llava: Llava, files: Path) -> None:
+def test_the_server_reads_a_film_as_one_and_counts_its_tokens(
+    client: OpenAI, llava: Llava, files: Path, tokens: int
+) -> None:
     texts, cached = [], []
     for name in ("a.mp4", "b.mp4", "a.mp4"):
         asked = told("what moves?", (files / name).read_bytes())
         made = client.chat.completions.create(model="film", messages=asked, max_tokens=SHORT.max_tokens)
         details: Any = made.usage.prompt_tokens_details
-        assert details.image_tokens == TOKENS
+        assert details.image_tokens == tokens
         texts.append(made.choices[0].message.content)
         cached.append(details.cached_tokens)
     expected = [generated(llava, about(files, "what moves?", name)) for name in ("a.mp4", "b.mp4")]
     decode = lambda ids: llava.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)  # noqa: E731
     assert texts == [decode(expected[0]), decode(expected[1]), decode(expected[0])]
-    assert cached[1] < TOKENS <= cached[2]
+    assert cached[1] < tokens <= cached[2]
 
 
 def test_the_server_refuses_a_film_that_is_none(client: OpenAI, files: Path) -> None:

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT-Video trains on pictures and videos: transformers' loss and gradients, a killed run, plans that hold."""
+"""Models that read videos train on them and on pictures: transformers' loss and gradients, a killed run, plans."""
 
 from __future__ import annotations
 
@@ -36,20 +36,31 @@ from workbench.model.proof import probe
 from workbench.training.feature_cache import FeatureCache
 from workbench.training.feature_key import feature_key
 from workbench.training.plan import plan
+from workbench.training.sizes import file_key, shown_keys
 from workbench.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("own_state")
 Made = Callable[..., Any]
-FRAMES, MOST = 6, 500
-USUAL = (f"image_mode=anyres_video_{FRAMES}", f"train.max_tokens={MOST}", f"train.pack_tokens={MOST}")
+FRAMES, MOST = 6, 600
+USUAL = (f"train.max_tokens={MOST}", f"train.pack_tokens={MOST}")
+MODES = {
+    "next": (f"image_mode=anyres_video_{FRAMES}",),
+    "onevision": (f"image_mode=anyres_max_2_video_{FRAMES}", "template=qwen"),
+}
 LENGTHS = {"a.mp4": 14, "b.mp4": 9, "short.mp4": 3}
 """Frames of the videos; the last has fewer than are shown, and fills a part of one tile."""
 
 
+@pytest.fixture(params=MODES)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def recipe_of(make_recipe: Made, video_parts: str) -> Made:
+def recipe_of(family: str, make_recipe: Made, video_parts: str, onevision_parts: tuple[str, str]) -> Made:
     """`recipe_of(dataset, "train.language=full", ...)`"""
-    return lambda dataset, *overrides: make_recipe(dataset, video_parts, *USUAL, *overrides)
+    parts = {"next": (video_parts,), "onevision": onevision_parts}[family]
+    return lambda dataset, *overrides: make_recipe(dataset, *parts, *USUAL, *MODES[family], *overrides)
 
 
 def filmed(name: str, number: int) -> Conversation:
@@ -59,44 +70,45 @@ def filmed(name: str, number: int) -> Conversation:
 
 @pytest.fixture
 def films(make_dataset: Made) -> Dataset:
-    """Pictures of several sizes and three videos with three conversations each, and one about both."""
+    """Pictures of several sizes, three videos with three conversations each, and two about both."""
     dataset: Dataset = make_dataset(images=len(SIZES), each=2)
     draw(dataset)
     (dataset.path / "videos").mkdir()
     for seed, (name, frames) in enumerate(LENGTHS.items()):
         moving(dataset.path / "videos" / name, frames, seed=seed)
     dataset.describe(roots={**dataset.card["roots"], "videos": "videos"})
-    mixed = Message("user", (Image("0.png"), "Is this in", Video("a.mp4"), "?")), Message("assistant", ("No.",))
-    talks = [filmed(name, number) for name in LENGTHS for number in range(3)]
-    dataset.add_conversations([*talks, Conversation("mixed", mixed, task="video")])
+    asked = {"mixed": (Image("0.png"), "Is this in", Video("a.mp4"), "?")}
+    asked["several"] = (Image("0.png"), Video("a.mp4"), Image("2.png"), Video("b.mp4"), "Which?")
+    answer = Message("assistant", ("No.",))
+    both = [Conversation(id, (Message("user", parts), answer), task="video") for id, parts in asked.items()]
+    dataset.add_conversations([*(filmed(name, number) for name in LENGTHS for number in range(3)), *both])
     return dataset
 
 
 @pytest.fixture
 def ready(films: Dataset, recipe_of: Made, make_llava: Made, off_zero: Made) -> Made:
-    """`ready("train.language=lora", ...)`: (llava prepared, examples, lengths, feed of them, files)."""
+    """`ready("train.language=lora", ...)`: (llava prepared, examples, lengths, feed of them, files); the source too."""
 
-    def made(*overrides: str) -> Any:
+    def made(*overrides: str, source: bool = False) -> Any:
         recipe = recipe_of(films, "data.val_fraction=0", *overrides)
         llava = make_llava(recipe)
-        examples, lengths, feed, _, files = prepared(recipe, llava, off_zero, MOST)
-        return llava, examples, lengths, feed, files
+        examples, lengths, feed, read, files = prepared(recipe, llava, off_zero, MOST)
+        return (llava, examples, lengths, feed, files, *([read] if source else []))
 
     return made
 
 
 def media_of(llava: Any, files: dict[str, Path]) -> Callable[[Sequence[str]], Any]:
-    """Keys -> pictures as transformers' own processor makes them, and the frames of a video."""
+    """Keys -> pictures as transformers' own processor makes them, and the frames of videos."""
 
-    def made(keys: Sequence[str]) -> dict[str, torch.Tensor]:
-        inputs: dict[str, torch.Tensor] = {}
-        pictures = [load_image(files[key]) for key in keys if key.endswith("png")]
+    def made(keys: Sequence[str]) -> dict[str, Any]:
+        inputs: dict[str, Any] = {}
+        paths = [files[file_key(key)] for key in keys]
+        pictures = [load_image(path) for path in paths if path.suffix == ".png"]
+        films = [llava.image_mode.frames(Film(path).frames(FRAMES)) for path in paths if path.suffix == ".mp4"]
         if pictures:
-            inputs |= processor(llava).image_processor(pictures, return_tensors="pt")
-        for key in keys:
-            if key.endswith("mp4"):
-                inputs["pixel_values_videos"] = llava.image_mode.frames(Film(files[key]).frames(FRAMES))[None]
-        return inputs
+            inputs |= processor(llava).image_processor([pictures], return_tensors="pt")
+        return inputs | ({"pixel_values_videos": torch.stack(films)} if films else {})
 
     return made
 
@@ -109,24 +121,29 @@ def test_packs_of_pictures_and_videos_give_transformers_loss_and_gradients(
     llava, examples, lengths, feed, files = ready(*overrides)
     config = llava.model.config
     marks = {"png": config.image_token_id, "mp4": config.video_token_id}
-    expected = vanilla(llava, examples, media_of(llava, files), lambda key: marks[key[-3:]])
+    expected = vanilla(llava, examples, media_of(llava, files), lambda key: marks[file_key(key)[-3:]])
     assert_exact(llava, lengths, feed, expected, MOST, share=share)
 
 
-def test_a_video_counts_by_the_frames_it_has_and_conversations_about_one_share_it(ready: Made) -> None:
-    llava, examples, lengths, feed, _ = ready()
+def test_a_video_counts_by_the_frames_it_has_and_conversations_about_one_share_it(ready: Made, family: str) -> None:
+    llava, examples, lengths, feed, _, source = ready(source=True)
     feed.store.close()
     entries = dict(zip([one.id for one in examples], lengths.entries(), strict=True))
     for name, frames in LENGTHS.items():
         shown = min(frames, FRAMES)
         about = [entries[f"{name}.{number}"] for number in range(3)]
+        tokens, tiles = {"next": (shown * 4, -(-shown // 4)), "onevision": (shown * 4 + 1, shown)}[family]
         for entry in about:
-            assert (entry.image_tokens, entry.squares, entry.tiles) == (shown * 4, shown, -(-shown // 4))
+            assert (entry.image_tokens, entry.squares, entry.tiles) == (tokens, shown, tiles)
         assert len({entry.key for entry in about}) == 1 and about[0].key is not None
-        assert about[0].prefix > shown * 4
+        assert about[0].prefix > tokens
     assert len({entries[f"{name}.0"].key for name in LENGTHS} | {entries["mixed"].key}) == 4
-    picture = llava.tiling.tiles(SIZES[0])
-    assert (entries["mixed"].tiles, entries["mixed"].squares) == (picture + 2, picture + 6)
+    alone, film = llava.tiling.tiles(SIZES[0]), {"next": 2, "onevision": 6}[family]
+    assert (entries["mixed"].tiles, entries["mixed"].squares) == (alone + film, alone + 6)
+    beside = {"next": alone + llava.tiling.tiles(SIZES[2]), "onevision": 2}[family]
+    assert (entries["several"].tiles, entries["several"].squares) == (beside + 2 * film, beside + 12)
+    keys = {key for rows in (source.train, source.val) for keys in shown_keys(rows, llava.tiling) for key in keys}
+    assert keys == {key for example in examples for key in example.images}
 
 
 def test_a_video_that_changed_since_it_was_counted_is_named(ready: Made) -> None:
@@ -136,7 +153,7 @@ def test_a_video_that_changed_since_it_was_counted_is_named(ready: Made) -> None
         feed.store.get(["videos/a.mp4"])
 
 
-def test_a_video_that_changed_before_a_run_is_counted_anew(ready: Made) -> None:
+def test_a_video_that_changed_before_a_run_is_counted_anew(ready: Made, family: str) -> None:
     counted = []
     for _ in range(2):
         _, examples, lengths, feed, files = ready()
@@ -144,29 +161,33 @@ def test_a_video_that_changed_before_a_run_is_counted_anew(ready: Made) -> None:
         tokens = dict(zip([one.id for one in examples], lengths.frame["image_tokens"], strict=True))
         counted.append((tokens["a.mp4.0"], tokens["b.mp4.0"]))
         moving(files["videos/a.mp4"], 4)  # it had 14
-    assert counted == [(6 * 4, 6 * 4), (4 * 4, 6 * 4)]
+    more = {"next": 0, "onevision": 1}[family]
+    assert counted == [(6 * 4 + more, 6 * 4 + more), (4 * 4 + more, 6 * 4 + more)]
 
 
-def test_what_is_kept_is_kept_apart_where_frames_are_pooled_or_shown_otherwise(ready: Made) -> None:
+def test_what_is_kept_is_kept_apart_where_frames_are_pooled_or_shown_otherwise(ready: Made, family: str) -> None:
     llava, _, _, feed, _ = ready()
     feed.store.close()
-    known = feature_key(llava, torch.float32, 1)
-    llava.model.config.spatial_pool_mode = "max"
-    other = feature_key(llava, torch.float32, 1)
-    llava.model.config.spatial_pool_mode = "average"
-    llava.image_mode.film.mean = (0.5, 0.5, 0.5)
-    assert len({json.dumps(one, sort_keys=True) for one in (known, other, feature_key(llava, torch.float32, 1))}) == 3
+    keys = [feature_key(llava, torch.float32, 1)]
+    if family == "next":
+        llava.model.config.spatial_pool_mode = "max"
+        keys.append(feature_key(llava, torch.float32, 1))
+        llava.model.config.spatial_pool_mode = "average"
+    llava.image_mode.film.mean = (0.4, 0.5, 0.5)
+    keys.append(feature_key(llava, torch.float32, 1))
+    assert len({json.dumps(one, sort_keys=True) for one in keys}) == len(keys)
 
 
-def test_what_is_kept_of_a_video_is_pooled(ready: Made, films: Dataset) -> None:
+def test_what_is_kept_of_a_video_is_what_the_projector_is_given(ready: Made, films: Dataset, family: str) -> None:
     llava, _, _, feed, _ = ready()
     with feed.store as store:
         rows = store.get(["videos/a.mp4", "videos/short.mp4"])
         shown = [llava.show(Film(films.path / "videos" / name)) for name in ("a.mp4", "short.mp4")]
         expected = [llava.gather(llava.tower_features(one.tiles), [one.size]) for one in shown]
         torch.testing.assert_close(rows, torch.cat(expected), rtol=1e-5, atol=1e-5)
-        assert isinstance(store.cache, FeatureCache) and rows.shape == (2 + 1, 16, 16)
-        assert not rows[-1, 12:].any(), "three frames of four tokens, then nothing"
+        assert isinstance(store.cache, FeatureCache)
+        assert rows.shape == {"next": (2 + 1, 16, 16), "onevision": (6 + 3, 9, 32)}[family]
+        assert family == "onevision" or not rows[-1, 12:].any(), "three frames of four tokens, then nothing"
 
 
 @pytest.mark.parametrize("form", ["4bit", "fp32"])
@@ -185,7 +206,7 @@ def test_two_stages_resume_merge_and_vanilla_transformers(
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     film = merged.show(Film(films.path / "videos" / "b.mp4"))
     rendered = merged.renderer.prompt(filmed("b.mp4", 0).prompt)
-    ids, theirs = (torch.tensor([merged.renderer.expand(rendered, [FRAMES * 4], mark)[0]])
+    ids, theirs = (torch.tensor([merged.renderer.expand(rendered, [merged.tiling.tokens(film.size)], mark)[0]])
                    for mark in (merged.image_token_id, model.config.video_token_id))  # fmt: skip
     with torch.no_grad():
         ours = merged.model(input_ids=ids, mm_encoder_outputs=merged.image_inputs(merged.look([film]))).logits
@@ -226,7 +247,7 @@ def test_models_that_read_no_videos_refuse_to_train_on_them(films: Dataset, make
     for mode in ("pad", "anyres"):
         recipe = make_recipe(films, f"image_mode={mode}", "train.max_tokens=500")
         with pytest.raises(
-            TrainingError, match=r"(?s)10 of 19 conversations.*found a video; .*: 10: a.mp4.0, message 0; a.mp4.1"
+            TrainingError, match=r"(?s)11 of 20 conversations.*found a video; .*: 11: a.mp4.0, message 0; a.mp4.1"
         ):
             train(recipe, out=tmp_path / mode, progress=False)
 
