@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from workbench.conversation import Conversation, Image, Message
 from workbench.data import tables
 from workbench.errors import TrainingError
+from workbench.run import Run
+from workbench.serving.examples import validation_examples
 from workbench.training.describe import describe
 from workbench.training.examples import Examples, to_example
 from workbench.training.lengths import measure
@@ -95,3 +97,14 @@ def test_an_example_is_what_the_renderer_writes(make_recipe: Made, make_llava: M
     assert np.where(whole == -200, llava.image_token_id, whole).tolist() == ids
     assert [number for number, label in enumerate(labels) if label != -100] == places.tolist()
     assert ids[example.prefix - 1] == llava.image_token_id and example.images == ("images/a.png",)
+
+
+def test_a_validation_picture_that_is_gone_leaves_a_demo_the_others(
+    make_dataset: Made, make_recipe: Made, tmp_path: Path
+) -> None:
+    recipe = make_recipe(make_dataset(split=True))
+    run = Run.create(tmp_path / "run", recipe, kind="train")
+    shown = validation_examples(run.path, 6)
+    assert len(shown) > 1
+    shown[0][1].unlink()
+    assert validation_examples(run.path, 6) == shown[1:]

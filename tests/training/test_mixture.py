@@ -16,6 +16,8 @@ import pytest
 from workbench.conversation import Conversation, Image, Message
 from workbench.data import tables
 from workbench.errors import RecipeError, TrainingError
+from workbench.training.examples import Examples
+from workbench.training.lengths import measure
 from workbench.training.mixture import Part, amounts, mix, read_sources, take
 from workbench.training.rows import Rows, image_key
 from workbench.training.source import Source, find_images
@@ -123,13 +125,18 @@ def test_a_run_on_a_folder_and_a_llava_file_shows_the_loss_of_each(
     assert "general        16 conversations an epoch (50%), of 6; 2 to validate" in told, told
 
 
-def test_a_mixture_with_the_same_folder_takes_other_tasks_of_it(make_dataset: Made, make_recipe: Made) -> None:
+def test_a_mixture_with_the_same_folder_takes_other_tasks_of_it(
+    make_dataset: Made, make_recipe: Made, make_llava: Made
+) -> None:
     dataset = make_dataset(split=True)
-    spec = make_recipe(dataset, f"data.mix=[{{dataset: {dataset.path}, repeat: 2, max_conversations: 4}}]").data
-    source = read_sources(spec, seed=0, say=quiet)
+    recipe = make_recipe(dataset, f"data.mix=[{{dataset: {dataset.path}, repeat: 2, max_conversations: 4}}]")
+    source = read_sources(recipe.data, seed=0, say=quiet)
     assert len(source.train) == 16 + 8 and len(source.val) == 6
     keys = {key.partition("/")[0] for key in find_images(source)}
     assert keys == {"images", "data-2:images"}, "seen under two names"
+    examples = Examples(source.train, make_llava(recipe))
+    entries = measure(examples, name=str(dataset.path)).entries()
+    assert [entry.key for entry in entries] == [example.share_key for example in examples], "and under no other's"
 
 
 # --- what cannot be mixed -----------------------------------------------------------------------------------------

@@ -65,6 +65,12 @@ def test_datasets_that_are_joined_keep_their_own_words_and_files() -> None:
     assert joined([second.apart("other:"), first])[1] == first[0]
 
 
+def test_equal_words_about_another_datasets_image_are_others() -> None:
+    rows = rows_of([conversation("a", [([Image("x.png")], "One?", "1")])])
+    one, other = joined([rows, rows.apart("other:")]).frame.select("stamp", "stamp2").rows()
+    assert one[0] != other[0] and one[1] != other[1], "or the length index gives one the image of the other"
+
+
 def test_equal_words_have_equal_stamps_and_others_not() -> None:
     told = [conversation(name, [([], said, "!")]) for name, said in (("a", "x"), ("b", "x"), ("c", "y"))]
     one, same, other = rows_of(told).frame.select("stamp", "stamp2").rows()

@@ -164,7 +164,8 @@ class EngineAsker(_Asker):
             yield from self._batches([line for line in part if id(line) not in chosen])
 
     def _worth(self, lines: Sequence[Line]) -> list[Line]:
-        """Those about one picture that save enough by sharing it, told before any picture is opened."""
+        """Those about one picture that save enough by sharing it, told before any picture is opened (of a video that is
+        seen as frames, its length is looked at)."""
         found: list[Line] = []
         for _, group in groupby(lines, key=lambda line: line.forms[0].media):
             some = list(group)

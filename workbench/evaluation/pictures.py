@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.conversation import Conversation, Image, Media, Video
 from workbench.data.images import SUFFIXES
+from workbench.data.video import SUFFIXES as VIDEOS
 from workbench.errors import DataError, ImageError
 from workbench.evaluation import fields
 from workbench.inference.attachments import attached
@@ -41,7 +42,6 @@ NAMES = (
 """Fields that name a picture, the surest first."""
 COCO = ("COCO_val2014_{:012d}", "COCO_train2014_{:012d}", "COCO_test2015_{:012d}", "{:012d}")
 """How COCO's files are named by number."""
-VIDEOS = frozenset((".mp4", ".webm", ".avi", ".mkv", ".mov"))
 _BEGINNINGS = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp", b"GI": ".gif", b"BM": ".bmp"}
 
 

@@ -30,7 +30,7 @@ from workbench.model.precision import LANGUAGE
 from workbench.model.proof import Probed, affordable, check_files, compare_named, file_table, prove
 from workbench.model.sources import full_name, local, read_json, resolve, safetensors_files
 from workbench.model.templates import Template, load_template
-from workbench.model.tensors import fill, named, read_tensors, write_tensors
+from workbench.model.tensors import check_numbers, fill, named, read_tensors, write_tensors
 from workbench.resources import atomic_folder, expanded
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def save(
     """
     with atomic_folder(folder, replace=True) as temporary:
         for file, tensors in (held.files if held else trained_files(llava)).items():
+            check_numbers(tensors, file)
             write_tensors(temporary / file, tensors)
         if has_adapter(llava.model):
             llava.model.peft_config["default"].save_pretrained(str(temporary / "adapter"))

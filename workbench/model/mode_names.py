@@ -11,7 +11,7 @@ import re
 
 ANYRES = "anyres"
 """The image mode of LLaVA-NeXT, and of no other."""
-ANYRES_MAX = re.compile(r"(anyres_max_([1-9]\d*))(?:_video_(\d+))?")
+ANYRES_MAX = re.compile(r"(anyres_max_([1-9]\d*))(?:_video_(0|[1-9]\d*))?")
 """The image modes of LLaVA-OneVision, and of no other: the tokens of so many tiles at most, beside the first's, and so
 many frames of a video at most, `FRAMES` where nothing is said."""
 ANYRES_VIDEO = re.compile(r"anyres_video_([1-9]\d*)")

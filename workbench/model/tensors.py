@@ -48,7 +48,11 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
 def check_numbers(tensors: Mapping[str, torch.Tensor], where: str) -> None:
     """Raise `CheckpointError` where a tensor holds a NaN or an infinity: such weights answer nothing."""
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or bool((numbers := torch.isfinite(tensor.detach())).all()):
+        if not tensor.is_floating_point():
+            continue
+        tensor = tensor.detach()
+        numbers = torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor)  # not known of 8 bits
+        if bool(numbers.all()):
             continue
         bad = (~numbers).nonzero()
         found = f"{len(bad):,} of {tensor.numel():,} values of {name} that are no numbers (NaN or infinite), the first "

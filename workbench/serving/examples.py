@@ -6,9 +6,10 @@ Does not know: pages, or where examples are copied.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
-from workbench.errors import WorkbenchError
+from workbench.errors import DataError, WorkbenchError
 from workbench.run import Run
 
 
@@ -37,9 +38,8 @@ def validation_examples(name: str | Path, count: int) -> list[tuple[str, Path]]:
             if len(found) == count:
                 break
             if len(first.media) == len(conversation.images) == 1 and first.text.strip():
-                path = source.resolve(conversation.images[0])
-                if path.is_file():
-                    found.setdefault(path, first.text.strip())
+                with suppress(DataError):  # its picture is gone: another may be shown
+                    found.setdefault(source.resolve(conversation.images[0]), first.text.strip())
     except WorkbenchError:
         return []
     return [(question, path) for path, question in found.items()]

@@ -22,7 +22,7 @@ from workbench.data import tables
 NEEDED = ("id", "messages", "split", "task")
 """Columns that training looks at. Where a conversation came from is left where it is."""
 STAMPS = ("stamp", "stamp2")
-"""Two hashes of 64 bits of a conversation's messages."""
+"""Two hashes of 64 bits of a conversation's messages, and of which dataset of a mixture they are."""
 KEY = pl.format("{}/{}", "root", "path")
 """How an image is named within a run."""
 BLOCK = 64
@@ -132,6 +132,7 @@ class Rows(Sequence[Conversation]):
             id=mark + pl.col("id"),
             media=pl.col("media").list.eval(media),
             keys=pl.col("keys").list.eval(mark + pl.element()),
+            **_stamps(self.frame.select(*STAMPS, mark=pl.lit(mark))),  # equal words about another image are others
         )
         return Rows(frame, self.messages.marked(mark))
 
@@ -174,6 +175,9 @@ def pack(frame: pl.DataFrame, messages: Messages) -> pl.DataFrame:
     held = parts.group_by("row", maintain_order=True).agg(media=media, keys=KEY, about=about)
     joined = frame.with_row_index("row").join(held, on="row", how="left", maintain_order="left").drop("row")
     texts = frame.select(text=pl.struct("messages").struct.json_encode())
-    stamps = {name: texts.hash_rows(seed=number) for number, name in enumerate(STAMPS, 1)}
     part = {} if "part" in frame.columns else {"part": pl.col("split")}
-    return joined.drop("messages").with_columns(place=messages.add(texts["text"]), **stamps, **part)
+    return joined.drop("messages").with_columns(place=messages.add(texts["text"]), **_stamps(texts), **part)
+
+
+def _stamps(told: pl.DataFrame) -> dict[str, pl.Series]:
+    return {name: told.hash_rows(seed=number) for number, name in enumerate(STAMPS, 1)}
