@@ -263,3 +263,11 @@ def test_a_path_goes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.M
     Path("tiny-align").write_text(yaml.safe_dump(BASE))
     assert Recipe.load("tiny-align").name == "base"
     assert Recipe.load("tiny-align.yaml").name == "tiny-align"
+
+
+def test_a_pack_has_room_for_the_longest_conversation_unless_told_otherwise() -> None:
+    fields = Recipe.load("tiny-align").model_dump(mode="json")["train"]
+    fields.pop("pack_tokens")
+    assert TrainSpec(**fields | {"max_tokens": 4096}).pack_tokens == 4096
+    assert TrainSpec(**fields | {"max_tokens": 512}).pack_tokens == 2048
+    assert TrainSpec(**fields | {"max_tokens": 4096, "pack_tokens": 1024}).pack_tokens == 1024

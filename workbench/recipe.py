@@ -187,7 +187,8 @@ class TrainSpec(Section):
     pack_tokens: Count = 2048
     """Tokens in one pack, which is what goes through the model at once: conversations about several images, and such
     without one, end to end, with no padding. Lower takes less memory and gives the same result. A single conversation
-    that is longer is a pack of its own."""
+    that is longer is a pack of its own. Left out, it is `max_tokens` where that is more, so that long conversations
+    about one image (in tiles, or a video) still share it."""
     share: bool = True
     """Conversations about one image share its tokens. Exact, and faster by about the number sharing."""
     max_share: Count = 8
@@ -255,6 +256,13 @@ class TrainSpec(Section):
     def _read(cls, value: Any) -> Any:
         """The content of the file, so that the recipe in a run folder is complete."""
         return read_json(value) if isinstance(value, str) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _room_for_the_longest(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and "pack_tokens" not in fields and isinstance(fields.get("max_tokens"), int):
+            return fields | {"pack_tokens": max(fields["max_tokens"], cls.model_fields["pack_tokens"].default)}
+        return fields
 
     @model_validator(mode="after")
     def _possible(self) -> TrainSpec:

@@ -87,3 +87,15 @@ def test_no_filter_and_no_image_change_nothing(untidy: Dataset, tmp_path: Path) 
     assert curate(untidy, []).table.is_empty() and untidy.images.equals(before)
     empty = Dataset.create(tmp_path / "empty", name="empty")
     assert curate(empty).table["before"].to_list() == [0, 0, 0]
+
+
+def test_a_quarantined_path_that_climbs_out_does_not_stop_the_others(untidy: Dataset) -> None:
+    climbs = {
+        "id": "climbs",
+        "root": "images",
+        "path": "../secret.png",
+        "status": "quarantined",
+        "reason": "climbs out",
+    }
+    untidy.add_images(pl.DataFrame([climbs]))
+    assert curate(untidy).table.rows()[0] == ("broken", 11, 8, 3)

@@ -152,6 +152,7 @@ BAD: list[tuple[Any, Any, str]] = [
     ({"id": "x", "conversations": [{"from": "human", "value": None}]}, "x", "value None; expected a text"),
     ({"id": "x", "conversations": ["hello"]}, "x", 'expected a list of {"from", "value"}'),
     ({"id": "x", "image": 5, "conversations": [turn("human", "hm")]}, "x", "image 5; expected a path"),
+    ({"id": "x", "videos": ["a.mp4"], "conversations": [turn("human", "hm")]}, "x", 'videos; expected "video": a path'),
     ({"id": "x"}, "x", "conversations 'None'"),
     ({"id": 7}, 7, "conversations 'None'"),
     (5, "record 2", "found int"),

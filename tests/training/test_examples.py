@@ -103,7 +103,7 @@ def test_an_example_is_what_the_renderer_writes(make_recipe: Made, make_llava: M
 def test_a_validation_picture_that_is_gone_leaves_a_demo_the_others(
     make_dataset: Made, make_recipe: Made, tmp_path: Path
 ) -> None:
-    recipe = make_recipe(make_dataset(split=True))
+    recipe = make_recipe(make_dataset(), "data.val_fraction=0.5")
     run = Run.create(tmp_path / "run", recipe, kind="train")
     shown = validation_examples(run.path, 6)
     assert len(shown) > 1

@@ -21,6 +21,8 @@ def _import(given: argparse.Namespace) -> None:
     if not card["counts"]["status"].get("ok"):
         what = "picture or video" if card["counts"].get("videos") else "picture"
         told = f"no {what} in {given.out} can be used"
+        if not given.images:
+            told += f"; where paths begin elsewhere, delete {given.out} and say where: --images FOLDER"
     show(given, told, {"dataset": str(dataset.path), "counts": card["counts"]})
 
 

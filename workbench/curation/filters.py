@@ -41,9 +41,12 @@ def broken() -> Filter:
     """Images that were quarantined when they were imported, and those whose file has gone since."""
 
     def find(dataset: Dataset, images: pl.DataFrame) -> pl.DataFrame:
-        gone = [not path.is_file() for path in image_paths(dataset, images)]
-        reason = pl.when(pl.col("status") == "quarantined").then("reason").otherwise(pl.lit("no such file"))
-        return images.filter((pl.col("status") == "quarantined") | pl.Series(gone)).select("id", reason)
+        quarantined = pl.col("status") == "quarantined"
+        held = images.filter(~quarantined)  # of the others a path may even climb out of its root
+        there = pl.Series([path.is_file() for path in image_paths(dataset, held)], dtype=pl.Boolean)
+        gone = held.filter(~there)["id"]
+        reason = pl.when(quarantined).then("reason").otherwise(pl.lit("no such file"))
+        return images.filter(quarantined | pl.col("id").is_in(gone.implode())).select("id", reason)
 
     return Filter("broken", find, status="quarantined")
 

@@ -113,6 +113,8 @@ def _check_types(record: Any) -> None:
         named = record.get(key)
         if not (named is None or isinstance(named, str) or _all_are(named, str)):
             raise DataError(where, found=f"{key} {named!r}", expected="a path, or a list of paths")
+        if named is None and record.get(f"{key}s"):
+            raise DataError(where, found=f"files under {key}s", expected=f'"{key}": a path, or a list of paths')
     turns = record.get("conversations")
     if not _all_are(turns, dict):
         raise DataError(where, found=f"conversations {str(turns)[:60]!r}", expected='a list of {"from", "value"}')

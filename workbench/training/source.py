@@ -217,5 +217,10 @@ def _check_tasks(where: str, tasks: Sequence[str] | None, rows: Rows) -> None:
     for task in tasks or ():
         if task not in known:
             near = difflib.get_close_matches(task, known, 1)
-            fix = f"did you mean {near[0]}?" if near else ""
-            raise TrainingError(where, found=f"no task {task!r}", expected=" or ".join(known) or "tasks", fix=fix)
+            fix = (
+                f"did you mean {near[0]}?"
+                if near
+                else "data.tasks=null trains on all conversations, whatever their task"
+            )
+            expected = " or ".join(known) or "conversations that say their task; none does"
+            raise TrainingError(where, found=f"no task {task!r}", expected=expected, fix=fix)
