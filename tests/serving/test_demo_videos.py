@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.videos import moving, painted, video, written
+from tests.videos import LEADING, leading_elsewhere, moving, painted, video, written
 from workbench.chat_model import SamplingOptions
 from workbench.conversation import Conversation, Image, Video
 from workbench.data.formats import import_llava
@@ -78,6 +79,20 @@ def test_what_is_no_video_is_told_by_its_name(tmp_path: Path) -> None:
         with pytest.raises(NotAnswered, match="^notes.mp4 is not a video that can be read") as told:
             take(str(tmp_path / "notes.mp4"))
         assert str(tmp_path) not in str(told.value)
+
+
+@pytest.mark.parametrize("kind", LEADING)
+def test_an_upload_that_leads_to_other_files_is_not_followed(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "up.mp4").write_bytes(leading_elsewhere(tmp_path, kind))
+    monkeypatch.chdir(tmp_path)
+    began = time.monotonic()
+    for take in (lambda path: sampled(path, 4), spread):
+        for path in ("up.mp4", str(tmp_path / "up.mp4")):
+            with pytest.raises(NotAnswered, match=r"^up.mp4 is not a video that can be read"):
+                take(path)
+    assert time.monotonic() - began < 2, "no port is listened to"
 
 
 # --- the model ----------------------------------------------------------------------------------------------------

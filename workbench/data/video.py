@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.conversation import Media, Video
-from workbench.data.images import LIMITS, beginning, is_video, load_image, open_file
+from workbench.data.containers import LOOKED_AT, container_of
+from workbench.data.images import LIMITS, beginning, is_picture, is_video, load_image, open_file
 from workbench.errors import ImageError
 
 if TYPE_CHECKING:
@@ -118,19 +119,20 @@ def by_content(path: Path) -> Path | Film:
 
 @contextmanager
 def opened(source: Path | bytes, where: str = "") -> Iterator[tuple[Any, Any]]:
-    """An open container and its first video stream. Raises `ImageError`, for a picture too, which FFmpeg would open."""
+    """An open container and its first video stream, read as what it begins as (`containers.py`) and nothing else.
+
+    Raises `ImageError`, for a picture too, which FFmpeg would open.
+    """
     import av
 
     where = where or ("a video" if isinstance(source, bytes) else str(source))
     with io.BytesIO(source) if isinstance(source, bytes) else open_file(source) as file:
-        begin = file.read(24)
+        begin = file.read(LOOKED_AT)
         file.seek(0)
         if not begin:
             raise ImageError(where, found="an empty file", expected=EXPECTED, fix="download or copy it again")
-        with _reading(begin, where), av.open(file) as container:
-            if container.format.name.endswith("_pipe") or begin[4:8] == b"ftyp" and not is_video(begin):
-                expected = 'a video; a picture is named as one: "image" in LLaVA\'s JSON, wb.Image in a message'
-                raise ImageError(where, found="not a video but a picture", expected=expected)
+        kind = _container(begin, where)
+        with _reading(begin, where), av.open(file, format=kind) as container:
             if not container.streams.video:
                 cut = "a video that cannot be read (there is nothing in it; it may be cut off)"
                 found = "sound and no pictures" if container.streams.audio else cut
@@ -140,6 +142,18 @@ def opened(source: Path | bytes, where: str = "") -> Iterator[tuple[Any, Any]]:
                 found = f"enormous frames: {stream.width} x {stream.height} pixels"
                 raise ImageError(where, found=found, expected=f"at most {LIMITS.pixels:,} pixels")
             yield container, stream
+
+
+def _container(begin: bytes, where: str) -> str:
+    """FFmpeg's name of what a file with this beginning is. Raises `ImageError` where that is no video."""
+    kind = container_of(begin)
+    if kind is None and is_picture(begin) or begin[4:8] == b"ftyp" and not is_video(begin):
+        expected = 'a video; a picture is named as one: "image" in LLaVA\'s JSON, wb.Image in a message'
+        raise ImageError(where, found="not a video but a picture", expected=expected)
+    if kind is None:
+        found = f"a video that cannot be read (it begins with {beginning(begin)})"
+        raise ImageError(where, found=found, expected=EXPECTED)
+    return kind
 
 
 @contextmanager
