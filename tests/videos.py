@@ -58,7 +58,7 @@ def later_and_later(path: Path, frames: int) -> Path:
     import av
 
     with av.open(str(path), "w", format="mp4") as container:
-        stream: Any = container.add_stream("libx264", rate=10, options={"bf": "3"})
+        stream: Any = container.add_stream("libx264", rate=10, options={"bf": "3", "sc_threshold": "0"})
         stream.width, stream.height = SIZE
         stream.time_base, stream.gop_size = Fraction(1, 10), 12
         for number in range(frames):

@@ -118,6 +118,22 @@ def test_a_near_copy_of_a_video_and_a_picture_of_its_first_frame_stay_together(
         assert check_leakage(mixed).is_empty()
 
 
+def test_a_picture_of_the_title_takes_no_video_out_and_stays_with_all_of_them(
+    mixed: Dataset, tmp_path: Path, helpers: SimpleNamespace
+) -> None:
+    title = helpers.draw(50)
+    names = ["v0.mp4", "v1.mp4", "title.png"]
+    for number, name in enumerate(names[:2]):
+        shots = [title, title, *[helpers.draw(60 + number)] * 3]
+        written(tmp_path / "media" / name, iter(shots), title.size)
+    Film(tmp_path / "media" / "v0.mp4").first().save(tmp_path / "media" / "title.png")
+    mixed.add_images(image_rows(tmp_path / "media", names, videos=names[:2], workers=1))
+    found = near_groups(mixed, mixed.images.filter(status="ok"))
+    paths = dict(mixed.images.select("id", "path").iter_rows())
+    assert sorted(paths[name] for name in found["id"]) == sorted(names), "which split and check_leakage go by"
+    assert curate(mixed).removed.filter(filter="near duplicates").is_empty()
+
+
 def test_videos_that_only_begin_alike_are_no_copies(mixed: Dataset, tmp_path: Path, helpers: SimpleNamespace) -> None:
     title = helpers.draw(50)
     names = [f"titled {number}.mp4" for number in range(3)]

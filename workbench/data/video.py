@@ -184,17 +184,33 @@ def moments(source: Path | bytes, count: int) -> list[float]:
 def frame_at(source: Path | bytes, moment: float) -> Picture:
     """What is seen after so many seconds: the last frame that begins no later, turned as the file says."""
     with opened(source) as (container, stream):
-        begin = float((stream.start_time or 0) * stream.time_base)
+        begin = float((stream.start_time or 0) * stream.time_base) if stream.time_base else 0.0
+        frame = _shown_at(container, stream, begin, moment + begin)
+        if frame is None:
+            raise ImageError(str(source)[:200], found="no frame that can be read", expected=EXPECTED)
+        return _upright(frame)
+
+
+def _shown_at(container: Any, stream: Any, begin: float, moment: float) -> Any:
+    """The last frame that begins no later than `moment`, else the first one; None where none can be read.
+
+    Seeking goes by when frames are decoded, which a key frame may be long before it is shown: where the first frame
+    found is later than asked for, it is sought further and further back, to the beginning at last.
+    """
+    back = 0.0
+    while True:
         if stream.time_base:
-            container.seek(int((moment + begin) / stream.time_base), stream=stream)
+            container.seek(int(max(begin, moment - back) / stream.time_base), stream=stream)
         last = None
         for frame in container.decode(stream):
-            if last is not None and float(frame.time or 0) > moment + begin:
+            if float(frame.time or 0) > moment:
                 break
             last = frame
-        if last is None:
-            raise ImageError(str(source)[:200], found="no frame that can be read", expected=EXPECTED)
-        return _upright(last)
+        else:
+            return last
+        if last is not None or back >= moment - begin or not stream.time_base:
+            return last or frame
+        back = 4 * back or 1.0
 
 
 # --- frames by their number -------------------------------------------------------------------------------------
