@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.videos import LEADING, leading_elsewhere, moving, painted, video, written
-from workbench.chat_model import SamplingOptions
+from workbench.chat_model import SamplingOptions, ScriptedModel
 from workbench.conversation import Conversation, Image, Video
 from workbench.data.formats import import_llava
 from workbench.data.video import Film
@@ -93,6 +93,19 @@ def test_an_upload_that_leads_to_other_files_is_not_followed(
             with pytest.raises(NotAnswered, match=r"^up.mp4 is not a video that can be read"):
                 take(path)
     assert time.monotonic() - began < 2, "no port is listened to"
+
+
+def test_the_page_takes_the_videos_that_are_read_and_no_others(tmp_path: Path) -> None:
+    made = build([PageModel(ScriptedModel(["x"]))], title="", about="", feedback=Feedback(tmp_path))  # type: ignore[arg-type]
+    (taken,) = [one.file_types for one in made.blocks.values() if getattr(one, "file_types", None)]
+    made.close(verbose=False)
+    assert taken[0] == "image" and ".mpg" in taken
+    for kind, codec, ending in (("vob", "mpeg4", ".mpg"), ("3gp", "mpeg4", ".3gp"), ("asf", "wmv2", ".wmv"),
+                                ("ogg", "libvpx", ".ogv"), ("mpegts", "mpeg4", ".ts")):  # fmt: skip
+        path = moving(tmp_path / f"clip{ending}", 9, codec=codec, kind=kind)
+        (part, _) = turn(path)[0]["content"]
+        assert ending in taken and part == {"type": "video", "path": str(path)}
+        assert len(sampled(str(path), 4)) == 4 and len(spread(str(path))) == 8
 
 
 # --- the model ----------------------------------------------------------------------------------------------------
