@@ -157,6 +157,15 @@ def test_a_benchmark_s_video_is_found_among_ours(mixed: Dataset, tmp_path: Path)
     assert found.select("path", "file", "kind").rows() == [("2.mp4", "q.mp4", "exact")]
 
 
+def test_a_picture_that_a_benchmark_names_as_a_video_is_compared_as_the_picture_it_is(
+    mixed: Dataset, tmp_path: Path
+) -> None:
+    (tmp_path / "bench").mkdir()
+    shutil.copy(tmp_path / "media" / "2.png", tmp_path / "bench" / "still.mp4")
+    found = check_benchmark(mixed, tmp_path / "bench", workers=1)
+    assert found.select("path", "file", "kind").rows() == [("2.png", "still.mp4", "exact")]
+
+
 # --- cleaning -------------------------------------------------------------------------------------------------------
 
 

@@ -148,8 +148,8 @@ def test_a_file_that_leads_to_others_is_not_followed(
 @pytest.mark.parametrize(
     ("kind", "codec"),
     [
-        ("mp4", "mpeg4"), ("mov", "mpeg4"), ("3gp", "mpeg4"), ("matroska", "mpeg4"), ("webm", "libvpx-vp9"), ("avi", "mpeg4"),
-        ("vob", "mpeg4"), ("mpegts", "mpeg4"), ("asf", "wmv2"), ("flv", "flv"), ("ogg", "libvpx"),
+        ("mp4", "mpeg4"), ("mov", "mpeg4"), ("3gp", "mpeg4"), ("matroska", "mpeg4"), ("webm", "libvpx-vp9"),
+        ("avi", "mpeg4"), ("vob", "mpeg4"), ("mpegts", "mpeg4"), ("asf", "wmv2"), ("flv", "flv"), ("ogg", "libvpx"),
     ],
 )  # fmt: skip
 def test_containers_are_told_by_their_beginning(kind: str, codec: str, tmp_path: Path) -> None:

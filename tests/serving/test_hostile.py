@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from PIL import Image as PILImage
 
-from tests.videos import LEADING
 from tests.serving.requests_made import Client, asked, encoded, picture, uri
+from tests.videos import LEADING
 from workbench.chat_model import GREEDY, Answer, Ending, Pieces, SamplingOptions
 from workbench.conversation import Conversation
 from workbench.data.images import Limits as ImageLimits

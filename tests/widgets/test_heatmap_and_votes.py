@@ -168,7 +168,9 @@ def test_a_video_is_shown_to_each_model_as_it_takes_it(tmp_path: Path) -> None:
     dataset = import_llava(tmp_path / "talks.json", tmp_path / "media", tmp_path / "data")
 
     def reading(name: str, frames: int) -> ScriptedModel:
-        model = ScriptedModel(lambda asked: ", ".join(open_file(one).__class__.__name__ for one in asked.media), name=name)
+        model = ScriptedModel(
+            lambda asked: ", ".join(open_file(one).__class__.__name__ for one in asked.media), name=name
+        )
         model.frames, model.open_image = frames, open_file  # type: ignore[attr-defined]
         return model
 

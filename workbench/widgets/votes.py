@@ -198,9 +198,7 @@ def _asked(questions: Sequence[Question], image: Attached | None) -> list[Conver
     media = attached_for(image) if image is not None else []  # a video is one, whatever each model makes of it
     named = str(image) if image is None or isinstance(image, (str, Path)) else media[0].path
     return [
-        Conversation(new_id("question", one, named), (Message("user", (*media, one)),))
-        if isinstance(one, str)
-        else one
+        Conversation(new_id("question", one, named), (Message("user", (*media, one)),)) if isinstance(one, str) else one
         for one in questions
     ]
 
