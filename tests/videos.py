@@ -53,6 +53,22 @@ def written(
     return path
 
 
+def later_and_later(path: Path, frames: int) -> Path:
+    """Frame i after i * i / 10 seconds, with B-frames: key frames are stored long before they are shown."""
+    import av
+
+    with av.open(str(path), "w", format="mp4") as container:
+        stream: Any = container.add_stream("libx264", rate=10, options={"bf": "3", "sc_threshold": "0"})
+        stream.width, stream.height = SIZE
+        stream.time_base, stream.gop_size = Fraction(1, 10), 12
+        for number in range(frames):
+            frame = av.VideoFrame.from_image(painted(number))
+            frame.pts, frame.time_base = number * number, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
 def sound(path: Path) -> Path:
     """A second of silence, and no pictures."""
     import av
@@ -73,3 +89,27 @@ def decoded(path: Path, numbers: list[int]) -> list[PILImage.Image]:
 
     with av.open(str(path)) as container:
         return [frame.to_image() for number, frame in enumerate(container.decode(video=0)) if number in numbers]
+
+
+_SDP = b"""v=0
+o=- 0 0 IN IP4 127.0.0.1
+s=x
+c=IN IP4 127.0.0.1
+t=0 0
+m=video 5004 RTP/AVP 96
+a=rtpmap:96 H264/90000
+"""
+LEADING = {
+    "ffconcat": b"ffconcat version 1.0\nfile priv/a.png\nduration 4\n",
+    "sdp": _SDP,
+    "sdp behind a sign of Matroska": b"\x1a\x45\xdf\xa3\n" + _SDP,
+    "sdp behind a sign of MP4": b"\0\0\0\1ftyp\n" + _SDP,
+}
+"""Files that FFmpeg, left to itself, follows: to a picture beside them, or to a port of this machine."""
+
+
+def leading_elsewhere(folder: Path, kind: str) -> bytes:
+    """One of `LEADING`, and in `folder` what it leads to."""
+    (folder / "priv").mkdir()
+    painted(1).save(folder / "priv" / "a.png")
+    return LEADING[kind]

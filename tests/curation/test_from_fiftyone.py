@@ -92,6 +92,14 @@ def test_a_dataset_of_somebody_else(theirs, tmp_path: Path, capsys: pytest.Captu
     assert "ground_truth as objects" in capsys.readouterr().out
 
 
+def test_a_field_video_of_somebody_else_is_told_as_left_out_or_taken(theirs, tmp_path: Path) -> None:
+    theirs.set_values("video", [f"film {number}" for number in range(4)])
+    import_fiftyone(theirs, tmp_path / "ds", workers=1)
+    assert json.loads((tmp_path / "ds/import.json").read_text())["fields left out"] == ["score", "video"]
+    made = import_fiftyone(theirs, tmp_path / "named", captions="video", workers=1)
+    assert made.images["captions"].to_list()[0] == ["film 0"] and set(made.images["media"]) == {"image"}
+
+
 def test_the_caller_says_which_of_several_fields_is_meant(theirs, tmp_path: Path, fiftyone: ModuleType) -> None:
     theirs.set_values("guess", [fiftyone.Classification(label="fox")] * 4)
     with pytest.raises(DataError, match="several fields for label: kind, guess; expected one; name the one to take"):

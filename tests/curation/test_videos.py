@@ -118,6 +118,22 @@ def test_a_near_copy_of_a_video_and_a_picture_of_its_first_frame_stay_together(
         assert check_leakage(mixed).is_empty()
 
 
+def test_a_picture_of_the_title_takes_no_video_out_and_stays_with_all_of_them(
+    mixed: Dataset, tmp_path: Path, helpers: SimpleNamespace
+) -> None:
+    title = helpers.draw(50)
+    names = ["v0.mp4", "v1.mp4", "title.png"]
+    for number, name in enumerate(names[:2]):
+        shots = [title, title, *[helpers.draw(60 + number)] * 3]
+        written(tmp_path / "media" / name, iter(shots), title.size)
+    Film(tmp_path / "media" / "v0.mp4").first().save(tmp_path / "media" / "title.png")
+    mixed.add_images(image_rows(tmp_path / "media", names, videos=names[:2], workers=1))
+    found = near_groups(mixed, mixed.images.filter(status="ok"))
+    paths = dict(mixed.images.select("id", "path").iter_rows())
+    assert sorted(paths[name] for name in found["id"]) == sorted(names), "which split and check_leakage go by"
+    assert curate(mixed).removed.filter(filter="near duplicates").is_empty()
+
+
 def test_videos_that_only_begin_alike_are_no_copies(mixed: Dataset, tmp_path: Path, helpers: SimpleNamespace) -> None:
     title = helpers.draw(50)
     names = [f"titled {number}.mp4" for number in range(3)]
@@ -139,6 +155,15 @@ def test_a_benchmark_s_video_is_found_among_ours(mixed: Dataset, tmp_path: Path)
     moving(bench / "other.mp4", 5, seed=999)
     found = check_benchmark(mixed, bench, workers=1)
     assert found.select("path", "file", "kind").rows() == [("2.mp4", "q.mp4", "exact")]
+
+
+def test_a_picture_that_a_benchmark_names_as_a_video_is_compared_as_the_picture_it_is(
+    mixed: Dataset, tmp_path: Path
+) -> None:
+    (tmp_path / "bench").mkdir()
+    shutil.copy(tmp_path / "media" / "2.png", tmp_path / "bench" / "still.mp4")
+    found = check_benchmark(mixed, tmp_path / "bench", workers=1)
+    assert found.select("path", "file", "kind").rows() == [("2.png", "still.mp4", "exact")]
 
 
 # --- cleaning -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 from transformers.video_utils import VideoMetadata, default_sample_indices_fn
 
-from tests.videos import decoded, moving, painted
+from tests.videos import LEADING, decoded, later_and_later, leading_elsewhere, moving, painted
 from workbench.conversation import Image, Video
 from workbench.data import video
 from workbench.data.video import Film, load_media, numbers
 from workbench.errors import ImageError
+from workbench.serving.demo.films import sampled
 
 
 @pytest.mark.parametrize(("total", "count"), [(8, 8), (100, 8), (1000, 32), (31, 7), (9, 8), (5, 1)])
@@ -126,3 +128,38 @@ def test_a_picture_that_is_named_a_video_is_told(kind: str, tmp_path: Path) -> N
 
 def _equal(one: Any, other: Any) -> bool:
     return np.array_equal(np.asarray(one), np.asarray(other))
+
+
+@pytest.mark.parametrize("kind", LEADING)
+def test_a_file_that_leads_to_others_is_not_followed(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "up.mp4"
+    place.write_bytes(leading_elsewhere(tmp_path, kind))
+    monkeypatch.chdir(tmp_path)
+    began = time.monotonic()
+    for source in (Path("up.mp4"), place.read_bytes()):
+        for ask in (lambda one: Film(one).first(), lambda one: Film(one).count(8), lambda one: video.moments(one, 1)):
+            with pytest.raises(ImageError, match=r"a video that cannot be read"):
+                ask(source)
+    assert time.monotonic() - began < 2, "no port is listened to"
+
+
+@pytest.mark.parametrize(
+    ("kind", "codec"),
+    [
+        ("mp4", "mpeg4"), ("mov", "mpeg4"), ("3gp", "mpeg4"), ("matroska", "mpeg4"), ("webm", "libvpx-vp9"),
+        ("avi", "mpeg4"), ("vob", "mpeg4"), ("mpegts", "mpeg4"), ("asf", "wmv2"), ("flv", "flv"), ("ogg", "libvpx"),
+    ],
+)  # fmt: skip
+def test_containers_are_told_by_their_beginning(kind: str, codec: str, tmp_path: Path) -> None:
+    place = moving(tmp_path / "clip", 9, codec=codec, kind=kind)
+    assert [one.size for one in Film(place).frames(3)] == [(64, 48)] * 3
+    assert len(sampled(str(place), 3)) == 3, "a demo takes the same"
+
+
+def test_the_frame_of_a_moment_is_the_last_that_begins_no_later(tmp_path: Path) -> None:
+    place = later_and_later(tmp_path / "clip.mp4", 30)
+    for moment in (0.0, 12.0, 33.0, 50.79, 57.5, 57.7, 84.0, 500.0):
+        number = max(one for one in range(30) if one * one / 10 <= moment)
+        assert _equal(video.frame_at(place, moment), decoded(place, [number])[0]), moment

@@ -15,6 +15,7 @@ from PIL import Image as PILImage
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from teacher_server import TeacherServer, serving  # noqa: E402
 
+from tests.videos import moving  # noqa: E402
 from workbench.chat_model import ScriptedModel  # noqa: E402
 from workbench.conversation import Conversation, Image, Message  # noqa: E402
 from workbench.data.dataset import Dataset  # noqa: E402
@@ -106,6 +107,20 @@ def pictures(tmp_path: Path) -> Dataset:
 def _question(name: str) -> Conversation:
     turns = Message("user", (Image(name), "Which color?")), Message("assistant", name.split(".")[0])
     return Conversation(f"q-{name}", turns, "test", "question", metadata={"type": "color"})
+
+
+def test_answers_about_a_video_are_judged_by_what_is_said(judge: Any, pictures: Dataset, tmp_path: Path) -> None:
+    server, url = judge
+    server.reply = lambda prompt: scored(10)
+    moving(tmp_path / "mine" / "images" / "clip.mp4", 5)
+    shown = pl.Series("image", ["clip.mp4", "red.png"])
+    table = rows({"a": "film", "b": "still"}).with_columns(shown, root=pl.lit("images"))
+    told = judge_answers(table, url, pictures, store=tmp_path / "replies.sqlite")
+    assert told.rows["earned"].to_list() == [1.0, 1.0]
+    seen = {"film" in json.dumps(one): "image_url" in json.dumps(one) for one in server.requests}
+    assert seen == {True: False, False: True}
+    other = table.with_columns(answer=pl.lit("another"))
+    assert prefer(table, other, url, pictures, store=tmp_path / "p.sqlite").outcome.failed == {}
 
 
 def test_an_evaluation_with_a_judge_keeps_its_scores_and_its_replies(

@@ -220,6 +220,14 @@ def test_a_model_that_reads_pictures_only_is_shown_frames_of_a_video(reuse: bool
         assert "3 videos were seen as 8 frames each: the model reads pictures only" in scored["notes"]
 
 
+def test_a_video_whose_root_only_the_model_knows_is_left_to_it() -> None:
+    turns = Message("user", (Video("a.mp4", "videos"), "what moves?")), Message("assistant", ("a cube",))
+    model = ScriptedModel(lambda asked: str(asked.media))
+    results = wb.evaluate(model, [Conversation("c", turns)])
+    assert results.rows["answer"].to_list() == [str(turns[0].media)]
+    assert "frames" not in str(results.scores.get("notes"))
+
+
 def test_failed_rows_are_asked_again(evaluations: dict[str, Evaluation], tmp_path: Path) -> None:
     pope = evaluations["pope"]
     bad = pope.conversations[2].prompt.messages[-1].text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.videos import moving, painted, video, written
-from workbench.chat_model import SamplingOptions
+from tests.videos import LEADING, leading_elsewhere, moving, painted, video, written
+from workbench.chat_model import SamplingOptions, ScriptedModel
 from workbench.conversation import Conversation, Image, Video
 from workbench.data.formats import import_llava
 from workbench.data.video import Film
@@ -78,6 +79,33 @@ def test_what_is_no_video_is_told_by_its_name(tmp_path: Path) -> None:
         with pytest.raises(NotAnswered, match="^notes.mp4 is not a video that can be read") as told:
             take(str(tmp_path / "notes.mp4"))
         assert str(tmp_path) not in str(told.value)
+
+
+@pytest.mark.parametrize("kind", LEADING)
+def test_an_upload_that_leads_to_other_files_is_not_followed(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "up.mp4").write_bytes(leading_elsewhere(tmp_path, kind))
+    monkeypatch.chdir(tmp_path)
+    began = time.monotonic()
+    for take in (lambda path: sampled(path, 4), spread):
+        for path in ("up.mp4", str(tmp_path / "up.mp4")):
+            with pytest.raises(NotAnswered, match=r"^up.mp4 is not a video that can be read"):
+                take(path)
+    assert time.monotonic() - began < 2, "no port is listened to"
+
+
+def test_the_page_takes_the_videos_that_are_read_and_no_others(tmp_path: Path) -> None:
+    made = build([PageModel(ScriptedModel(["x"]))], title="", about="", feedback=Feedback(tmp_path))  # type: ignore[arg-type]
+    (taken,) = [one.file_types for one in made.blocks.values() if getattr(one, "file_types", None)]
+    made.close(verbose=False)
+    assert taken[0] == "image" and ".mpg" in taken
+    for kind, codec, ending in (("vob", "mpeg4", ".mpg"), ("3gp", "mpeg4", ".3gp"), ("asf", "wmv2", ".wmv"),
+                                ("ogg", "libvpx", ".ogv"), ("mpegts", "mpeg4", ".ts")):  # fmt: skip
+        path = moving(tmp_path / f"clip{ending}", 9, codec=codec, kind=kind)
+        (part, _) = turn(path)[0]["content"]
+        assert ending in taken and part == {"type": "video", "path": str(path)}
+        assert len(sampled(str(path), 4)) == 4 and len(spread(str(path))) == 8
 
 
 # --- the model ----------------------------------------------------------------------------------------------------

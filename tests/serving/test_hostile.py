@@ -20,6 +20,7 @@ import pytest
 from PIL import Image as PILImage
 
 from tests.serving.requests_made import Client, asked, encoded, picture, uri
+from tests.videos import LEADING
 from workbench.chat_model import GREEDY, Answer, Ending, Pieces, SamplingOptions
 from workbench.conversation import Conversation
 from workbench.data.images import Limits as ImageLimits
@@ -197,6 +198,7 @@ def bodies() -> Iterator[tuple[str, bytes, int]]:
         ("a video that is none", b"words"),
         ("a playlist", b"#EXTM3U\n#EXTINF:1\nfile:///etc/passwd\n"),
         ("a list of files", b"ffconcat version 1.0\nfile /etc/passwd\n"),
+        *((f"a video: {name}", led) for name, led in LEADING.items()),
         ("half a video", b"\0\0\0\x18ftypmp42" + bytes(40)),
         ("a picture as video", PNG),
     ):

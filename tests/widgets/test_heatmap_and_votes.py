@@ -9,9 +9,12 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
+from tests.videos import moving
 from workbench.chat_model import ScriptedModel
 from workbench.conversation import Conversation, Image, Message
+from workbench.data.formats import import_llava
 from workbench.errors import DataError, ModelError
+from workbench.inference.attachments import open_file
 from workbench.inference.engine import Engine
 from workbench.model.llava import Llava
 from workbench.widgets.differing import marked, said
@@ -155,3 +158,25 @@ def test_what_was_said_before_the_question_is_shown_above_it(asked: Conversation
     assert first["question"] == "Which colour?" and second["earlier"] == []
     page = view.html()
     assert 0 < page.index("What &lt;b&gt;?") < page.index("A &lt;u&gt;field") < page.index("Which colour?")
+
+
+def test_a_video_is_shown_to_each_model_as_it_takes_it(tmp_path: Path) -> None:
+    (tmp_path / "media").mkdir()
+    clip = moving(tmp_path / "media" / "clip.mp4", 10)
+    turns = [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "A patch."}]
+    (tmp_path / "talks.json").write_text(json.dumps([{"id": "1", "video": "clip.mp4", "conversations": turns}]))
+    dataset = import_llava(tmp_path / "talks.json", tmp_path / "media", tmp_path / "data")
+
+    def reading(name: str, frames: int) -> ScriptedModel:
+        model = ScriptedModel(
+            lambda asked: ", ".join(open_file(one).__class__.__name__ for one in asked.media), name=name
+        )
+        model.frames, model.open_image = frames, open_file  # type: ignore[attr-defined]
+        return model
+
+    models = [reading("pictures", 0), reading("videos", 8)]
+    for questions, given in ((dataset.conversations(), {"dataset": dataset}), ("What?", {"image": clip})):
+        view = compare_answers(models, questions, votes=None, **given).wait()  # type: ignore[arg-type]
+        (row,) = view.rows
+        assert row["failures"] == [None, None] and row["picture"]
+        assert [said(answer) for answer in row["answers"]] == [", ".join(["Image"] * 8), "Film"]

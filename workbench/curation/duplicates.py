@@ -48,26 +48,36 @@ def exact_groups(images: pl.DataFrame) -> pl.DataFrame:
     return groups.with_columns(pl.lit(0.0).alias("distance"))
 
 
-def near_groups(dataset: Dataset, images: pl.DataFrame, vectors: pl.DataFrame | None = None) -> pl.DataFrame:
+def near_groups(
+    dataset: Dataset, images: pl.DataFrame, vectors: pl.DataFrame | None = None, *, across: bool = True
+) -> pl.DataFrame:
     """Groups of rows that show the same picture, exact copies included. Columns: id, group, kind, keeper, distance.
 
     `images` are rows of `dataset.images`; `vectors` (columns id, vector), where given, propose further pairs. `kind` is
     exact where the file equals the keeper's, else near; `distance` to the keeper is in levels of 255. The keeper is
-    the one with most annotations, then the largest, then the first by id. Raises `ImageError` for an unreadable file.
+    the one with most annotations, then the largest, then the first by id. `across`: a picture and a video that begins
+    with it show the same; they do not where one of a group is kept and the others are lost, as a picture is no copy of
+    a video, and would make one group of all videos with its title. Raises `ImageError` for an unreadable file.
     """
-    return near_groups_of(images, image_files(dataset, images), vectors)
+    return near_groups_of(images, image_files(dataset, images), vectors, across=across)
 
 
 def near_groups_of(
-    images: pl.DataFrame, files: Sequence[Path | Film], vectors: pl.DataFrame | None = None
+    images: pl.DataFrame,
+    files: Sequence[Path | Film],
+    vectors: pl.DataFrame | None = None,
+    *,
+    across: bool = True,
 ) -> pl.DataFrame:
     """As `near_groups`, for rows whose `files` are these, whatever dataset they are of."""
     frame = images.with_row_index("place of file")
     known = frame.filter(pl.col("hash").is_not_null(), pl.col("phash").is_not_null())
     unique = known.unique("hash", keep="first", maintain_order=True)
-    pairs = _proposed(unique, vectors)
-    members = _members(pairs, unique.height)
     seen_as = [files[place] for place in unique["place of file"]]
+    pairs = _proposed(unique, vectors)
+    if not across:
+        pairs = _of_one_kind(pairs, np.array([isinstance(file, Film) for file in seen_as]))
+    members = _members(pairs, unique.height)
     pictures = _pictures(_small, seen_as, members)
     ends = _pictures(_small_end, seen_as, [row for row in members if isinstance(seen_as[row], Film)])
     roots = _connect(unique.height, pairs, pictures, ends)
@@ -87,6 +97,11 @@ def _proposed(images: pl.DataFrame, vectors: pl.DataFrame | None) -> list[Pair]:
     hashes = np.array([int(text, 16) for text in images["phash"]], dtype=np.uint64)
     pairs = chain(close_hashes(hashes), close_vectors(images, vectors) if vectors is not None else ())
     return [(first, others.astype(np.int32)) for first, others in pairs]  # there can be very many
+
+
+def _of_one_kind(pairs: Sequence[Pair], films: np.ndarray) -> list[Pair]:
+    """Pairs without those of a picture and a video; films: (N,) whether a row is a video."""
+    return [(first, others[films[others] == films[first]]) for first, others in pairs]
 
 
 def _members(pairs: Sequence[Pair], count: int) -> list[int]:

@@ -57,10 +57,15 @@ def exact_duplicates() -> Filter:
 
 
 def near_duplicates(vectors: pl.DataFrame | None = None) -> Filter:
-    """All but the keeper of images that show the same picture; `vectors` (id, vector) propose further pairs."""
-    return Filter(
-        "near duplicates", lambda dataset, images: _all_but_keeper(near_groups(dataset, images, vectors), images)
-    )
+    """All but the keeper of images that show the same picture, and of videos that begin and end alike.
+
+    A picture is no copy of a video. `vectors` (id, vector) propose further pairs.
+    """
+
+    def find(dataset: Dataset, images: pl.DataFrame) -> pl.DataFrame:
+        return _all_but_keeper(near_groups(dataset, images, vectors, across=False), images)
+
+    return Filter("near duplicates", find)
 
 
 def min_size(pixels: int) -> Filter:

@@ -44,7 +44,7 @@ _NAMES = {
     "captions": ("captions", "caption", "text"),
 }
 """Names of fields that are taken for a column where there are several of its kind; captions only under these."""
-_OWN = ("filepath", "tags", "metadata", "workbench_id", "status", "reason", "phash", "conversations", "video")
+_OWN = ("filepath", "tags", "metadata", "workbench_id", "status", "reason", "phash", "conversations")
 _FIFTYONE = (
     "_id",
     "_cls",
@@ -146,7 +146,7 @@ def _fields(fo: ModuleType, view: SampleCollection, named: Mapping[str, str | No
             kinds["label"].append(field)
         elif document is fo.Detections:
             kinds["objects"].append(field)
-        elif isinstance(getattr(kind, "field", kind), fo.StringField) and field not in _OWN:
+        elif isinstance(getattr(kind, "field", kind), fo.StringField) and field not in _own(view):
             kinds["captions"].append(field)
     chosen = {column: _choose(where, column, kinds[column], named[column]) for column in _NAMES}
     return {column: field for column, field in chosen.items() if field}
@@ -169,7 +169,7 @@ def _choose(where: str, column: str, fields: Sequence[str], named: str | None) -
 
 
 def _left_out(view: SampleCollection, fields: Mapping[str, str]) -> list[str]:
-    plain = {"id", "created_at", "last_modified_at", *_OWN, *fields.values()}
+    plain = {"id", "created_at", "last_modified_at", *_own(view), *fields.values()}
     left = [field for field in view.get_field_schema() if field not in plain]
     frames = view.get_frame_field_schema() or {} if view.media_type == "video" else {}
     own = {"id", "_sample_id", "frame_number", "created_at", "last_modified_at"}
@@ -184,9 +184,19 @@ def _files(view: SampleCollection) -> tuple[list[Path], list[bool]]:
     files = view.values("filepath")
     if view.media_type == "video":
         return [Path(file) for file in files], [True] * len(files)
-    ours = "workbench" in view._root_dataset.info and "video" in view.get_field_schema()
-    films = view.values("video") if ours else [None] * len(files)
+    films = view.values("video") if _has_posters(view) else [None] * len(files)
     return [Path(film or file) for film, file in zip(films, files, strict=True)], [film is not None for film in films]
+
+
+def _own(view: SampleCollection) -> tuple[str, ...]:
+    """Fields that are no news here: `video` is one only where it is ours."""
+    return (*_OWN, "video") if _has_posters(view) else _OWN
+
+
+def _has_posters(view: SampleCollection) -> bool:
+    """Whether some samples are our pictures of videos."""
+    ours = "workbench" in view._root_dataset.info and "video" in view.get_field_schema()
+    return ours and view.media_type != "video"
 
 
 def _places(view: SampleCollection, files: Sequence[Path]) -> tuple[dict[str, Path], list[tuple[str, str]]]:

@@ -22,6 +22,7 @@ from workbench.conversation import SPLITS
 from workbench.curation.duplicates import near_groups, near_groups_of
 from workbench.curation.measures import image_files
 from workbench.data.dataset import Dataset
+from workbench.data.image_folder import videos_among
 from workbench.data.image_rows import image_rows
 from workbench.data.images import SUFFIXES
 from workbench.data.video import SUFFIXES as VIDEO_SUFFIXES
@@ -107,7 +108,7 @@ def check_benchmark(dataset: Dataset | str | Path, folder: str | Path, *, worker
     files = [path.relative_to(folder).as_posix() for path in every]
     if not files:
         raise DataError(str(folder), found="no images", expected="the folder of a benchmark's images")
-    films = {name for name, path in zip(files, every, strict=True) if path.suffix.lower() in VIDEO_SUFFIXES}
+    films = videos_among(folder, files)
     other = image_rows(folder, files, videos=films, workers=workers).filter(pl.col("status") == "ok")
     theirs = [Film(folder / name) if name in films else folder / name for name in other["path"]]
     other = other.with_columns(id=pl.format("benchmark {}", "path"), file="path")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -84,8 +84,7 @@ def import_folder(
     folder_labels, splits = _folders(found.images, with_labels=not said.captions)
     labels = said.labels if "label" in said.has else folder_labels
     told_splits = said.splits if "split" in said.has else splits
-    videos = {path for path in found.images if _is_video(path) and not _holds_picture(folder / path)}
-    frame = image_rows(folder, found.images, out, videos=videos, workers=workers)
+    frame = image_rows(folder, found.images, out, videos=videos_among(folder, found.images), workers=workers)
     frame = frame.with_columns(
         pl.Series("id", [said.ids.get(path, known) for path, known in frame.select("path", "id").iter_rows()]),
         pl.Series("label", [labels.get(path) for path in found.images], dtype=pl.String),
@@ -98,6 +97,11 @@ def import_folder(
     name, roots = name or folder.resolve().name, {ROOT: root_for(folder, out)}
     made = {"made": f"imported from the folder {folder.name}"}
     return keep(out, annotate(frame), report, name=name, roots=roots, made=made, card=card, noun=nouns(frame))
+
+
+def videos_among(folder: Path, paths: Iterable[str]) -> set[str]:
+    """Those files below `folder` that are named as videos and hold no picture: nobody else said what they are."""
+    return {path for path in paths if _is_video(path) and not _holds_picture(folder / path)}
 
 
 def _report(frame: pl.DataFrame, found: Found, captions: dict[str, Any]) -> dict[str, Any]:
@@ -196,7 +200,7 @@ def _is_video(path: str) -> bool:
 
 
 def _holds_picture(file: Path) -> bool:
-    """Whether a file that is named as a video is a picture: nobody called it a video but its name."""
+    """Whether a file is a picture, whatever its name."""
     try:
         with open_file(file) as opened:
             return is_picture(opened.read(24))

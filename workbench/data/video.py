@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.conversation import Media, Video
-from workbench.data.images import LIMITS, beginning, is_video, load_image, open_file
+from workbench.data.containers import LOOKED_AT, container_of
+from workbench.data.images import LIMITS, beginning, is_picture, is_video, load_image, open_file
 from workbench.errors import ImageError
 
 if TYPE_CHECKING:
@@ -118,19 +119,20 @@ def by_content(path: Path) -> Path | Film:
 
 @contextmanager
 def opened(source: Path | bytes, where: str = "") -> Iterator[tuple[Any, Any]]:
-    """An open container and its first video stream. Raises `ImageError`, for a picture too, which FFmpeg would open."""
+    """An open container and its first video stream, read as what it begins as (`containers.py`) and nothing else.
+
+    Raises `ImageError`, for a picture too, which FFmpeg would open.
+    """
     import av
 
     where = where or ("a video" if isinstance(source, bytes) else str(source))
     with io.BytesIO(source) if isinstance(source, bytes) else open_file(source) as file:
-        begin = file.read(24)
+        begin = file.read(LOOKED_AT)
         file.seek(0)
         if not begin:
             raise ImageError(where, found="an empty file", expected=EXPECTED, fix="download or copy it again")
-        with _reading(begin, where), av.open(file) as container:
-            if container.format.name.endswith("_pipe") or begin[4:8] == b"ftyp" and not is_video(begin):
-                expected = 'a video; a picture is named as one: "image" in LLaVA\'s JSON, wb.Image in a message'
-                raise ImageError(where, found="not a video but a picture", expected=expected)
+        kind = _container(begin, where)
+        with _reading(begin, where), av.open(file, format=kind) as container:
             if not container.streams.video:
                 cut = "a video that cannot be read (there is nothing in it; it may be cut off)"
                 found = "sound and no pictures" if container.streams.audio else cut
@@ -140,6 +142,18 @@ def opened(source: Path | bytes, where: str = "") -> Iterator[tuple[Any, Any]]:
                 found = f"enormous frames: {stream.width} x {stream.height} pixels"
                 raise ImageError(where, found=found, expected=f"at most {LIMITS.pixels:,} pixels")
             yield container, stream
+
+
+def _container(begin: bytes, where: str) -> str:
+    """FFmpeg's name of what a file with this beginning is. Raises `ImageError` where that is no video."""
+    kind = container_of(begin)
+    if kind is None and is_picture(begin) or begin[4:8] == b"ftyp" and not is_video(begin):
+        expected = 'a video; a picture is named as one: "image" in LLaVA\'s JSON, wb.Image in a message'
+        raise ImageError(where, found="not a video but a picture", expected=expected)
+    if kind is None:
+        found = f"a video that cannot be read (it begins with {beginning(begin)})"
+        raise ImageError(where, found=found, expected=EXPECTED)
+    return kind
 
 
 @contextmanager
@@ -170,17 +184,33 @@ def moments(source: Path | bytes, count: int) -> list[float]:
 def frame_at(source: Path | bytes, moment: float) -> Picture:
     """What is seen after so many seconds: the last frame that begins no later, turned as the file says."""
     with opened(source) as (container, stream):
-        begin = float((stream.start_time or 0) * stream.time_base)
+        begin = float((stream.start_time or 0) * stream.time_base) if stream.time_base else 0.0
+        frame = _shown_at(container, stream, begin, moment + begin)
+        if frame is None:
+            raise ImageError(str(source)[:200], found="no frame that can be read", expected=EXPECTED)
+        return _upright(frame)
+
+
+def _shown_at(container: Any, stream: Any, begin: float, moment: float) -> Any:
+    """The last frame that begins no later than `moment`, else the first one; None where none can be read.
+
+    Seeking goes by when frames are decoded, which a key frame may be long before it is shown: where the first frame
+    found is later than asked for, it is sought further and further back, to the beginning at last.
+    """
+    back = 0.0
+    while True:
         if stream.time_base:
-            container.seek(int((moment + begin) / stream.time_base), stream=stream)
+            container.seek(int(max(begin, moment - back) / stream.time_base), stream=stream)
         last = None
         for frame in container.decode(stream):
-            if last is not None and float(frame.time or 0) > moment + begin:
+            if float(frame.time or 0) > moment:
                 break
             last = frame
-        if last is None:
-            raise ImageError(str(source)[:200], found="no frame that can be read", expected=EXPECTED)
-        return _upright(last)
+        else:
+            return last
+        if last is not None or back >= moment - begin or not stream.time_base:
+            return last or frame
+        back = 4 * back or 1.0
 
 
 # --- frames by their number -------------------------------------------------------------------------------------

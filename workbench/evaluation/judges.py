@@ -18,6 +18,7 @@ import polars as pl
 from workbench.chat_model import ChatModel, SamplingOptions
 from workbench.conversation import Conversation, Image
 from workbench.data.dataset import Dataset
+from workbench.data.video import Film, by_content
 from workbench.display import AsPrinted
 from workbench.errors import DataError, WorkbenchError
 from workbench.instruct.cost import prompt_tokens
@@ -166,10 +167,20 @@ def prompt(name: str) -> Task:
 
 
 def asked_of(task: Task, row: Mapping[str, Any], dataset: Dataset | None, **more: str) -> Conversation:
-    """The question to the judge, with the picture where it can be shown."""
-    seen = Image(row["image"], row["root"] or "") if dataset is not None and row["image"] else None
+    """The question to the judge, with the picture where it can be shown; about a video it is told the words alone."""
+    seen = _picture(row, dataset)
     told = {"question": row["question"] or "", **more}
     return task.ask(Material(image=seen), id=row["id"], sees=seen is not None, more=told)
+
+
+def _picture(row: Mapping[str, Any], dataset: Dataset | None) -> Image | None:
+    if dataset is None or not row["image"]:
+        return None
+    image = Image(row["image"], row["root"] or "")
+    try:
+        return None if isinstance(by_content(dataset.resolve(image)), Film) else image
+    except DataError:  # of another root: the judge says of this row that it cannot be shown
+        return image
 
 
 def store_of(given: str | Path | None, results: Any, dataset: Dataset | None) -> Path:

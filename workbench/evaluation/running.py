@@ -86,7 +86,8 @@ def run(
 
 def _frames(evaluation: Evaluation, model: ChatModel) -> list[str]:
     """A note where the model was shown frames in place of videos."""
-    films = {part for asked in evaluation.conversations for part in asked.media if isinstance(part, Video)}
+    every = (part for asked in evaluation.conversations for part in asked.media if isinstance(part, Video))
+    films = {part for part in every if evaluation.resolve or not part.root}  # the others were left to the model
     if not films or frames_read(model):
         return []
     return [f"{told_of_frames(len(films))}: the model reads pictures only"]

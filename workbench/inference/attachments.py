@@ -76,9 +76,10 @@ def attached_for(path: Attached, *models: Any) -> Sequence[Media]:
 def seen_by(model: Any, conversation: Conversation) -> Conversation:
     """The conversation as `model` can be asked it: where it reads pictures only, each video is frames of it.
 
-    Videos are files at their paths. Raises `ImageError` for one that cannot be read.
+    Videos are files at their paths; one with a root is left to who knows that (`conversation.placed`, or the model).
+    Raises `ImageError` for one that cannot be read.
     """
-    if frames_read(model) or not any(isinstance(part, Video) for part in conversation.media):
+    if frames_read(model) or not any(map(_is_file, conversation.media)):
         return conversation
     turns = [
         replace(turn, content=tuple(chain.from_iterable(map(_pictures_of, turn.content))))
@@ -92,8 +93,12 @@ def told_of_frames(videos: int) -> str:
     return f"{'1 video was' if videos == 1 else f'{videos:,} videos were'} seen as {FRAMES} frames each"
 
 
+def _is_file(media: Media) -> bool:
+    return isinstance(media, Video) and not media.root
+
+
 def _pictures_of(part: Part) -> Sequence[Part]:
-    if not isinstance(part, Video):
+    if isinstance(part, str) or not _is_file(part):
         return [part]
     return [Image(f"{part.path}#t={moment:.3f}", part.root) for moment in moments(Path(part.path), FRAMES)]
 

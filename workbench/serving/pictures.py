@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from workbench.conversation import Image, Media, Video
+from workbench.data.containers import LOOKED_AT, container_of
 from workbench.data.images import load_image, still_format
 from workbench.data.video import Film
 from workbench.errors import ImageError
@@ -146,7 +147,8 @@ def checked_film(data: bytes, where: str, limits: Limits, frames: int) -> int:
 def _reading(data: bytes, where: str, limits: Limits) -> Iterator[int]:
     """While a video is read: what goes wrong is the client's to hear. Gives the pixels of a frame.
 
-    Only containers that hold their pictures themselves: a playlist would have the reader open what it names.
+    Only containers that hold their pictures themselves, and only the reader of that container, whatever follows the
+    first bytes: a playlist would have the reader open what it names, a session description a port.
     """
     import av
 
@@ -155,7 +157,7 @@ def _reading(data: bytes, where: str, limits: Limits) -> Iterator[int]:
     if data[4:8] != b"ftyp" and not data.startswith(b"\x1a\x45\xdf\xa3"):
         raise refused(where, "is not a video; MP4, MOV, WebM and Matroska are taken", "invalid_video")
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), format=container_of(data[:LOOKED_AT])) as container:
             pixels = max((stream.width * stream.height for stream in container.streams.video), default=0)
         if pixels > limits.image.pixels:
             raise refused(where, f"has frames of more than {limits.image.pixels:,} pixels", "invalid_video")

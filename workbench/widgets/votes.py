@@ -21,7 +21,7 @@ from workbench.data.dataset import Dataset
 from workbench.data.images import thumbnail_uri
 from workbench.data.video import still
 from workbench.errors import DataError, WorkbenchError, kind_of
-from workbench.inference.attachments import Attached, attached, open_file
+from workbench.inference.attachments import Attached, attached_for, open_file, seen_by
 from workbench.inference.opening import open_model
 from workbench.widgets.base import View, front
 from workbench.widgets.differing import marked, said
@@ -133,9 +133,10 @@ class AnswersView(View):
             return "", f"{type(error).__name__}: {error}"
 
     def _sent(self, model: ChatModel, prompt: Conversation) -> Conversation:
-        """A model that opens files is told where they lie; one with an opener of its own knows better."""
+        """A model that opens files is told where they lie; one with an opener of its own knows better. One that reads
+        pictures only is shown frames of a video."""
         files = getattr(model, "open_image", None) is open_file
-        return placed(prompt, self._resolve) if files and self._resolve is not None else prompt
+        return seen_by(model, placed(prompt, self._resolve) if files and self._resolve is not None else prompt)
 
 
 def compare_answers(
@@ -178,7 +179,7 @@ def compare_answers(
         raise DataError("compare_answers", found="no question", expected="at least one")
     kept = None if votes is None else VoteFile(votes)
     open_image, resolve = opener(dataset), None if dataset is None else Dataset.open(dataset).resolver()
-    opened = {name: open_model(one, open_image=open_image) for name, one in named.items()}
+    opened = {name: open_model(one) for name, one in named.items()}  # of files: `AnswersView` says where they lie
     told = {"open_image": open_image, "resolve": resolve, "options": options, "votes": kept, "blind": blind}
     return AnswersView(opened, asked, **told)
 
@@ -194,12 +195,10 @@ def _named(models: Sequence[ChatModel | str | Path]) -> dict[str, Any]:
 
 
 def _asked(questions: Sequence[Question], image: Attached | None) -> list[Conversation]:
-    images = attached(image) if image is not None else []
-    named = str(image) if image is None or isinstance(image, (str, Path)) else images[0].path
+    media = attached_for(image) if image is not None else []  # a video is one, whatever each model makes of it
+    named = str(image) if image is None or isinstance(image, (str, Path)) else media[0].path
     return [
-        Conversation(new_id("question", one, named), (Message("user", (*images, one)),))
-        if isinstance(one, str)
-        else one
+        Conversation(new_id("question", one, named), (Message("user", (*media, one)),)) if isinstance(one, str) else one
         for one in questions
     ]
 

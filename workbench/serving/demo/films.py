@@ -19,6 +19,17 @@ SPREAD = 8
 """Frames that a model of pictures is shown of a video."""
 LARGEST = 120_000_000
 """Pixels of a frame that is decoded."""
+_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
+_READERS = {
+    b"\x1a\x45\xdf\xa3": "matroska",
+    b"\x00\x00\x01\xba": "mpeg",
+    b"\x00\x00\x01\xb3": "mpegvideo",
+    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11": "asf",
+    b"FLV\x01": "flv",
+    b"OggS": "ogg",
+}
+"""FFmpeg's reader by how a file begins. Left to choose, it follows a playlist into other files of the machine, and a
+session description into the network."""
 
 
 def sampled(path: str, most: int) -> list[Image.Image]:
@@ -64,7 +75,7 @@ def _opened(path: str) -> Iterator[tuple[Any, Any]]:
 
     name = Path(path).name
     try:
-        with av.open(path) as container:
+        with av.open(path, format=_reader(path)) as container:
             if not container.streams.video:
                 raise NotAnswered(f"{name} has no pictures in it. Try another file.")
             stream = container.streams.video[0]
@@ -74,6 +85,21 @@ def _opened(path: str) -> Iterator[tuple[Any, Any]]:
     except (av.FFmpegError, OSError, ValueError) as error:
         cause = getattr(error, "strerror", None) or error
         raise NotAnswered(f"{name} is not a video that can be read ({cause}). Try another file.") from None
+
+
+def _reader(path: str) -> str:
+    """The one reader that may open a file. Raises `ValueError` for what begins as none of the containers taken."""
+    with open(path, "rb") as file:
+        begin = file.read(256)
+    if begin[4:8] in _BOXES:
+        return "mov"
+    if begin.startswith(b"RIFF") and begin[8:12] == b"AVI ":
+        return "avi"
+    packets = any(begin[one : one + 1] == begin[two : two + 1] == b"G" for one, two in ((0, 188), (4, 196)))
+    found = next((name for sign, name in _READERS.items() if begin.startswith(sign)), "mpegts" if packets else None)
+    if found is None:
+        raise ValueError("it begins as none of those that are taken")
+    return found
 
 
 def _seconds(container: Any, stream: Any) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 import gradio as gr
 
 from .feedback import Feedback
-from .turns import FAILED, History, Model, Settings, Writing, messages_of, question
+from .turns import FAILED, VIDEOS, History, Model, Settings, Writing, messages_of, question
 
 FLAGS = ("Wrong", "Made up", "Offensive", "Cut or broken")
 """What an answer can be flagged as, beside the thumbs."""
@@ -67,8 +67,8 @@ class _Page:
                 chats = [self._chat(model, cards) for model in self.models]
             note = gr.Markdown("", elem_id="note")
             box = gr.MultimodalTextbox(
-                sources=["upload"], file_types=["image", "video"], file_count="multiple", show_label=False,
-                autofocus=True, placeholder="Add a picture or a video and ask about it", elem_id="box",
+                sources=["upload"], file_types=["image", *VIDEOS], file_count="multiple", show_label=False,
+                placeholder="Add a picture or a video and ask about it", elem_id="box", autofocus=True,
                 max_plain_text_length=20_000,
             )  # fmt: skip
             with gr.Accordion("Settings", open=False, elem_id="settings"), gr.Row():

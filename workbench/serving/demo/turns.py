@@ -20,8 +20,12 @@ FAILED = "not answered"
 """The metadata id of a message that says why there is no answer."""
 History = list[dict[str, Any]]
 """Messages as Gradio's chatbot has them; a picture or a video is a message of its own before its question."""
-VIDEOS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "quicktime", ".webm": "webm", ".mkv": "x-matroska", ".avi": "x-msvideo"}
-"""How files of videos are named, and their kind: not every system knows all of them."""
+VIDEOS = {
+    ".mp4": "mp4", ".m4v": "mp4", ".mov": "quicktime", ".3gp": "3gpp", ".webm": "webm", ".mkv": "x-matroska",
+    ".avi": "x-msvideo", ".mpg": "mpeg", ".mpeg": "mpeg", ".ts": "mp2t", ".m2ts": "mp2t", ".wmv": "x-ms-wmv",
+    ".flv": "x-flv", ".ogv": "ogg",
+}  # fmt: skip
+"""How files of videos are named, and their kind: not every system knows all of them. The page takes no others."""
 
 
 class NotAnswered(Exception):
