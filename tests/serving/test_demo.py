@@ -171,7 +171,7 @@ def test_a_failure_names_its_cause_and_no_model_ever_sees_it(
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
     with page_of(url) as (page, _):
         ask(page, "", picture)
-        page.get_by_text("Write a question about the picture.").wait_for()
+        page.get_by_text("Write a question about the picture or video.").wait_for()
         page.get_by_label("Remove file").click()
         failures = (
             ("memory?", None, "Not answered: the memory is full (RuntimeError: CUDA out of memory. Tried to allocate"),
