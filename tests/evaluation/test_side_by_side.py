@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image as PILImage
 
-from tests.videos import moving
-from workbench.chat_model import ScriptedModel
-from workbench.cli import main
-from workbench.conversation import Conversation
-from workbench.errors import DataError, ImageError, ModelError, WorkbenchError
-from workbench.evaluation.side_by_side import compare_models
-from workbench.model.checkpoint import save
-from workbench.model.llava import build
-from workbench.recipe import ModelSpec
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from teacher_server import serving  # noqa: E402
+
+from tests.videos import moving  # noqa: E402
+from workbench.chat_model import ScriptedModel  # noqa: E402
+from workbench.cli import main  # noqa: E402
+from workbench.conversation import Conversation  # noqa: E402
+from workbench.errors import DataError, ImageError, ModelError, WorkbenchError  # noqa: E402
+from workbench.evaluation.side_by_side import compare_models  # noqa: E402
+from workbench.model.checkpoint import save  # noqa: E402
+from workbench.model.llava import build  # noqa: E402
+from workbench.recipe import ModelSpec  # noqa: E402
 
 
 @pytest.fixture
@@ -61,6 +66,16 @@ def test_a_video_is_asked_about_as_one_and_shown_as_each_model_takes_it(photos: 
     assert str(found).endswith(f"note: {note}") and found.summary()["notes"] == [note]
     found = compare_models([pictures], photos, out=tmp_path / "folder.html")
     assert [Path(one.image).name for one in found.answers] == ["a.png", "c.png", "clip.mp4", "b.jpg"]
+
+
+def test_a_model_at_an_endpoint_stands_beside_one_of_this_machine(photos: Path, tmp_path: Path) -> None:
+    with serving(faults=()) as (server, url):
+        server.reply = lambda prompt: "a red square, says the endpoint"
+        here = ScriptedModel(lambda asked: "red", name="here")
+        found = compare_models([here, f"gpt-4@{url}"], [photos / "a.png"], ["What?"], out=tmp_path / "page.html")
+        assert "data:image/" in json.dumps(server.requests[0])
+    assert [one.text for one in found.answers] == ["red", "a red square, says the endpoint"]
+    assert "a red square, says the endpoint" in found.page.read_text(encoding="utf-8")
 
 
 def test_models_are_opened_by_name_and_one_that_cannot_be_is_said(photos: Path, tmp_path: Path) -> None:

@@ -87,9 +87,12 @@ def test_every_square_and_edge_up_to_the_largest_counts_as_transformers_counts()
         assert [tiling.tokens(size) for size in chosen] == [theirs(pinpoints, size) for size in chosen]
 
 
-def counted(pinpoints: Any, largest: int) -> np.ndarray[Any, Any]:
+def counted(
+    pinpoints: Any, largest: int, side: int = 336, edge: int = 24, limit: int | None = None
+) -> np.ndarray[Any, Any]:
     """Tokens of every size up to `largest` x `largest`, [height - 1, width - 1], by the published rules alone: LLaVA's
-    `select_best_resolution`, and `unpad_image` in whole numbers, without a float that could fall short of one."""
+    `select_best_resolution`, `unpad_image` in whole numbers, without a float that could fall short of one, and the
+    scaling of `anyres_max_N` where edges are more than 1.1 times too long."""
     height, width = np.meshgrid(*[np.arange(1, largest + 1)] * 2, indexing="ij")
     most, least = np.zeros_like(height), np.full_like(height, 2**60)
     rows, columns = np.zeros_like(height), np.zeros_like(height)
@@ -97,16 +100,28 @@ def counted(pinpoints: Any, largest: int) -> np.ndarray[Any, Any]:
         scale = np.minimum(wide / width, high / height)
         shown = np.minimum((width * scale).astype(int) * (height * scale).astype(int), width * height)
         better = (shown > most) | ((shown == most) & (wide * high - shown < least))
-        for held, new in ((most, shown), (least, wide * high - shown), (rows, high // 14), (columns, wide // 14)):
+        for held, new in (
+            (most, shown),
+            (least, wide * high - shown),
+            (rows, high * edge // side),
+            (columns, wide * edge // side),
+        ):
             held[better] = np.broadcast_to(new, held.shape)[better]
     flat = width * rows > columns * height  # black above and below it
     rows -= np.where(flat, (rows - height * columns // width) // 2 * 2, 0)
     columns -= np.where(flat, 0, (columns - width * rows // height) // 2 * 2)
-    return 576 + rows * (columns + 1)
+    times = np.sqrt(rows * columns / ((limit or 1e9) * edge**2))
+    rows, columns = (
+        np.where(times > 1.1, (kept // np.maximum(times, 1)).astype(int), kept) for kept in (rows, columns)
+    )
+    return edge**2 + rows * (columns + 1)
 
 
-def test_every_size_there_is_counts_as_the_published_rules_say() -> None:
-    tiling, expected = anyres(), counted(LLAVA, LARGEST)
+@pytest.mark.parametrize("which", ["anyres", "anyres_max_9"])
+def test_every_size_there_is_counts_as_the_published_rules_say(which: str) -> None:
+    limit = int(which[-1]) if which != "anyres" else None
+    told: Any = (LLAVA,) if limit is None else (ONEVISION, 384, 27, limit)
+    tiling, expected = anyres(*told), counted(told[0], LARGEST, *told[1:])
     assert expected.shape == (LARGEST, LARGEST)
     for height, row in enumerate(expected.tolist(), 1):
         found = [tiling.tokens((width, height)) for width in range(1, LARGEST + 1)]
