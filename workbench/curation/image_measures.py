@@ -15,7 +15,7 @@ import polars as pl
 from PIL import Image as PILImage
 from PIL import ImageStat
 
-from workbench.curation.measures import image_files, image_paths, measured_once, ok_images
+from workbench.curation.measures import image_files, measured_once, ok_images
 from workbench.data.batches import map_batches
 from workbench.data.dataset import Dataset
 from workbench.data.video import Film, seen
@@ -52,7 +52,7 @@ def image_measures(
     """
     dataset = Dataset.open(dataset)
     rows = ok_images(dataset, images)
-    files = list(zip(image_paths(dataset, rows), image_files(dataset, rows), strict=True))
+    files = image_files(dataset, rows)
 
     def make(missing: list[int], _: pl.DataFrame) -> Iterable[tuple[float, ...]]:
         count = 1 if len(missing) < POOL_FROM else workers
@@ -63,9 +63,8 @@ def image_measures(
     return shape.with_columns(found)
 
 
-def _measure(job: tuple[Path, Path | Film]) -> tuple[int, float, float, float, float]:
+def _measure(file: Path | Film) -> tuple[int, float, float, float, float]:
     """Bytes, brightness, contrast, sharpness, entropy."""
-    path, file = job
     from scipy.ndimage import laplace
 
     picture = seen(file)
@@ -74,4 +73,6 @@ def _measure(job: tuple[Path, Path | Film]) -> tuple[int, float, float, float, f
     told = ImageStat.Stat(grey)
     # By channel: the edge between a red and a green of equal brightness is as sharp as any, but not there in grey.
     sharpness = max(float(laplace(np.asarray(band, np.float32)).var()) for band in picture.split())
+    path = file.source if isinstance(file, Film) else file
+    assert isinstance(path, Path)  # films of a dataset are files
     return path.stat().st_size, told.mean[0], told.stddev[0], sharpness, grey.entropy()

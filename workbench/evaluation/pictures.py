@@ -20,7 +20,7 @@ from workbench.data.images import SUFFIXES
 from workbench.data.video import SUFFIXES as VIDEOS
 from workbench.errors import DataError, ImageError
 from workbench.evaluation import fields
-from workbench.inference.attachments import attached
+from workbench.inference.attachments import attached, frames_read
 from workbench.resources import state_folder, write_atomic
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def for_model(evaluation: Evaluation, model: ChatModel) -> Evaluation:
     if it reads them, else their middle frame."""
     if evaluation.settings.get("frames", 1) is not None:
         return evaluation
-    reads = getattr(model, "frames", 0)
+    reads = frames_read(model)
     settings = {**evaluation.settings, "frames": f"as the model: {reads}" if reads else 1}
     conversations = [_whole(one) for one in evaluation.conversations] if reads else evaluation.conversations
     return replace(evaluation, conversations=conversations, settings=settings)

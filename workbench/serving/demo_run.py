@@ -18,7 +18,7 @@ from workbench.conversation import Conversation, Media, Video, from_chat
 from workbench.data.images import load_image, read_file
 from workbench.data.video import Film, frame_at, moments
 from workbench.errors import WorkbenchError
-from workbench.inference.attachments import FRAMES, TrackedOpener, file_state
+from workbench.inference.attachments import FRAMES, TrackedOpener, file_state, frames_read
 
 if TYPE_CHECKING:
     import gradio
@@ -75,7 +75,7 @@ class PageModel:
 
     def _parts(self, part: dict[str, Any], root: str) -> list[dict[str, Any]]:
         """A part of a message as the model is given it: a video as frames, where it reads pictures only."""
-        if part["type"] == "video" and not getattr(self.model, "frames", 0):
+        if part["type"] == "video" and not frames_read(self.model):
             path = part["path"]
             return [{"type": "image", "path": f"{path}#t={moment:.3f}", "root": root}
                     for moment in moments(read_file(Path(path)), FRAMES)]  # fmt: skip

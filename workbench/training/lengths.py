@@ -25,7 +25,7 @@ from workbench.resources import state_folder, write_atomic
 from workbench.training.example import Example
 from workbench.training.examples import Examples
 from workbench.training.packing import Entry
-from workbench.training.rows import STAMPS
+from workbench.training.rows import STAMPS, stamps
 from workbench.training.source import Bad, reason_of, refuse
 
 CHUNK = 1_000
@@ -98,8 +98,7 @@ def measure(examples: Examples, *, name: str, bar: Progress | None = None) -> Le
     stamped = frame.select(STAMPS)
     if examples.sizes is not None:  # of images whose conversations do not carry their size
         sizes = [str([examples.sizes.get(key) for key in keys or ()]) for keys in frame["keys"].to_list()]
-        told = stamped.with_columns(sizes=pl.Series(sizes))
-        stamped = pl.DataFrame({name: told.hash_rows(seed=number) for number, name in enumerate(STAMPS, 1)})
+        stamped = pl.DataFrame(stamps(stamped.with_columns(sizes=pl.Series(sizes))))
     index = Index(examples, name)
     found = stamped.join(index.rows, on=STAMPS, how="left", maintain_order="left")
     absent = found["tokens"].is_null().arg_true().to_numpy()

@@ -132,7 +132,7 @@ class Rows(Sequence[Conversation]):
             id=mark + pl.col("id"),
             media=pl.col("media").list.eval(media),
             keys=pl.col("keys").list.eval(mark + pl.element()),
-            **_stamps(self.frame.select(*STAMPS, mark=pl.lit(mark))),  # equal words about another image are others
+            **stamps(self.frame.select(*STAMPS, mark=pl.lit(mark))),  # equal words about another image are others
         )
         return Rows(frame, self.messages.marked(mark))
 
@@ -173,11 +173,12 @@ def pack(frame: pl.DataFrame, messages: Messages) -> pl.DataFrame:
     media = pl.struct("type", "root", "path", "hash", "width", "height")
     about = pl.coalesce("hash", KEY).first()
     held = parts.group_by("row", maintain_order=True).agg(media=media, keys=KEY, about=about)
-    joined = frame.with_row_index("row").join(held, on="row", how="left", maintain_order="left").drop("row")
+    whole = frame.with_row_index("row").join(held, on="row", how="left", maintain_order="left").drop("row")
     texts = frame.select(text=pl.struct("messages").struct.json_encode())
     part = {} if "part" in frame.columns else {"part": pl.col("split")}
-    return joined.drop("messages").with_columns(place=messages.add(texts["text"]), **_stamps(texts), **part)
+    return whole.drop("messages").with_columns(place=messages.add(texts["text"]), **stamps(texts), **part)
 
 
-def _stamps(told: pl.DataFrame) -> dict[str, pl.Series]:
+def stamps(told: pl.DataFrame) -> dict[str, pl.Series]:
+    """`STAMPS` of each row: equal where all that is told of two is equal."""
     return {name: told.hash_rows(seed=number) for number, name in enumerate(STAMPS, 1)}
