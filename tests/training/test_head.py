@@ -54,6 +54,16 @@ def test_mixed_precision_rounds_no_more_than_the_plain_head() -> None:
     assert errors[1] <= 1.5 * errors[0]
 
 
+def test_a_row_that_is_sure_and_wrong_has_its_whole_loss() -> None:
+    layer = nn.Linear(2, 3, bias=False).requires_grad_(False)
+    layer.weight.copy_(torch.tensor([[300.0, 0.0], [0.0, 300.0], [0.0, 0.0]]))
+    hidden, targets = torch.eye(2, requires_grad=True), torch.tensor([1, 1])
+    losses = head.row_losses(layer, hidden * 1, targets)
+    assert losses.tolist() == [300.0, 0.0]
+    (grad,) = torch.autograd.grad(losses.sum(), hidden)
+    torch.testing.assert_close(grad, torch.tensor([[300.0, -300.0], [0.0, 0.0]]))
+
+
 def test_without_a_gradient_nothing_is_made_for_it() -> None:
     layer, hidden = nn.Linear(8, 9).requires_grad_(False), torch.randn(5, 8)
     with torch.no_grad():
