@@ -17,6 +17,7 @@ from typing import Any
 from workbench.model.outline import outline
 from workbench.recipe import Recipe
 from workbench.training.dry_run import dry_run
+from workbench.training.loading import while_loading
 from workbench.training.memory import Foresight
 from workbench.training.packing import Entry, Pack, Tree
 
@@ -45,13 +46,15 @@ def main(quick: bool) -> None:
             recipe = make_recipe(parts, *WAYS[way], f"model.load={load}")
             pack = make_pack(edge * edge, tokens)
             settings = {"template": recipe.template, "image_mode": recipe.image_mode}
-            foreseen = Foresight(outline(recipe.model, **settings), recipe.train).peak(pack, every=every)
+            made = outline(recipe.model, **settings)
+            foreseen, loading = Foresight(made, recipe.train).peak(pack, every=every), while_loading(made.llava)
             measured = dry_run(recipe, pack, every=every)
             error = foreseen.peak / measured.peak - 1
             worst = max(worst, abs(error))
             told = f"{size}, {edge**2:>3} image tokens, {way:<5} {load} checkpointing {'on ' if every else 'off'}"
             numbers = f"{foreseen.peak / 1e6:8.1f} MB foreseen, {measured.peak / 1e6:8.1f} measured  {error:+.1%}"
-            print(f"{told}  {numbers}  ({foreseen.phase}, {measured.seconds:.1f} s)", flush=True)
+            beside = f"loading {loading / 1e6:.1f}, {measured.loading / 1e6:.1f} measured"
+            print(f"{told}  {numbers}  ({foreseen.phase}, {measured.seconds:.1f} s; {beside})", flush=True)
     print(f"largest error: {worst:.1%}")
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.benchmarks.memory_prediction import make_parts
+from tests.benchmarks.memory_prediction import make_recipe as random_recipe
 from workbench.errors import TrainingError
 from workbench.model.outline import outline, outline_of
 from workbench.model.stages import prepare
@@ -17,6 +19,7 @@ from workbench.training import forward, head
 from workbench.training.blank import blank
 from workbench.training.compiling import compile_layers
 from workbench.training.dry_run import dry_run
+from workbench.training.loading import while_loading
 from workbench.training.memory import Foresight, at_most
 from workbench.training.packing import Entry, Pack, Tree
 from workbench.training.room import choose_layers
@@ -178,6 +181,17 @@ def test_a_process_takes_what_was_foreseen(make_recipe: Made) -> None:
     measured = dry_run(recipe, pack)
     assert foreseen.peak > 100e6
     assert foreseen.peak == pytest.approx(measured.peak, rel=0.1)
+
+
+@pytest.mark.parametrize("load", ["fp32", "bf16", "4bit"])
+def test_loading_takes_what_was_foreseen_and_is_not_part_of_the_peak(tmp_path: Path, load: str) -> None:
+    parts = make_parts(tmp_path, width=256, layers=1, vocabulary=60_000, edge=2)
+    recipe = random_recipe(parts, "train.stage=align", "train.language=frozen", f"model.load={load}")
+    made, pack = outlined(recipe), make_pack(branch=5, supervised=1)
+    foreseen, measured = Foresight(made, recipe.train).peak(pack), dry_run(recipe, pack)
+    assert while_loading(made.llava) == pytest.approx(measured.loading, rel=0.1)
+    assert foreseen.peak == pytest.approx(measured.peak, rel=0.1)
+    assert load == "fp32" or measured.loading > 1.3 * measured.peak
 
 
 def test_layers_are_checkpointed_only_as_far_as_needed(make_recipe: Made) -> None:

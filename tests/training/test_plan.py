@@ -85,7 +85,7 @@ def test_time_counts_the_tower_and_names_what_it_leaves_out(make_dataset: Made, 
     forecast = plan(make_recipe(make_dataset(), "train.max_steps=3"))
     assert 0 < forecast.tower_seconds < forecast.seconds and forecast.by_dry_run is None
     assert "of it the frozen tower's; not counted: the optimiser, opening images, validation, saving" in str(forecast)
-    measured = replace(forecast, measured=Measured(peak=1, seconds=2.0, device="cpu"))
+    measured = replace(forecast, measured=Measured(peak=1, seconds=2.0, device="cpu", loading=1))
     assert measured.by_dry_run is not None
     tokens = forecast.counts.tokens * forecast.counts.epochs
     pace = 2.0 / (sum(tree.tokens for tree in forecast.worst) * min(forecast.pieces, 2))

@@ -6,6 +6,7 @@ peak over that is read. Does not know: where the pack comes from, or what was fo
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import os
@@ -33,10 +34,12 @@ class Measured:
     """What a dry run took."""
 
     peak: int
-    """Bytes at the fullest moment, over what the process held before there was a model."""
+    """Bytes at the fullest moment once the weights are read, over what the process held before there was a model."""
     seconds: float
     """Of one optimiser step over the worst pack, `pieces` times."""
     device: str
+    loading: int
+    """Bytes at the fullest moment of reading the weights, pages of their files among them; not part of `peak`."""
 
 
 def dry_run(recipe: Recipe, pack: Pack, *, pieces: int = 2, every: int = 0, held: int = 0) -> Measured:
@@ -89,6 +92,8 @@ def measure(recipe: Recipe, pack: Pack, pieces: int, every: int, held: int) -> d
     optimizer = make_optimizer(groups, betas=train.betas, name=train.optimizer)
     for parameter in llava.model.parameters():
         parameter.sum()  # weights are mapped from their file, and come into memory as they are read
+    loading = most_held(device) - before
+    forget_most(device)
     kept = torch.ones(held, dtype=torch.uint8, device=device)
     llava.model.train()
     llava.tower.train(llava.vision_trains)
@@ -109,7 +114,7 @@ def measure(recipe: Recipe, pack: Pack, pieces: int, every: int, held: int) -> d
         optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - began
     del kept
-    return {"peak": most_held(device) - before, "seconds": seconds, "device": str(device)}
+    return {"peak": most_held(device) - before, "seconds": seconds, "device": str(device), "loading": loading}
 
 
 def _warm_up(recipe: Recipe, outline: Any) -> Any:
@@ -119,6 +124,7 @@ def _warm_up(recipe: Recipe, outline: Any) -> Any:
     """
     import torch
     from torch import nn
+    from transformers import AutoModel
 
     from workbench.training.memory import Foresight
 
@@ -126,18 +132,32 @@ def _warm_up(recipe: Recipe, outline: Any) -> Any:
     tree = Tree((Entry(0, each + 20, each + 10, 5, 1, 1, None, 1, 1, each, each),) * 2)
     Foresight(outline, recipe.train).peak([tree], every=1)
     device = outline.llava.device
-    net = nn.Sequential(nn.Conv2d(3, 512, 14, 14), nn.Flatten(2), nn.Linear(256, 1024), nn.LayerNorm(1024), nn.GELU())
-    net.to(device)
-    optimizer = torch.optim.AdamW(net.parameters(), fused=True)
-    with outline.llava.autocast():
-        x = net(torch.ones(2, 3, 224, 224, device=device)).view(2, 512, 16, 64).transpose(1, 2)
-        mask = torch.ones(512, 512, dtype=torch.bool, device=device)
-        y = nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True).transpose(1, 2).reshape(1024, 1024)
-        y = y @ y + nn.functional.scaled_dot_product_attention(x, x, x, mask).transpose(1, 2).reshape(1024, 1024)
-    nn.functional.cross_entropy(y.float(), torch.zeros(1024, dtype=torch.int64, device=device)).backward()
-    nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-    optimizer.step()
+    config, dtype = outline.llava.model.config, outline.llava.dtype
+    tower, language = (
+        AutoModel.from_config(_small(part), dtype=dtype).to(device)
+        for part in (config.vision_config, config.text_config)
+    )
+    seen = tower(torch.ones(2, 3, 28, 28, dtype=dtype, device=device)).last_hidden_state
+    torch.mm(*torch.ones(2, 1024, 1024, dtype=dtype, device=device))  # large ones have buffers of their own
+    states = language(inputs_embeds=seen.repeat(1, 40, 1)).last_hidden_state
+    nn.functional.cross_entropy(states.float()[0], states.new_zeros(states.shape[1], dtype=torch.int64)).backward()
+    params = list(language.parameters())
+    nn.utils.clip_grad_norm_(params, 1.0)
+    torch.optim.AdamW(params, fused=True).step()
     return device
+
+
+def _small(config: Any) -> Any:
+    """The same kind of model, one layer of it and 64 wide."""
+    small = copy.deepcopy(config)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 64, "image_size": 28,
+             "patch_size": 14}  # fmt: skip
+    sizes |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0)
+    for name, size in sizes.items():
+        if hasattr(small, name):
+            setattr(small, name, size)
+    return small
 
 
 def held_now(device: Any) -> int:
@@ -147,21 +167,32 @@ def held_now(device: Any) -> int:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
+    elif STATUS.is_file():
+        import ctypes
+
+        ctypes.CDLL(None).malloc_trim(0)
+    forget_most(device)
+    if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    if not STATUS.is_file():  # macOS, Windows: the peak cannot be set back, and nothing before was higher
+    if not STATUS.is_file():  # macOS, Windows
         import psutil
 
         return psutil.Process().memory_info().rss
-    import ctypes
-
-    ctypes.CDLL(None).malloc_trim(0)
-    RESET.write_text("5")
     return _status("VmRSS")
 
 
+def forget_most(device: Any) -> None:
+    """Let `most_held` count from now on; without effect on a CPU under macOS and Windows, whose count is never less."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif STATUS.is_file():
+        RESET.write_text("5")
+
+
 def most_held(device: Any) -> int:
-    """Most bytes this process held since `held_now`."""
+    """Most bytes this process held since `held_now` or `forget_most`."""
     import torch
 
     if device.type == "cuda":

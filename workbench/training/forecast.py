@@ -41,7 +41,9 @@ class Forecast:
     untrained: list[str]
     """Conversations without a token to train on: training refuses them too."""
     memory: Memory
-    """Of the fullest moment."""
+    """Of the fullest moment once the weights are read."""
+    loading: int
+    """Most bytes while they are read, their files' pages among them: the system takes those back if it needs room."""
     checkpointed: int
     """Each so-many-th layer's activations are computed again; 0: none."""
     free: int
@@ -95,7 +97,8 @@ class Forecast:
     def summary(self) -> dict[str, Any]:
         """The numbers, for a program."""
         told: dict[str, Any] = {"counts": asdict(self.counts), "parameters": self.parameters, "too_long": self.too_long}
-        told |= {"untrained": self.untrained, "memory": {"peak": self.memory.peak, **asdict(self.memory)}}
+        told |= {"untrained": self.untrained, "loading": self.loading}
+        told |= {"memory": {"peak": self.memory.peak, **asdict(self.memory)}}
         told |= {
             "processes": self.processes,
             "free": self.free,
@@ -132,6 +135,11 @@ class Forecast:
         lines += [f"  {name:<16} {size / 1e6:>12,.1f} MB" for name, size in self.memory.items.items() if size]
         room = f"of {self.free / 1e6:,.0f} MB on {self.device}"
         lines.append(f"  {'in all':<16} {self.memory.peak / 1e6:>12,.1f} MB {room}")
+        if self.loading > self.memory.peak:
+            lines.append(
+                f"  {'while loading':<16} {self.loading / 1e6:>12,.1f} MB of it pages of the files, which the system "
+                "takes back if it needs room"
+            )
         lines.append(f"  activations are computed again {LAYERS[self.checkpointed]} (train.checkpointing)")
         lines.append(str(self.cache))
         lines.append(self._time())

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -42,8 +43,12 @@ ITEMS = (
 )  # fmt: skip
 """What memory is used for. Behind `vision tower` stand its weights and what it computes; `images`: features or pixels;
 `backward`: what the way back holds for a moment; `kernels`: code that oneDNN keeps for half precision on CPUs."""
-KERNEL, ATTENTION_KERNEL = 800_000, 2_500_000
-"""Bytes of such a kernel, measured: 300 products of different shapes took 250 MB; attention 2.3-3.3 MB a shape."""
+KERNEL = 600_000
+"""Bytes of such a kernel, measured over 100 products of different shapes: 0.58 MB on an AMD EPYC with AVX512-BF16;
+0.83 MB on an Intel Xeon with AMX."""
+QUERIES, KEYS = (32, 64, 512), 512
+"""Attention's way back multiplies blocks of 32 queries (64 from 512 queries on) and 512 keys (torch's
+`cpu_flash_attention_backward`), three products a pair of blocks; its way there needs no kernel of oneDNN."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,7 @@ class Meter(TorchDispatchMode):
         self.by: dict[str, int] = {}
         self.flops = 0
         self.kernels: dict[tuple[Any, ...], int] = {}
+        self._kept = _by_onednn()
         self._live: dict[int, tuple[str, int]] = {}
         self._label, self._peak, self._at = "other", 0, dict(self.by)
 
@@ -208,11 +214,17 @@ class Meter(TorchDispatchMode):
         return found
 
     def _kernel(self, func: Any, args: Any) -> None:
-        """Count the kernel that oneDNN makes and keeps for each product of half-precision matrices of a new shape."""
+        """Count the kernels that oneDNN makes and keeps for each product of half-precision matrices of a new shape."""
         tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
-        if tensors[0].device.type == "cpu" and tensors[0].dtype != torch.float32:
-            size = ATTENTION_KERNEL if "attention" in str(func) else KERNEL
-            self.kernels[func, *(tensor.shape for tensor in tensors)] = size
+        if tensors[0].device.type != "cpu" or tensors[0].dtype not in self._kept:
+            return
+        if "attention" not in str(func):
+            self.kernels[func, *((tensor.shape, tensor.stride()) for tensor in tensors)] = KERNEL
+        elif "backward" in str(func):
+            (queries, width), keys = tensors[1].shape[-2:], tensors[2].shape[-2]
+            few, many, enough = QUERIES
+            for block in product(_blocks(queries, many if queries >= enough else few), _blocks(keys, KEYS)):
+                self.kernels["attention", *block, width] = 3 * KERNEL
 
     def _forget(self, key: int) -> None:
         label, size = self._live.pop(key)
@@ -261,6 +273,19 @@ COUNTS: dict[Any, Any] = {
     ],
 }
 """torch's own counts of operations, by operation; attention on CPUs is not among them."""
+
+
+def _by_onednn() -> set[torch.dtype]:
+    """The half-precision types whose products oneDNN makes on this CPU; others are torch's own."""
+    if not torch.backends.mkldnn.is_available():
+        return set()
+    asked = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    return {dtype for dtype, name in asked.items() if getattr(torch.ops.mkldnn, name)()}
+
+
+def _blocks(length: int, size: int) -> set[int]:
+    """The lengths of blocks that so many rows are cut into."""
+    return {min(size, length), length % size} - {0}
 
 
 def _averages(parameter: nn.Parameter) -> torch.Tensor:

@@ -34,6 +34,7 @@ from workbench.training.flops import measured_peak, tower_cost
 from workbench.training.forecast import LAYERS, Forecast
 from workbench.training.head import CHUNK
 from workbench.training.lengths import Lengths, measure
+from workbench.training.loading import while_loading
 from workbench.training.meetings import meetings
 from workbench.training.memory import Foresight, Memory, at_most, part_of
 from workbench.training.mixture import read_sources
@@ -113,6 +114,7 @@ def plan(
         too_long=too_long,
         untrained=untrained,
         memory=memory,
+        loading=while_loading(llava),
         checkpointed=every,
         free=foreseen.free,
         device=str(llava.device),
