@@ -47,7 +47,8 @@ def main(quick: bool) -> None:
             pack = make_pack(edge * edge, tokens)
             settings = {"template": recipe.template, "image_mode": recipe.image_mode}
             made = outline(recipe.model, **settings)
-            foreseen, loading = Foresight(made, recipe.train).peak(pack, every=every), while_loading(made.llava)
+            loading = while_loading(made.llava)
+            foreseen = Foresight(made, recipe.train).peak(pack, every=every)
             measured = dry_run(recipe, pack, every=every)
             error = foreseen.peak / measured.peak - 1
             worst = max(worst, abs(error))

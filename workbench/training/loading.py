@@ -25,6 +25,8 @@ NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 def while_loading(llava: Llava) -> int:
     """Most bytes a process holds while this model (or one of shapes) is read, its files' pages among them.
 
+    To be asked before `prepare`, which holds in float32 what trains.
+
     0 on a device with memory of its own. Files that are not there yet, or not safetensors, count as nothing.
     """
     if llava.device.type != "cpu":

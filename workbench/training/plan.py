@@ -82,6 +82,7 @@ def plan(
     files = find_images(source)
     made = outline(recipe.model, template=recipe.template, image_mode=recipe.image_mode)
     llava = made.llava
+    loading = while_loading(llava)  # before what trains is held in float32
     check_optimizer(train.optimizer, llava.device)
     check_window(llava, train.max_tokens)
     name = str(dataset.path if dataset else recipe.data.dataset)
@@ -114,7 +115,7 @@ def plan(
         too_long=too_long,
         untrained=untrained,
         memory=memory,
-        loading=while_loading(llava),
+        loading=loading,
         checkpointed=every,
         free=foreseen.free,
         device=str(llava.device),
