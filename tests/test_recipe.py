@@ -265,9 +265,16 @@ def test_a_path_goes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.M
     assert Recipe.load("tiny-align.yaml").name == "tiny-align"
 
 
-def test_a_pack_has_room_for_the_longest_conversation_unless_told_otherwise() -> None:
+def test_one_image_has_room_for_the_longest_conversation_unless_told_otherwise() -> None:
     fields = Recipe.load("tiny-align").model_dump(mode="json")["train"]
     fields.pop("pack_tokens")
-    assert TrainSpec(**fields | {"max_tokens": 4096}).pack_tokens == 4096
-    assert TrainSpec(**fields | {"max_tokens": 512}).pack_tokens == 2048
-    assert TrainSpec(**fields | {"max_tokens": 4096, "pack_tokens": 1024}).pack_tokens == 1024
+
+    def sizes(**given: int) -> tuple[int, int]:
+        spec = TrainSpec(**fields | given)
+        again = TrainSpec(**spec.model_dump(mode="json"))  # as a run folder holds it
+        assert (again.pack_size, again.tree_size) == (spec.pack_size, spec.tree_size)
+        return spec.pack_size, spec.tree_size
+
+    assert sizes(max_tokens=4096) == (2048, 4096)
+    assert sizes(max_tokens=512) == (2048, 2048)
+    assert sizes(max_tokens=4096, pack_tokens=1024) == (1024, 1024)

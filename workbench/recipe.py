@@ -24,6 +24,8 @@ from workbench.resources import expanded
 Trains = Literal["frozen", "lora", "full"]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+PACK = 2048
+"""Tokens of a pack where a recipe leaves them out."""
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -184,11 +186,11 @@ class TrainSpec(Section):
     """Stop after so many optimiser steps, whatever `epochs` says."""
     batch_size: Count = 16
     """Conversations per optimiser step, over all processes."""
-    pack_tokens: Count = 2048
+    pack_tokens: Count | None = None
     """Tokens in one pack, which is what goes through the model at once: conversations about several images, and such
     without one, end to end, with no padding. Lower takes less memory and gives the same result. A single conversation
-    that is longer is a pack of its own. Left out, it is `max_tokens` where that is more, so that long conversations
-    about one image (in tiles, or a video) still share it."""
+    that is longer is a pack of its own. Left out: 2,048, and up to `max_tokens` for conversations about one image (in
+    tiles, or a video), so that long ones share it too."""
     share: bool = True
     """Conversations about one image share its tokens. Exact, and faster by about the number sharing."""
     max_share: Count = 8
@@ -257,12 +259,15 @@ class TrainSpec(Section):
         """The content of the file, so that the recipe in a run folder is complete."""
         return read_json(value) if isinstance(value, str) else value
 
-    @model_validator(mode="before")
-    @classmethod
-    def _room_for_the_longest(cls, fields: Any) -> Any:
-        if isinstance(fields, dict) and "pack_tokens" not in fields and isinstance(fields.get("max_tokens"), int):
-            return fields | {"pack_tokens": max(fields["max_tokens"], cls.model_fields["pack_tokens"].default)}
-        return fields
+    @property
+    def pack_size(self) -> int:
+        """Tokens that packs are filled up to."""
+        return self.pack_tokens or PACK
+
+    @property
+    def tree_size(self) -> int:
+        """Most tokens of one image with the conversations that share it."""
+        return self.pack_tokens or max(PACK, self.max_tokens)
 
     @model_validator(mode="after")
     def _possible(self) -> TrainSpec:

@@ -92,7 +92,7 @@ def main(args: argparse.Namespace) -> None:
         supervised = sum(count for *_, count in step)
         seen = sum(pairs(prefix, branches) for prefix, branches, _ in step)
         flops = cost.of(tokens=tokens, supervised=supervised, images=len(step), pairs=seen)
-        count = -(-tokens // recipe.train.pack_tokens)
+        count = -(-tokens // recipe.train.pack_size)
         shapes = products(llava, [tokens // count] * count, supervised, len(step))
         print(f"a step: {tokens:,} tokens, {supervised:,} supervised, {len(step)} images, {flops / 1e9:,.0f} GFLOP")
         print(f"{'':8} {'step GFLOP/s':>13} {'multiplications':>16} {'share':>6}")

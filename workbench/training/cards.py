@@ -221,7 +221,7 @@ def _settings(recipe: Recipe) -> Iterator[tuple[int, int]]:
     """(pack tokens, every so-many-th layer computed again), the quickest first; no pack is shorter than a conversation
     may be."""
     train = recipe.train
-    tokens = max(train.pack_tokens, train.max_tokens)
+    tokens = max(train.pack_size, train.max_tokens)
     first = {"auto": (0, 2, 1), "off": (0,), "on": (1,)}[train.checkpointing]
     yield from ((tokens, every) for every in first)
     while tokens // 2 >= train.max_tokens:

@@ -112,7 +112,7 @@ class Forecast:
             "features_on_disk": self.cache.on_disk,
             "feature_cache": {"chosen": self.cache.kind, "why": self.cache.why},
         }
-        told |= {"pack_tokens": self.recipe.train.pack_tokens, "padding_tokens": 0}
+        told |= {"pack_tokens": self.recipe.train.pack_size, "padding_tokens": 0}
         return told | ({"measured": asdict(self.measured)} if self.measured else {})
 
     def __str__(self) -> str:
@@ -126,7 +126,7 @@ class Forecast:
                 self._verdict()]  # fmt: skip
 
     def _memory(self) -> str:
-        largest = self.recipe.train.pack_tokens
+        largest = self.recipe.train.pack_size
         tokens = sum(tree.tokens for tree in self.worst)
         each = f" of each of {self.processes} processes" if self.processes > 1 else ""
         lines = [

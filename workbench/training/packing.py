@@ -193,7 +193,7 @@ class Plan:
     def of(cls, entries: Sequence[Entry], train: TrainSpec, *, pack_tokens: int | None = None) -> Plan:
         """The order that a recipe means, with packs of other sizes than its own if `pack_tokens` says so."""
         settings: dict[str, Any] = {name: getattr(train, name) for name in ("batch_size", "share", "max_share", "seed")}
-        return cls(entries, **settings, max_tokens=pack_tokens or train.pack_tokens)
+        return cls(entries, **settings, max_tokens=pack_tokens or train.tree_size)
 
     def steps(self, train: TrainSpec) -> int:
         """Optimiser steps of the whole run."""

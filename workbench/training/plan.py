@@ -166,7 +166,7 @@ def settle_memory(recipe: Recipe, llava: Llava, lengths: Lengths, images: int, p
     weights = sum(parameter.nbytes for parameter in llava.model.parameters())
     free = free_memory(llava.device, train) + (weights if train.memory_gb is None else 0)
     every, tight = int(train.checkpointing == "on"), train.allocator == "tight"
-    longest = max(train.pack_tokens, int(lengths.frame["tokens"].max() or 0))  # type: ignore[arg-type]
+    longest = max(train.tree_size, int(lengths.frame["tokens"].max() or 0))  # type: ignore[arg-type]
     tiles = lengths.tiles(images, squares=llava.vision_trains)
     if LOOSE * (at_most(llava, longest) + held_images(llava, tiles, train)) <= MARGIN * free:
         return every, tight, ""
@@ -209,14 +209,14 @@ class Foreseen:
         self.foresight, self.entries, self.tiles, self.free = foresight, entries, tiles, free
         self.processes = processes
         self.train: TrainSpec = foresight.train
-        self._orders: dict[int, Plan] = {} if order is None else {self.train.pack_tokens: order}
+        self._orders: dict[int | None, Plan] = {} if order is None else {self.train.pack_tokens: order}
 
     @property
     def held(self) -> int:
         """Bytes of image features or pixels that stay in memory."""
         return held_images(self.foresight.llava, self.tiles, self.train)
 
-    def worst(self, pack_tokens: int) -> Worst:
+    def worst(self, pack_tokens: int | None) -> Worst:
         """By size: every token is as many numbers as the layers are wide together, a supervised one the vocabulary."""
         text = self.foresight.llava.model.config.text_config
         wide = text.num_hidden_layers * (12 * text.hidden_size + 4 * text.intermediate_size)
@@ -251,13 +251,13 @@ class Foreseen:
             memory = peak(every)
         return memory, every, worst
 
-    def _steps(self, pack_tokens: int) -> Iterator[list[Pack]]:
+    def _steps(self, pack_tokens: int | None) -> Iterator[list[Pack]]:
         order = self.order(pack_tokens)
         for number in range(min(order.steps_per_epoch, STEPS)):
-            yield packs(order.step(number), pack_tokens)
+            yield packs(order.step(number), pack_tokens or self.train.pack_size)
 
-    def order(self, pack_tokens: int) -> Plan:
-        """The order of the run with packs of so many tokens, made once."""
+    def order(self, pack_tokens: int | None) -> Plan:
+        """The order of the run with packs of so many tokens (None: as the recipe leaves it), made once."""
         if pack_tokens not in self._orders:
             self._orders[pack_tokens] = Plan.of(self.entries, self.train, pack_tokens=pack_tokens)
         return self._orders[pack_tokens]
@@ -282,11 +282,12 @@ def fitted(recipe: Recipe, foreseen: Foreseen) -> Recipe:
 
 def advise(recipe: Recipe, foreseen: Foreseen) -> str:
     """The first change of the recipe that makes it fit, or how much memory it would take."""
-    tokens = SMALLEST
-    for tokens in _halves(foreseen.train.pack_tokens):
+    held = foreseen.train.pack_tokens
+    tokens: int | None = SMALLEST
+    for tokens in (*([None] if held is None else []), *_halves(foreseen.train.pack_size)):
         memory, _, _ = foreseen.fullest(tokens, "on")
         if memory.peak <= MARGIN * foreseen.free:
-            smaller = f"train.pack_tokens: {tokens}" if tokens < foreseen.train.pack_tokens else ""
+            smaller = f"train.pack_tokens: {tokens}" if tokens != held else ""
             on = "train.checkpointing: on" if foreseen.train.checkpointing == "off" else ""
             return f"set {' and '.join(filter(None, [smaller, on]))}"
     for change in _lighter(recipe):

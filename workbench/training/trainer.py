@@ -162,12 +162,12 @@ class Loop:
         store = self._open_images(source, files, sizes, met.keys)
         self.users = users_of(source, files)
         rank, world = processes.rank, processes.world
-        self.feed = Feed(plan, examples, store, self.llava, pack_tokens=spec.pack_tokens, rank=rank, world=world)
+        self.feed = Feed(plan, examples, store, self.llava, pack_tokens=spec.pack_size, rank=rank, world=world)
         if self.placement.together:  # a small piece that counts nothing, for a process that has none of its own
             self.spare = self.feed.piece([min(plan.step(0), key=lambda tree: tree.tokens)])
         groups_of_val = group(val.entries(), share=spec.share)
-        cut = trees(groups_of_val, max_share=spec.max_share, max_tokens=spec.pack_tokens)
-        self.val = packs(cut, spec.pack_tokens)
+        cut = trees(groups_of_val, max_share=spec.max_share, max_tokens=spec.tree_size)
+        self.val = packs(cut, spec.pack_size)
         held = source.val.frame
         self.numbers = {id: number for number, id in enumerate(held["id"])}
         self.tasks = held["task"].fill_null("other").to_list()

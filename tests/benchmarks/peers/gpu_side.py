@@ -33,14 +33,14 @@ def workbench(job: dict[str, Any]) -> dict[str, Any]:
     recipe = Recipe.from_dict(job["recipe"])
     llava = as_llava(recipe, SIZES[job["size"]])
     while True:
-        out = Path(job["folder"]) / f"{job['name']}-{recipe.train.pack_tokens}"
+        out = Path(job["folder"]) / f"{job['name']}-{recipe.train.pack_size}"
         try:
             train(recipe, out=out, llava=llava, progress=False)
             break
         except torch.OutOfMemoryError:
-            if recipe.train.pack_tokens <= 1024:
+            if recipe.train.pack_size <= 1024:
                 raise
-            recipe = recipe.with_overrides(f"train.pack_tokens={recipe.train.pack_tokens // 2}")
+            recipe = recipe.with_overrides(f"train.pack_tokens={recipe.train.pack_size // 2}")
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
     rows = [row for row in Run.open(out).metrics() if "grad_norm" in row][1:]
@@ -50,7 +50,7 @@ def workbench(job: dict[str, Any]) -> dict[str, Any]:
         seen = sum(pairs(prefix, branches) for prefix, branches, _ in step)
         supervised = sum(count for *_, count in step)
         flops += cost.of(tokens=tokens, supervised=supervised, images=len(step), pairs=seen)
-    told = {"seconds": sum(row["seconds"] for row in rows), "flops": flops, "pack_tokens": recipe.train.pack_tokens}
+    told = {"seconds": sum(row["seconds"] for row in rows), "flops": flops, "pack_tokens": recipe.train.pack_size}
     return told | {"loss": rows[-1]["loss"], "computed": sum(row["tokens"] for row in rows)}
 
 

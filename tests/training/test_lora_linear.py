@@ -1,0 +1,118 @@
+"""A linear with LoRA that adds up in its products gives what peft's gives, and leaves every other case to peft."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora.layer import Linear
+from torch import nn
+
+from tests.asking import random_llava
+from workbench.model.lora import LANGUAGE, adapted, adapter_parameters, attach, merge_into
+from workbench.recipe import LoraSpec
+from workbench.training import lora_linear
+from workbench.training.lora_linear import SummedLinear, _Summed
+
+
+def make(dtype: torch.dtype = torch.float32, *, bias: bool = True, **settings: Any) -> tuple[nn.Module, nn.Module]:
+    """The same linear with LoRA, as peft has it and as training does."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(24, 40, bias=bias)).to(dtype)
+    config = LoraConfig(r=4, lora_alpha=6, target_modules=["0"], init_lora_weights=False, **settings)
+    inject_adapter_in_model(config, net)
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+    other = copy.deepcopy(net)
+    other[0].__class__ = SummedLinear
+    return net, other
+
+
+def run(net: nn.Module, x: torch.Tensor, *, autocast: torch.dtype | None = None) -> list[torch.Tensor]:
+    x = x.clone().requires_grad_()
+    with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+        y = net(x * 1)
+    params = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    weights = torch.linspace(-1, 1, y.numel()).view(y.shape)
+    return [y, *torch.autograd.grad((y.float() * weights).sum(), [x, *params])]
+
+
+@pytest.fixture
+def summed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often a linear was computed in its own way."""
+    calls: list[int] = []
+    plain = _Summed.forward
+    monkeypatch.setattr(_Summed, "forward", staticmethod(lambda *args: (calls.append(1), plain(*args))[1]))
+    return calls
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_output_and_gradients_are_those_of_peft(bias: bool, summed: list[int]) -> None:
+    ours, theirs = (run(net, torch.randn(2, 7, 24, generator=torch.Generator().manual_seed(1)))
+                    for net in reversed(make(bias=bias)))  # fmt: skip
+    assert summed == [1] and len(ours) == 4
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_in_bfloat16_it_rounds_no_more_than_peft(summed: list[int]) -> None:
+    x = torch.randn(64, 24)
+    nets = make(torch.bfloat16)
+    with torch.no_grad():  # the base is rounded for all of them
+        base = nets[0][0].base_layer
+        exact_net = make()[0]
+        exact_net[0].base_layer.weight.copy_(base.weight.float())
+        exact_net[0].base_layer.bias.copy_(base.bias.float())
+    exact = run(exact_net, x.bfloat16().float())
+    theirs, ours = (run(net, x.bfloat16(), autocast=torch.bfloat16) for net in nets)
+    assert summed == [1]
+    for right, one, other in zip(exact, ours, theirs, strict=True):
+        assert one.dtype == other.dtype
+        assert (one.float() - right).norm() <= 1.2 * (other.float() - right).norm() + 1e-6
+
+
+@pytest.mark.parametrize(
+    "case", ["no gradient", "dropout", "dora", "disabled", "two adapters", "autocast of float32", "trained weight"]
+)
+def test_every_other_case_is_left_to_peft(case: str, summed: list[int]) -> None:
+    settings = {"dropout": {"lora_dropout": 0.5}, "dora": {"use_dora": True}}.get(case, {})
+    theirs, ours = make(**settings)
+    for net in (theirs, ours):
+        if case == "disabled":
+            net[0].enable_adapters(False)
+        if case == "two adapters":
+            torch.manual_seed(5)
+            inject_adapter_in_model(LoraConfig(r=2, target_modules=["0"], init_lora_weights=False), net, "second")
+            net[0].set_adapter(["default", "second"])
+        if case == "trained weight":
+            net[0].base_layer.weight.requires_grad_()
+    found = []
+    for net in (ours, theirs):
+        torch.manual_seed(9)  # of dropout
+        mixed = torch.autocast("cpu", torch.bfloat16, enabled="autocast" in case)
+        with mixed, torch.set_grad_enabled(case != "no gradient"):
+            found.append(net(torch.ones(3, 24)))
+    assert torch.equal(*found) and summed == []
+
+
+def test_it_is_used_without_changing_names_copies_or_merging() -> None:
+    llava = random_llava()
+    llava.spec |= {"load": "fp32", "trained": []}
+    attach(llava, LoraSpec(r=2, alpha=4.0, targets=["q_proj", "down_proj"]))
+    for parameter in adapter_parameters(llava.model).values():
+        nn.init.normal_(parameter)
+    before = {name: tensor.clone() for name, tensor in adapter_parameters(llava.model).items()}
+    lora_linear.use(llava)
+    modules = [module for _, module in adapted(llava.model, LANGUAGE)]
+    assert len(modules) == 4 and all(type(module) is SummedLinear and isinstance(module, Linear) for module in modules)
+    assert all(type(module) is SummedLinear for _, module in adapted(copy.deepcopy(llava.model)))
+    assert adapter_parameters(llava.model).keys() == before.keys()
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        apart = llava.model(input_ids=ids).logits
+        torch.testing.assert_close(merge_into(llava).model(input_ids=ids).logits, apart, rtol=1e-4, atol=1e-4)
