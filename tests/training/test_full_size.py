@@ -183,18 +183,18 @@ def test_a_full_pack_is_full() -> None:
 LEAST: dict[str, tuple[int | None, int | None, int | None, str]] = {
     "llava-1.5-7b-align": (24, 24, 24, "at least 15.5 GB (language model 13.5, "),
     "llava-1.5-7b-full": (None, None, 40, "at least 123.4 GB (optimiser 54.1, "),
-    "llava-1.5-7b-lora": (24, 24, 24, "at least 21.1 GB (language model 13.5, "),
-    "llava-1.5-7b-qlora": (16, 16, 16, "at least 11.5 GB (language model 3.9, "),
+    "llava-1.5-7b-lora": (24, 24, 24, "at least 20.7 GB (language model 13.5, "),
+    "llava-1.5-7b-qlora": (16, 16, 16, "at least 11.6 GB (language model 3.9, "),
     "llava-1.5-13b-align": (40, 40, 40, "at least 28.7 GB (language model 26.0, "),
     "llava-1.5-13b-full": (None, None, 80, "at least 237.2 GB (optimiser 104.4, "),
-    "llava-1.5-13b-lora": (80, 80, 80, "at least 37.5 GB (language model 26.0, "),
+    "llava-1.5-13b-lora": (80, 80, 80, "at least 36.8 GB (language model 26.0, "),
     "llava-1.5-13b-qlora": (24, 24, 24, "at least 18.7 GB (language model 7.2, "),
-    "llava-v1.6-vicuna-7b-lora": (40, 40, 40, "at least 22.4 GB (language model 13.5, "),
-    "llava-v1.6-vicuna-13b-lora": (80, 80, 80, "at least 39.1 GB (language model 26.0, "),
-    "llava-v1.6-mistral-7b-lora": (40, 40, 40, "at least 23.9 GB (language model 14.5, "),
-    "llava-next-video-7b-lora": (40, 40, 40, "at least 23.4 GB (language model 13.5, "),
+    "llava-v1.6-vicuna-7b-lora": (40, 40, 40, "at least 22.1 GB (language model 13.5, "),
+    "llava-v1.6-vicuna-13b-lora": (80, 80, 80, "at least 38.6 GB (language model 26.0, "),
+    "llava-v1.6-mistral-7b-lora": (40, 40, 40, "at least 23.5 GB (language model 14.5, "),
+    "llava-next-video-7b-lora": (40, 40, 40, "at least 23.1 GB (language model 13.5, "),
     "llava-34b-lora-8gpu": (None, 80, 24, " GB (language model 68.8, "),
-    "llava-v1.6-34b-qlora": (80, 80, 80, "at least 43.5 GB (language model 19.1, "),
+    "llava-v1.6-34b-qlora": (80, 80, 80, "at least 43.4 GB (language model 19.1, "),
 }
 """Recipe -> the smallest card of 16, 24, 40 and 80 GB on which it trains: alone, on each of 2, of 8; the reason."""
 

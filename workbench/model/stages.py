@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from workbench.errors import ModelError
+from workbench.model import linears
 from workbench.model.llava import NEWLINE, Llava
 from workbench.model.lora import VISION, adapted, attach, used_layers
 from workbench.model.precision import LANGUAGE, QUANTISED
@@ -64,6 +65,7 @@ def prepare(llava: Llava, train: TrainSpec, *, say: Callable[[str], None] = prin
     for part in ("language", "vision"):
         if getattr(train, part) == "full" and part not in llava.spec["trained"]:
             llava.spec["trained"].append(part)
+    linears.use(model)
     say(table(groups))
     if any(lora.values()) and train.lora.dropout and train.share:
         told = "conversations that share an image share one mask over it; train.share: false gives each its own"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from workbench.model.llava import Llava
-from workbench.training import attention, last_layer, lora_linear
+from workbench.training import attention, last_layer
 from workbench.training.batch import Batch
 from workbench.training.head import row_losses
 
@@ -32,7 +32,6 @@ def hidden_rows(llava: Llava, batch: Batch, images: torch.Tensor | None) -> torc
     the squares, which then go through the tower with gradients; None where the batch has no image.
     """
     attention.use(llava)
-    lora_linear.use(llava)
     pruned = last_layer.prunes(llava, len(batch.rows), batch.input_ids.shape[1])
     inputs = None
     if images is not None:

@@ -14,6 +14,9 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from workbench.model.linears import PLAIN
+from workbench.model.products import linear
+
 CHUNK = 2048
 """Rows that meet the vocabulary at once."""
 FROZEN_CHUNK = 256
@@ -43,7 +46,7 @@ def _frozen(head: nn.Module, hidden: torch.Tensor) -> bool:
 
     In float16 it does not: a gradient that is made before the loss is scaled would be too small for it.
     """
-    plain = type(head) is nn.Linear and not head.weight.requires_grad
+    plain = type(head) in PLAIN and not head.weight.requires_grad
     half = torch.float16 in (hidden.dtype, head.weight.dtype)
     half = half or (
         torch.is_autocast_enabled(hidden.device.type) and torch.get_autocast_dtype(hidden.device.type) == torch.float16
@@ -62,14 +65,14 @@ class _FrozenHead(torch.autograd.Function):
         grads = torch.empty_like(hidden)
         for start in range(0, len(hidden), FROZEN_CHUNK):
             part = slice(start, start + FROZEN_CHUNK)
-            scores = functional.linear(hidden[part], weight, bias).float()
+            scores = linear(hidden[part], weight, bias).float()
             wanted = targets[part, None]
             highest, place = scores.max(1, keepdim=True)
             score = scores.gather(1, wanted)
             torch.softmax(scores, 1, out=scores)  # in place: neither logsumexp's copy nor a second pass of exp
             losses[part] = (highest - scores.gather(1, place).log() - score)[:, 0]
             scores.scatter_add_(1, wanted, scores.new_full(wanted.shape, -1.0))
-            grads[part] = scores.to(weight.dtype) @ weight
+            grads[part] = linear(scores.to(weight.dtype), weight.t())
         ctx.save_for_backward(grads)
         return losses
 

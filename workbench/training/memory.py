@@ -216,7 +216,8 @@ class Meter(TorchDispatchMode):
     def _kernel(self, func: Any, args: Any) -> None:
         """Count the kernels that oneDNN makes and keeps for each product of half-precision matrices of a new shape."""
         tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
-        if tensors[0].device.type != "cpu" or tensors[0].dtype not in self._kept:
+        own = func.overloadpacket is PRODUCT
+        if tensors[0].device.type != "cpu" or (tensors[0].dtype not in self._kept and not own):
             return
         if "attention" not in str(func):
             self.kernels[func, *((tensor.shape, tensor.stride()) for tensor in tensors)] = KERNEL
@@ -265,8 +266,10 @@ def part_of(name: str) -> str:
 
 
 _ops = torch.ops.aten
+PRODUCT = torch.ops.mkldnn._linear_pointwise if torch.backends.mkldnn.is_available() else None
 COUNTS: dict[Any, Any] = {
     **flop_registry,
+    PRODUCT: lambda rows, weight, *_, **__: 2 * rows.numel() * len(weight),
     _ops._scaled_dot_product_flash_attention_for_cpu: flop_registry[_ops._scaled_dot_product_flash_attention],
     _ops._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
         _ops._scaled_dot_product_flash_attention_backward

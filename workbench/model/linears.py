@@ -1,4 +1,4 @@
-"""A linear with LoRA as training computes it: base and adapter are added up by the matrix products themselves.
+"""Linears as training computes them: fast products, and with LoRA base and adapter added up by the products themselves.
 
 Knows: y = x W' + s (x A') B' and its gradients (Hu et al. 2021, eq. 3), of which peft makes three copies as large as y
 on the way there and two on the way back. Everything else about an adapter stays peft's: its names, files, merging.
@@ -13,14 +13,48 @@ import torch
 from peft.tuners.lora.layer import Linear
 from torch import nn
 
-from workbench.model.llava import Llava
+from workbench.model.products import by_onednn, fits, linear
 
 
-def use(llava: Llava) -> None:
-    """Let the model's linears with LoRA compute so wherever a gradient is wanted."""
-    for module in llava.model.modules():
+def use(model: nn.Module) -> None:
+    """Let the model's linears compute so, in place; they stay `nn.Linear` and peft's, with all their names."""
+    for module in model.modules():
         if type(module) is Linear:
             module.__class__ = SummedLinear
+        elif type(module) is nn.Linear and by_onednn():
+            module.__class__ = FastLinear
+
+
+class FastLinear(nn.Linear):
+    """torch's linear with another forward."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if hasattr(self.weight, "ds_id") or not fits(x.reshape(-1, x.shape[-1]), self.weight):
+            return super().forward(x)
+        return _Product.apply(x, self.weight, self.bias)  # type: ignore[no-any-return]
+
+
+PLAIN = (nn.Linear, FastLinear)
+
+
+class _Product(torch.autograd.Function):
+    """(..., in) x, (out, in) W, (out,) bias -> (..., out)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        of_x, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(rows if of_weight else None, weight if of_x else None)
+        ctx.shape = x.shape
+        return linear(rows, weight, bias).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        rows, weight = ctx.saved_tensors
+        grad = grad.reshape(-1, grad.shape[-1]).contiguous()
+        of_x = None if weight is None else linear(grad, weight.t()).view(ctx.shape)
+        of_weight = None if rows is None else linear(grad.t(), rows.t())
+        return of_x, of_weight, grad.sum(0) if ctx.needs_input_grad[2] else None
 
 
 class SummedLinear(Linear):
@@ -39,7 +73,7 @@ class SummedLinear(Linear):
         if not torch.is_grad_enabled() or self.disable_adapters or self.merged or len(names) != 1:
             return False
         weight, dropout = getattr(base, "weight", None), self.lora_dropout[names[0]]
-        plain = type(base) is nn.Linear and not weight.requires_grad and not hasattr(weight, "ds_id")
+        plain = type(base) in PLAIN and not weight.requires_grad and not hasattr(weight, "ds_id")
         plain = plain and names[0] not in self.lora_variant and not self.lora_bias[names[0]]
         kind = x.device.type
         computed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
@@ -55,10 +89,10 @@ class _Summed(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, down: torch.Tensor,
         up: torch.Tensor, scale: float,
     ) -> torch.Tensor:  # fmt: skip
-        rows = x.reshape(-1, x.shape[-1])
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
         small_down, small_up = down.to(x.dtype), (up * scale).to(x.dtype)
-        y = nn.functional.linear(rows, weight, bias)
-        low = rows @ small_down.t()
+        y = linear(rows, weight, bias)
+        low = linear(rows, small_down)
         torch.addmm(y, low, small_up.t(), out=y)
         ctx.save_for_backward(rows, weight, small_down, small_up, low)
         ctx.scale, ctx.shape, ctx.held = scale, x.shape, (down.dtype, up.dtype)
@@ -67,12 +101,12 @@ class _Summed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows, weight, down, up, low = ctx.saved_tensors
-        grad = grad.reshape(-1, grad.shape[-1])
-        of_low = grad @ up
+        grad = grad.reshape(-1, grad.shape[-1]).contiguous()
+        of_low = linear(grad, up.t())
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_x = grad @ weight
+            of_x = linear(grad, weight.t())
             of_x = torch.addmm(of_x, of_low, down, out=of_x).view(ctx.shape)
-        of_down = (of_low.t() @ rows).to(ctx.held[0])
-        of_up = (grad.t() @ low).to(ctx.held[1]).mul_(ctx.scale)
+        of_down = linear(of_low.t(), rows.t()).to(ctx.held[0])
+        of_up = linear(low.t(), grad.t()).t().to(ctx.held[1]).mul_(ctx.scale)
         return of_x, None, None, of_down, of_up, None

@@ -1,8 +1,9 @@
-"""A linear with LoRA that adds up in its products gives what peft's gives, and leaves every other case to peft."""
+"""Linears of training give what torch's and peft's give, and leave every other case to them."""
 
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,10 @@ from peft.tuners.lora.layer import Linear
 from torch import nn
 
 from tests.asking import random_llava
+from workbench.model import linears, products
+from workbench.model.linears import FastLinear, SummedLinear, _Summed
 from workbench.model.lora import LANGUAGE, adapted, adapter_parameters, attach, merge_into
 from workbench.recipe import LoraSpec
-from workbench.training import lora_linear
-from workbench.training.lora_linear import SummedLinear, _Summed
 
 
 def make(dtype: torch.dtype = torch.float32, *, bias: bool = True, **settings: Any) -> tuple[nn.Module, nn.Module]:
@@ -48,6 +49,19 @@ def summed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     plain = _Summed.forward
     monkeypatch.setattr(_Summed, "forward", staticmethod(lambda *args: (calls.append(1), plain(*args))[1]))
+    return calls
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """On any processor: how often a product went to oneDNN."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    calls: list[int] = []
+    plain = products.fits
+    monkeypatch.setattr(products, "by_onednn", lambda: True)
+    monkeypatch.setattr(linears, "by_onednn", lambda: True)
+    monkeypatch.setattr(products, "fits", lambda *args: plain(*args) and not calls.append(1))  # type: ignore[func-returns-value]
     return calls
 
 
@@ -100,6 +114,33 @@ def test_every_other_case_is_left_to_peft(case: str, summed: list[int]) -> None:
     assert torch.equal(*found) and summed == []
 
 
+@pytest.mark.parametrize("trains", [False, True], ids=["frozen", "trains"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_fast_linears_give_what_torch_gives(trains: bool, bias: bool, fast: list[int]) -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(24, 40, bias=bias)).requires_grad_(trains)
+    other = copy.deepcopy(plain)
+    linears.use(other)
+    assert type(other[0]) is FastLinear
+    ours, theirs = (
+        run(net, torch.randn(3, 17, 24, generator=torch.Generator().manual_seed(1))) for net in (other, plain)
+    )
+    assert len(fast) == (3 if trains else 2) and len(ours) == 2 + trains * (1 + bias)
+    for one, two in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
+def test_a_processor_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for capability, vendor, expected in (
+        ("AVX512", "AuthenticAMD", True), ("AVX512", "GenuineIntel", False), ("AVX2", "AuthenticAMD", False)
+    ):  # fmt: skip
+        file = tmp_path / vendor
+        file.write_text(f"processor: 0\nvendor_id: {vendor}\n")
+        monkeypatch.setattr(products, "CPUINFO", file)
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda told=capability: told)
+        assert products.by_onednn.__wrapped__() is expected
+
+
 def test_it_is_used_without_changing_names_copies_or_merging() -> None:
     llava = random_llava()
     llava.spec |= {"load": "fp32", "trained": []}
@@ -107,7 +148,7 @@ def test_it_is_used_without_changing_names_copies_or_merging() -> None:
     for parameter in adapter_parameters(llava.model).values():
         nn.init.normal_(parameter)
     before = {name: tensor.clone() for name, tensor in adapter_parameters(llava.model).items()}
-    lora_linear.use(llava)
+    linears.use(llava.model)
     modules = [module for _, module in adapted(llava.model, LANGUAGE)]
     assert len(modules) == 4 and all(type(module) is SummedLinear and isinstance(module, Linear) for module in modules)
     assert all(type(module) is SummedLinear for _, module in adapted(copy.deepcopy(llava.model)))

@@ -1,0 +1,41 @@
+"""Products of float32 matrices, by oneDNN on the processors where it is twice as fast as what torch calls.
+
+torch hands them to MKL, which uses AVX-512 on Intel's processors alone. One core of an AMD EPYC (family 26), rows of
+2,048, 512 to 1,024 wide: 105 GFLOP/s by MKL, 246 by oneDNN; the same digits but for the last.
+Knows: which processors those are. Does not know: layers.
+"""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+FEW = 8
+"""Rows below which MKL is as fast."""
+CPUINFO = Path("/proc/cpuinfo")
+
+
+@cache
+def by_onednn() -> bool:
+    """Whether this is such a processor. Told by its name and not by a measurement, so that a run that goes on later
+    has the same bits."""
+    if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    return "AuthenticAMD" in (CPUINFO.read_text() if CPUINFO.is_file() else platform.processor())
+
+
+def fits(rows: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether this product goes to oneDNN. `rows` (n, in), `weight` (out, in)."""
+    plain = rows.device.type == "cpu" and rows.dtype == weight.dtype == torch.float32
+    return plain and len(rows) >= FEW and by_onednn() and not torch.is_autocast_enabled("cpu")
+
+
+def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """(n, in) rows, (out, in) weight, (out,) bias -> (n, out), without a gradient where oneDNN makes it."""
+    if fits(rows, weight):
+        return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return functional.linear(rows, weight, bias)
