@@ -10,6 +10,7 @@ from workbench.errors import DataError
 
 def _import(given: argparse.Namespace) -> None:
     from workbench.curation.in_and_out import import_dataset
+    from workbench.data.imported import read_report
 
     source = given.source if len(given.source) > 1 else given.source[0]
     asked = {"images": given.images, "dpi": given.dpi, "name": given.name}
@@ -21,9 +22,7 @@ def _import(given: argparse.Namespace) -> None:
     if not card["counts"]["status"].get("ok"):
         what = "picture or video" if card["counts"].get("videos") else "picture"
         told = f"no {what} in {given.out} can be used"
-        if not given.images:
-            told += f"; where paths begin elsewhere, delete {given.out} and say where: --images FOLDER"
-    show(given, told, {"dataset": str(dataset.path), "counts": card["counts"]})
+    show(given, told, {"dataset": str(dataset.path), "counts": card["counts"], "report": read_report(dataset)})
 
 
 def _curate(given: argparse.Namespace) -> None:
