@@ -35,6 +35,7 @@ from workbench.model.llava import load
 from workbench.model.proof import probe
 from workbench.training.feature_cache import FeatureCache
 from workbench.training.feature_key import feature_key
+from workbench.training.mixture import read_sources
 from workbench.training.plan import plan
 from workbench.training.sizes import file_key, shown_keys
 from workbench.training.trainer import train
@@ -248,8 +249,21 @@ def test_models_that_read_no_videos_refuse_to_train_on_them(films: Dataset, make
         recipe = make_recipe(films, f"image_mode={mode}", "train.max_tokens=500")
         with pytest.raises(
             TrainingError, match=r"(?s)11 of 20 conversations.*found a video; .*: 11: a.mp4.0, message 0; a.mp4.1"
-        ):
+        ) as told:
             train(recipe, out=tmp_path / mode, progress=False)
+        assert "--set data.videos=false" in str(told.value)
+    mixed = [f"data.mix=[{{dataset: {films.path}, repeat: 1.0}}]", "data.videos=false"]
+    said: list[str] = []
+    alone, both = (
+        read_sources(make_recipe(films, *overrides).data, seed=0, say=said.append)
+        for overrides in (mixed[1:], mixed)
+    )
+    assert [line for line in said if "videos" in line] == [
+        f"{count} conversations about videos left out (data.videos: false)" for count in (11, 22)
+    ]
+    assert len(alone.train) + len(alone.val) == 11 and not alone.train.videos | alone.val.videos
+    assert len(both.train) and not both.train.videos | both.val.videos
+    assert train(recipe.with_overrides("data.videos=false"), out=tmp_path / "run", progress=False).status == "finished"
 
 
 def test_a_llava_file_of_videos_trains_as_it_is(films: Dataset, recipe_of: Made, tmp_path: Path) -> None:
