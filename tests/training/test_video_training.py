@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,7 @@ def test_a_plan_says_what_training_then_does_and_answers_are_about_videos_too(
     run = train(recipe, out=tmp_path / "run", progress=False)
     rows = [row for row in run.metrics() if "loss" in row]
     assert forecast.counts.tokens == sum(row["tokens"] for row in rows)
+    assert re.search(r"conversations about \d+ images and [123] videos to train on", str(forecast))
     assert 0 < forecast.counts.image_tokens < forecast.counts.tokens and forecast.fits
     said = [json.loads(line) for line in (run.path / "answers.jsonl").read_text().splitlines()]
     asked = [one for one in said[-1]["answers"] if one["task"] == "video"]

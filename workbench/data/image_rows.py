@@ -69,7 +69,8 @@ def _checked(
     folder: Path, paths: Sequence[str], videos: Collection[str], before: int, workers: int | None
 ) -> Iterator[Checked]:
     jobs = [(str(folder), path, path in videos) for path in paths]
-    return map_batches(_inspect, jobs, "checking images", workers=workers, on_crash=_crashed, before=before)
+    told = "checking images and videos" if videos else "checking images"
+    return map_batches(_inspect, jobs, told, workers=workers, on_crash=_crashed, before=before)
 
 
 def _inspect(job: tuple[str, str, bool]) -> Checked:
