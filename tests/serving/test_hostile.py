@@ -20,7 +20,7 @@ import pytest
 from PIL import Image as PILImage
 
 from tests.serving.requests_made import Client, asked, encoded, picture, uri
-from tests.videos import LEADING
+from tests.videos import LEADING, unknown_codec
 from workbench.chat_model import GREEDY, Answer, Ending, Pieces, SamplingOptions
 from workbench.conversation import Conversation
 from workbench.data.images import Limits as ImageLimits
@@ -374,6 +374,13 @@ def test_what_is_no_video_is_told_with_what_was_found(client: Client, url: dict[
     refused(answer, 400, "invalid_video")
     error = answer.json()["error"]
     assert error["param"] == "messages[0].content[0].video_url.url" and told in error["message"], error
+
+
+def test_a_video_of_an_unknown_codec_is_told(client: Client, tmp_path: Path) -> None:
+    part = {"type": "video_url", "video_url": {"url": uri(unknown_codec(tmp_path / "a").read_bytes(), "video/webm")}}
+    answer = client.post({"messages": [{"role": "user", "content": [part]}]})
+    refused(answer, 400, "invalid_video")
+    assert "found a video that cannot be read (no decoder for its frames)" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("kind", ["video_url", "image_url"])

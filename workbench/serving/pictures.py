@@ -157,8 +157,8 @@ def _reading(data: bytes, where: str, limits: Limits) -> Iterator[int]:
         found = f"is not a video: it begins with {beginning(data)}; MP4, MOV, WebM and Matroska are taken"
         raise refused(where, found, "invalid_video")
     try:
-        with opened(data) as (container, _):
-            pixels = max((stream.width * stream.height for stream in container.streams.video), default=0)
+        with opened(data) as (_, stream):
+            pixels = stream.width * stream.height
         if pixels > limits.image.pixels:
             raise refused(where, f"has frames of more than {limits.image.pixels:,} pixels", "invalid_video")
         yield pixels
