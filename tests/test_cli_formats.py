@@ -75,7 +75,7 @@ def test_documents_at_a_resolution_and_one_split(here: Path, capsys: pytest.Capt
         ("import pictures --dpi 90 --out x", "option dpi: found it for the format images"),
         ("import pictures papers --out x", "pictures, papers: found 2 sources; expected one, or COCO files"),
         ("import llava.json --out x", "llava.json: found none of its 1 images below .*--images FOLDER"),
-        ("import absolute.json --images pictures --out x", "below pictures; the first: /a/b.jpg.*relative to one folder"),
+        ("import absolute.json --images pictures --out x", "below pictures; the first: /a/b.jpg.*relative to one"),
         ("import no/where --out x", "no/where: found no file or folder of that name, and no connection to the Hub"),
         ("import data --out x", "data: found a dataset already"),
         ("export data x.json --as lava", "format: found 'lava'.*did you mean llava?"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import textwrap
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -299,6 +301,24 @@ def test_hours_are_counted_operations_at_the_rate_that_is_assumed(
     for lonely in (["--rate", "50"], ["--cards", "16", "--conversations", "5"]):
         assert main(["plan", str(tmp_path / "mine.yaml"), *lonely]) == 1
         assert "expected --cards with --rate, and --conversations with both" in capsys.readouterr().err
+
+
+GUIDES = Path(__file__).parents[2] / "docs" / "hardware.md"
+
+
+@pytest.mark.parametrize("section", ["A Colab T4 (16 GB)", "LLaVA-1.6: pictures in tiles"])
+def test_a_guide_quotes_what_the_command_prints(
+    section: str, full_size: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The two that are planned soonest; whoever changes what is foreseen looks at the other plans on that page too."""
+    guide = GUIDES.read_text(encoding="utf-8").partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    quoted = re.search(r"`workbench plan\s([^`]+)`[^`]*?says:\n\n((?:(?:    .*)?\n)+)", guide)
+    assert quoted, "a command and what it says"
+    name, *words = quoted[1].split()
+    settings = re.findall(r"--set ((?:model|train)\.\S+)", guide)
+    (tmp_path / "mine.yaml").write_text(full_size(name).with_overrides(*settings).to_yaml())
+    assert main(["plan", str(tmp_path / "mine.yaml"), *words]) == 0
+    assert textwrap.dedent(quoted[2]).strip("\n") in capsys.readouterr().out
 
 
 @pytest.fixture

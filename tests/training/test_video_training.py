@@ -257,8 +257,7 @@ def test_models_that_read_no_videos_refuse_to_train_on_them(films: Dataset, make
     mixed = [f"data.mix=[{{dataset: {films.path}, repeat: 1.0}}]", "data.videos=false"]
     said: list[str] = []
     alone, both = (
-        read_sources(make_recipe(films, *overrides).data, seed=0, say=said.append)
-        for overrides in (mixed[1:], mixed)
+        read_sources(make_recipe(films, *overrides).data, seed=0, say=said.append) for overrides in (mixed[1:], mixed)
     )
     assert [line for line in said if "videos" in line] == [
         f"{count} conversations about videos left out (data.videos: false)" for count in (11, 22)

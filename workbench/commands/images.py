@@ -134,8 +134,8 @@ def add_verbs(verb: AddVerb) -> None:
     ).add_argument
     add("dataset", metavar="DATASET", help="dataset folder; splits that it has are replaced")
     add("--val", type=float, default=0.1, metavar="PART", help="share that is validated on (default: %(default)s)")
-    add("--test", type=float, default=0.1, metavar="PART", help="share that `evaluate` asks about (default: %(default)s)")
-    add("--seed", type=int, default=0, metavar="N", help="the same seed parts the same files alike (default: %(default)s)")
+    add("--test", type=float, default=0.1, metavar="PART", help="share kept for `evaluate` (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="the same seed parts them alike (default: %(default)s)")
     add("--stratify", choices=["label"], help="part each class in these shares, too")
     add_json(add)
 

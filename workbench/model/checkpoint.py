@@ -179,8 +179,8 @@ def checkpoint_folder(source: str | Path) -> Path:
         run = Run.open(folder)
         best = run.checkpoint
         if best is None:
-            ended = f": it failed before it saved one ({run.info['error']})" if run.status == "failed" else " yet"
-            raise CheckpointError(str(source), found=f"a run without a checkpoint{ended}", expected="one that has saved")
+            why = f": it failed before it saved one ({run.info['error']})" if run.status == "failed" else " yet"
+            raise CheckpointError(str(source), found=f"a run without a checkpoint{why}", expected="one that has saved")
         return best
     if (folder / MANIFEST).is_file() or hf_folder.is_llava(folder) or layout_of(folder):
         return folder
