@@ -192,11 +192,11 @@ LEAST: dict[str, tuple[int | None, int | None, int | None, str]] = {
     "llava-1.5-13b-lora": (80, 80, 80, "at least 37.5 GB (language model 26.0, "),
     "llava-1.5-13b-qlora": (24, 24, 24, "at least 18.7 GB (language model 7.2, "),
     "llava-v1.6-vicuna-7b-lora": (40, 40, 40, "at least 22.4 GB (language model 13.5, "),
-    "llava-v1.6-vicuna-13b-lora": (80, 80, 80, "at least 39.1 GB (language model 26.0, "),
+    "llava-v1.6-vicuna-13b-lora": (80, 80, 80, "at least 39.0 GB (language model 26.0, "),
     "llava-v1.6-mistral-7b-lora": (40, 40, 40, "at least 23.9 GB (language model 14.5, "),
     "llava-next-video-7b-lora": (40, 40, 40, "at least 23.4 GB (language model 13.5, "),
     "llava-34b-lora-8gpu": (None, 80, 24, " GB (language model 68.8, "),
-    "llava-v1.6-34b-qlora": (80, 80, 80, "at least 43.5 GB (language model 19.1, "),
+    "llava-v1.6-34b-qlora": (80, 80, 80, "at least 43.4 GB (language model 19.1, "),
 }
 """Recipe -> the smallest card of 16, 24, 40 and 80 GB on which it trains: alone, on each of 2, of 8; the reason."""
 
@@ -205,6 +205,7 @@ LEAST: dict[str, tuple[int | None, int | None, int | None, str]] = {
 def test_each_recipe_fits_on_these_cards_or_the_reason_is_said(name: str, foreseen: Foreseen) -> None:
     recipe, foresight = foreseen(name)
     least = try_out(foresight, recipe, recipe.train.max_tokens, 1)  # the setting that takes least
+    assert not least.memory.items["kernels"], "a card keeps none of a CPU's"
     ways = [least.memory]
     for processes in (2, 8):
         ways.append(in_shards(least.memory, foresight.llava, processes) if recipe.train.shard else least.memory)
@@ -235,7 +236,7 @@ def test_without_any_data_a_card_is_enough_or_the_reason_is_said(
     assert told["reason"].startswith("at least 1") and "language model 3.9" in told["reason"]
 
 
-@pytest.mark.parametrize(("load", "size"), [("bf16", 28.7), ("8bit", 16.1), ("4bit", 9.9)])
+@pytest.mark.parametrize(("load", "size"), [("bf16", 28.6), ("8bit", 16.0), ("4bit", 9.9)])
 def test_the_13b_answers_in_what_is_published(load: str, size: float, full_size: Made) -> None:
     """LLaVA says about 28 GB in 16 bits; `docs/hardware.md` has these numbers."""
     assert answer_memory(full_size("llava-1.5-13b-qlora"), load) / 1e9 == pytest.approx(size, abs=0.06)
