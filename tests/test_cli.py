@@ -29,7 +29,7 @@ from workbench.run import Run, clean
 
 VERBS = (
     "quickstart", "import", "generate", "render", "train", "evaluate", "score", "benchmarks", "chat", "export", "runs",
-    "clean", "doctor", "demo", "conformance",
+    "clean", "doctor", "demo", "conformance", "split",
 )  # fmt: skip
 
 
@@ -255,6 +255,25 @@ def test_import_and_generate_make_conversations(tmp_path: Path, capsys: pytest.C
     page = str(tmp_path / "file" / "far" / "page.html")
     assert cli.main(["evaluate", "nowhere", out, "--report", page]) == 1
     assert "file/far: found a file where a folder has to be" in capsys.readouterr().err
+
+
+def test_split_keeps_pictures_apart_and_says_how_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paint_folders(tmp_path / "pictures", 10)
+    one, other = str(tmp_path / "one"), str(tmp_path / "other")
+    for out in (one, other):
+        assert cli.main(["import", str(tmp_path / "pictures"), "--out", out]) == 0
+    capsys.readouterr()
+    words = ["--val", "0.2", "--test", "0.3", "--seed", "5", "--stratify", "label"]
+    assert cli.main(["split", one, *words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"train": 10, "val": 4, "test": 6}
+    workbench.split(other, {"train": 0.5, "val": 0.2, "test": 0.3}, seed=5, stratify="label")
+    assert workbench.Dataset.open(one).images["split"].equals(workbench.Dataset.open(other).images["split"])
+    assert cli.main(["split", one]) == 0
+    assert "train 16, val 2, test 2 (images and videos)" in capsys.readouterr().out
+    assert cli.main(["split", one, "--val", "0.7", "--test", "0.3"]) == 0
+    assert "train 0, val 14, test 6" in capsys.readouterr().out
+    assert cli.main(["split", one, "--val", "0.7", "--test", "0.4"]) == 1
+    assert "expected 0 or more each, 1 together" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals and pipes of Unix")

@@ -75,6 +75,7 @@ def test_documents_at_a_resolution_and_one_split(here: Path, capsys: pytest.Capt
         ("import pictures --dpi 90 --out x", "option dpi: found it for the format images"),
         ("import pictures papers --out x", "pictures, papers: found 2 sources; expected one, or COCO files"),
         ("import llava.json --out x", "llava.json: found none of its 1 images below .*--images FOLDER"),
+        ("import absolute.json --images pictures --out x", "below pictures; the first: /a/b.jpg.*relative to one"),
         ("import no/where --out x", "no/where: found no file or folder of that name, and no connection to the Hub"),
         ("import data --out x", "data: found a dataset already"),
         ("export data x.json --as lava", "format: found 'lava'.*did you mean llava?"),
@@ -99,6 +100,7 @@ def test_a_mistake_is_one_line(words: str, message: str, here: Path, capsys: pyt
     record = {"id": "1", "image": "gone.jpg", "conversations": [{"from": "human", "value": "<image>\nWhat?"},
                                                                {"from": "gpt", "value": "A cat."}]}  # fmt: skip
     Path("llava.json").write_text(json.dumps([record]))
+    Path("absolute.json").write_text(json.dumps([record | {"image": "/a/b.jpg"}, record]))
     capsys.readouterr()
     assert cli.main(words.replace("TINY", str(tiny_folder() / "language")).split()) == 1
     out, err = capsys.readouterr()
@@ -112,3 +114,18 @@ def test_an_import_without_a_usable_picture_names_no_next_step(here: Path, capsy
     assert cli.main(["import", "damaged", "--out", "x"]) == 0
     out = capsys.readouterr().out
     assert "no picture in x can be used" in out and "next:" not in out
+
+
+def test_bad_records_are_told_each_on_a_line_and_to_a_program_all(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
+    good = {"id": "good", "image": "cat/1.png", "conversations": turns}
+    Path("mixed.json").write_text(json.dumps([{**good, "id": f"bad{n}", "image": None} for n in range(12)] + [good]))
+    assert cli.main("import mixed.json --images pictures --out plain".split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    first = lines.index("  bad records: 12") + 1
+    assert [line.split(":")[0] for line in lines[first : first + 10]] == [f"    bad{number}" for number in range(10)]
+    assert lines[first + 10 : first + 12] == ["    and 2 more", f"  all names: {Path('plain', 'import.json')}"]
+    told = called("import mixed.json --images pictures --out json", capsys)["report"]["bad records"]
+    assert len(told) == 12 and told[11].startswith("bad11: ") and "1 <image> marks and 0 images" in told[11]

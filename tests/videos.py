@@ -69,6 +69,13 @@ def later_and_later(path: Path, frames: int) -> Path:
     return path
 
 
+def unknown_codec(path: Path) -> Path:
+    """A video whose frames no decoder is known for."""
+    made = moving(path, 4, codec="libvpx", kind="webm").read_bytes()
+    path.write_bytes(made.replace(b"V_VP8", b"V_ODD"))
+    return path
+
+
 def sound(path: Path) -> Path:
     """A second of silence, and no pictures."""
     import av

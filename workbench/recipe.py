@@ -109,6 +109,8 @@ class DataSpec(Section):
     """Folder the image paths of a LLaVA JSON file start from. Only with such a file."""
     tasks: list[str] | None = None
     """Only conversations of these tasks, for example `[caption]`; all when absent."""
+    videos: bool = True
+    """false leaves out conversations about videos, here and in `mix`: for a model that reads pictures only."""
     val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.02
     """Share of conversations (0-0.5) kept for validation, by image, when the data has no validation split."""
     max_conversations: Count | None = None

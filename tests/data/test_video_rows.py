@@ -212,7 +212,7 @@ def test_conversations_about_broken_videos_are_kept_and_not_used(
     assert "quarantined videos, a video that cannot be read: 1: text.mp4" in said
     assert "quarantined videos, no such file: 1: gone.mp4" in said
     assert "quarantined images, not an image but a video: 1: misnamed.mp4" in said
-    assert "bad records: 1: 6: good.mp4: named as an image and as a video" in said
+    assert "bad records: 1\n    6: good.mp4: named as an image and as a video" in said
     assert [one.source["foreign_id"] for one in dataset.conversations()] == ["1", "2"]
     assert dataset.card["counts"]["videos"] == 3 and dataset.card["counts"]["images"] == 2
     rows = dict(dataset.images.select("path", "media").iter_rows())

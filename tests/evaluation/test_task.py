@@ -66,7 +66,7 @@ def test_imported_conversations_are_questions_whatever_their_split(tmp_path: Pat
     model = ScriptedModel(lambda asked: "red")
     assert evaluate(model, dataset, split=None).accuracy == evaluate(model, dataset, split=None, tasks=None).accuracy
     assert evaluate(model, dataset, split=None).accuracy == 0.5
-    expected = r"no question in split test; expected one of its splits: none \(2\); --split all .*wb.split\(dataset\)"
+    expected = r"no question in split test; expected one of its splits: none \(2\); --split all .*`workbench split`"
     with pytest.raises(DataError, match=expected):
         evaluate(model, dataset)
     with pytest.raises(DataError, match="no caption; expected tasks of that split: question"):

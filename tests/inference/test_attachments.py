@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from tests.videos import sound, video
+from tests.videos import moving, sound, unknown_codec, video
 from workbench.conversation import Image, Video
 from workbench.errors import ImageError
 from workbench.inference.attachments import attached, attached_for, open_file, video_frames
@@ -65,6 +65,15 @@ def test_a_video_that_is_damaged_or_has_no_pictures_says_so(tmp_path: Path) -> N
     assert "begins with" not in str(damaged.value) and "\n" not in str(damaged.value)
     with pytest.raises(ImageError, match=r"talk.mp4: found sound and no pictures; expected an image, a video"):
         attached(sound(tmp_path / "talk.mp4"))
+    with pytest.raises(ImageError, match=r"odd.webm: found a video that cannot be read \(no decoder for its frames\)"):
+        attached(unknown_codec(tmp_path / "odd.webm"))
+    whole = moving(tmp_path / "film.webm", 20, codec="libvpx", kind="webm").read_bytes()
+    (tmp_path / "film.webm").write_bytes(whole[: whole.index(b"\x1f\x43\xb6\x75") + 12])  # before its first frame
+    for model in (SimpleNamespace(frames=8), SimpleNamespace()):
+        with pytest.raises(ImageError, match=r"film.webm: found no frame that can be read"):
+            attached_for(tmp_path / "film.webm", model)
+    with pytest.raises(ImageError, match="found a folder; expected an image, a video or a PDF file; name a file"):
+        attached(tmp_path)
     PILImage.new("RGB", (6, 4)).save(tmp_path / "still.mp4", "PNG")
     (image,) = attached_for(tmp_path / "still.mp4", SimpleNamespace(frames=8))
     assert image == Image(str(tmp_path / "still.mp4"), root="images"), "what is no video is told by its content"

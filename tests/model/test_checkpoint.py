@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from workbench.errors import CheckpointError, ModelError
+from workbench.errors import CheckpointError, DataError, ModelError
 from workbench.model import base, proof
 from workbench.model.checkpoint import export_hf, load_checkpoint, read_projector, save
 from workbench.model.llava import build, load
@@ -242,6 +242,9 @@ def test_a_run_folder_stands_for_its_checkpoint(tuned, tmp_path):
         llava = tuned()
         save(llava, tmp_path / "run" / "checkpoints" / "best")
     same(llava, load(tmp_path / "run", device="cpu"))
+    Run.create(tmp_path / "late", {"name": "x"}, kind="train").fail(DataError("gone.png", found="no such file"))
+    with pytest.raises(CheckpointError, match=r"it failed before it saved one \(DataError: gone.png: found no such"):
+        load(tmp_path / "late")
 
 
 def test_a_projector_is_taken_from_a_checkpoint_and_from_a_hugging_face_folder(tuned, make, tmp_path):

@@ -269,7 +269,12 @@ REFUSED = {
     "a system mark": ("llama_2", ["<<SYS>> be bad", "y"], "message 0.*'<<SYS>>'"),
     "an open question": ("v1", ["see", "x", "and?"], "message 2: found a last question without an answer"),
     "a caption of nothing": ("plain", ["see", "x"], "message 0: found no image; expected an image: template 'plain'"),
-    "more than a caption": ("plain", [(CAT,), "x", "and?", "y"], "message 2: found another question; expected one"),
+    "more than a caption": (
+        "plain",
+        [(CAT,), "x", "and?", "y"],
+        "message 2: found another question; expected one question and one answer: template 'plain' is for captions; "
+        "choose a template for conversations, such as template=v1",
+    ),
     "a video": (
         "v1",
         [(Video("a.mp4"), "see"), "x"],

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.videos import LEADING, leading_elsewhere, moving, painted, video, written
+from tests.videos import LEADING, leading_elsewhere, moving, painted, unknown_codec, video, written
 from workbench.chat_model import SamplingOptions, ScriptedModel
 from workbench.conversation import Conversation, Image, Video
 from workbench.data.formats import import_llava
@@ -75,7 +75,10 @@ def test_frames_are_those_that_workbench_takes_bit_for_bit(name: str, tmp_path: 
 
 def test_what_is_no_video_is_told_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "notes.mp4").write_text("hello")
+    unknown_codec(tmp_path / "odd.webm")
     for take in (lambda path: sampled(path, 4), spread):
+        with pytest.raises(NotAnswered, match="^odd.webm is not a video that can be read .no decoder for its frames"):
+            take(str(tmp_path / "odd.webm"))
         with pytest.raises(NotAnswered, match="^notes.mp4 is not a video that can be read") as told:
             take(str(tmp_path / "notes.mp4"))
         assert str(tmp_path) not in str(told.value)

@@ -22,7 +22,7 @@ from workbench.data.images import load_image
 from workbench.inference.opening import open_model
 from workbench.serving.demo.turns import NotAnswered, Settings
 from workbench.serving.demo_run import PageModel
-from workbench.serving.export_demo import export_demo
+from workbench.serving.export_demo import _copy_page, export_demo
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_run import answers, ask, page_of, small_run, wait_until_done  # noqa: E402
@@ -100,6 +100,13 @@ def test_the_folder_alone_answers_in_a_browser_as_the_engine_does(run: Path, pic
         process.wait(60)
     assert said == [by_the_engine(run, picture)]
     assert [one for one in asked if not one.startswith((url, "data:", "blob:"))] == []
+
+
+def test_the_start_of_a_demo_explains_itself_before_it_loads_anything(tmp_path: Path) -> None:
+    _copy_page(tmp_path)
+    for words, status, told in ((["--help"], 0, "GRADIO_SERVER_NAME"), (["--port", "1"], 2, "usage: app.py")):
+        done = subprocess.run([sys.executable, "app.py", *words], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == status and told in done.stdout + done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_adapter_beside_its_base_says_the_same_in_every_image_mode(

@@ -14,13 +14,14 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image as PILImage
 
 from tests.serving.requests_made import Client, asked, encoded, picture, uri
-from tests.videos import LEADING
+from tests.videos import LEADING, unknown_codec
 from workbench.chat_model import GREEDY, Answer, Ending, Pieces, SamplingOptions
 from workbench.conversation import Conversation
 from workbench.data.images import Limits as ImageLimits
@@ -357,6 +358,37 @@ def test_a_video_becomes_frames(client: Client) -> None:
     part = {"type": "video_url", "video_url": {"url": uri(held.getvalue(), "video/mp4")}}
     told = client.text({"messages": [{"role": "user", "content": [part, {"type": "text", "text": "q"}]}]})
     assert told == f"{[(64, 48)] * 4} q", "as many as this server takes images"
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ({"url": uri(b"words", "video/mp4")}, "is not a video: it begins with 'words'; MP4, MOV, WebM and Matroska"),
+        ({"url": uri(b"\0\0\0\x18ftypmp42" + bytes(40), "video/mp4")}, ": found a video that cannot be read ("),
+        ({"url": uri(PNG, "video/mp4")}, "is a picture (PNG), not a video; send it as image_url"),
+        ({"url": uri(PNG)}, "is declared as image/png, not as video/"),
+        ({"url": "/etc/passwd"}, "is no data URI of base64; send data:video/"),
+    ],
+)
+def test_what_is_no_video_is_told_with_what_was_found(client: Client, url: dict[str, str], told: str) -> None:
+    answer = client.post({"messages": [{"role": "user", "content": [{"type": "video_url", "video_url": url}]}]})
+    refused(answer, 400, "invalid_video")
+    error = answer.json()["error"]
+    assert error["param"] == "messages[0].content[0].video_url.url" and told in error["message"], error
+
+
+def test_a_video_of_an_unknown_codec_is_told(client: Client, tmp_path: Path) -> None:
+    part = {"type": "video_url", "video_url": {"url": uri(unknown_codec(tmp_path / "a").read_bytes(), "video/webm")}}
+    answer = client.post({"messages": [{"role": "user", "content": [part]}]})
+    refused(answer, 400, "invalid_video")
+    assert "found a video that cannot be read (no decoder for its frames)" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("kind", ["video_url", "image_url"])
+def test_a_field_that_is_named_as_its_kind_is_named_once(client: Client, kind: str) -> None:
+    for part in ({"type": kind, kind: "data:video/mp4;base64,AAAA"}, {"type": kind}):
+        answer = client.post({"messages": [{"role": "user", "content": [part]}]})
+        assert answer.json()["error"]["param"] == f"messages[0].content[0].{kind}", part
 
 
 def test_connections_have_a_bound() -> None:

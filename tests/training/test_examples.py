@@ -81,10 +81,11 @@ def test_conversations_left_out_for_their_status_are_counted(make_dataset: Made,
 
 
 def test_what_is_left_out_is_said(make_recipe: Made, make_llava: Made) -> None:
-    lengths = measure(Examples(rows([about("a", None)]), make_llava(make_recipe())), name="one")
+    held = rows([about("a", None)])
+    lengths = measure(Examples(held, make_llava(make_recipe())), name="one")
     spec = make_recipe().train
     order = Plan(lengths.entries(), batch_size=2, share=True, max_share=2, max_tokens=99, seed=0)
-    told = [str(describe(lengths, lengths, spec, order, images=0, left_out=count)) for count in (1234, 0)]
+    told = [str(describe(lengths, lengths, spec, order, shown=held, left_out=count)) for count in (1234, 0)]
     assert "\n1,234 conversations left out: " in told[0] and "left out" not in told[1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from workbench.model.llava import load
 from workbench.model.proof import probe
 from workbench.training.feature_cache import FeatureCache
 from workbench.training.feature_key import feature_key
+from workbench.training.mixture import read_sources
 from workbench.training.plan import plan
 from workbench.training.sizes import file_key, shown_keys
 from workbench.training.trainer import train
@@ -228,6 +230,7 @@ def test_a_plan_says_what_training_then_does_and_answers_are_about_videos_too(
     run = train(recipe, out=tmp_path / "run", progress=False)
     rows = [row for row in run.metrics() if "loss" in row]
     assert forecast.counts.tokens == sum(row["tokens"] for row in rows)
+    assert re.search(r"conversations about \d+ images and [123] videos to train on", str(forecast))
     assert 0 < forecast.counts.image_tokens < forecast.counts.tokens and forecast.fits
     said = [json.loads(line) for line in (run.path / "answers.jsonl").read_text().splitlines()]
     asked = [one for one in said[-1]["answers"] if one["task"] == "video"]
@@ -248,8 +251,20 @@ def test_models_that_read_no_videos_refuse_to_train_on_them(films: Dataset, make
         recipe = make_recipe(films, f"image_mode={mode}", "train.max_tokens=500")
         with pytest.raises(
             TrainingError, match=r"(?s)11 of 20 conversations.*found a video; .*: 11: a.mp4.0, message 0; a.mp4.1"
-        ):
+        ) as told:
             train(recipe, out=tmp_path / mode, progress=False)
+        assert "--set data.videos=false" in str(told.value)
+    mixed = [f"data.mix=[{{dataset: {films.path}, repeat: 1.0}}]", "data.videos=false"]
+    said: list[str] = []
+    alone, both = (
+        read_sources(make_recipe(films, *overrides).data, seed=0, say=said.append) for overrides in (mixed[1:], mixed)
+    )
+    assert [line for line in said if "videos" in line] == [
+        f"{count} conversations about videos left out (data.videos: false)" for count in (11, 22)
+    ]
+    assert len(alone.train) + len(alone.val) == 11 and not alone.train.videos | alone.val.videos
+    assert len(both.train) and not both.train.videos | both.val.videos
+    assert train(recipe.with_overrides("data.videos=false"), out=tmp_path / "run", progress=False).status == "finished"
 
 
 def test_a_llava_file_of_videos_trains_as_it_is(films: Dataset, recipe_of: Made, tmp_path: Path) -> None:

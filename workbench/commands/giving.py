@@ -37,7 +37,8 @@ def export_run(given: argparse.Namespace) -> None:
         written = export_demo(given.run, given.out, weights=given.weights, examples=given.examples)
         told = f"written: {written}\n  cd {written} && pip install -r requirements.txt && python app.py"
         count = len(list(written.glob("examples/*")))
-        told += f"\n  {count} pictures of the validation set are in it; --examples 0 leaves them out" if count else ""
+        if count:
+            told += f"\n  {count} pictures of the validation set are in it, no videos; --examples 0 leaves them out"
     else:
         written = export_vllm(given.run, given.out, base=given.base)
         told = f"written: {written}; serve.sh starts vLLM, README.md says how, workbench conformance URL checks it"
@@ -53,7 +54,7 @@ def add_export(add: Callable[..., Any]) -> None:
 
 
 def add_examples(add: Callable[..., Any]) -> None:
-    told = "at most so many pictures of the validation set in a demo (default: %(default)s)"
+    told = "at most so many pictures (no videos) of the validation set in a demo (default: %(default)s)"
     add("--examples", type=int, default=EXAMPLES, metavar="N", help=told)
 
 

@@ -10,6 +10,7 @@ from workbench.errors import DataError
 
 def _import(given: argparse.Namespace) -> None:
     from workbench.curation.in_and_out import import_dataset
+    from workbench.data.imported import read_report
 
     source = given.source if len(given.source) > 1 else given.source[0]
     asked = {"images": given.images, "dpi": given.dpi, "name": given.name}
@@ -21,9 +22,7 @@ def _import(given: argparse.Namespace) -> None:
     if not card["counts"]["status"].get("ok"):
         what = "picture or video" if card["counts"].get("videos") else "picture"
         told = f"no {what} in {given.out} can be used"
-        if not given.images:
-            told += f"; where paths begin elsewhere, delete {given.out} and say where: --images FOLDER"
-    show(given, told, {"dataset": str(dataset.path), "counts": card["counts"]})
+    show(given, told, {"dataset": str(dataset.path), "counts": card["counts"], "report": read_report(dataset)})
 
 
 def _curate(given: argparse.Namespace) -> None:
@@ -39,6 +38,20 @@ def _curate(given: argparse.Namespace) -> None:
         funnel.save(given.out)
     page = f"\nwritten: {given.out}" if given.out else ""
     show(given, f"{funnel}{page}", funnel.table.to_dicts())
+
+
+def _split(given: argparse.Namespace) -> None:
+    from workbench.curation.splits import split
+    from workbench.data.dataset import Dataset
+
+    rest = round(1 - given.val - given.test, 9)  # 1 - 0.7 - 0.3 is a little more than nothing
+    fractions = {"train": rest, "val": given.val, "test": given.test}
+    chosen = split(Dataset.open(given.dataset), fractions, seed=given.seed, stratify=given.stratify)["split"].to_list()
+    if not chosen:
+        raise DataError(given.dataset, found="no image or video that is ok", expected="some to part")
+    counts = {name: chosen.count(name) for name in fractions}
+    told = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    show(given, f"{told} (images and videos)\nnext: workbench plan RECIPE {given.dataset}", counts)
 
 
 def _open(given: argparse.Namespace) -> None:
@@ -110,6 +123,20 @@ def add_verbs(verb: AddVerb) -> None:
     add("--recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe of kind curate")
     add_set(add, "filters.aspect.max=2.5")
     add("--out", metavar="FILE", help="write the funnel, with the pictures it took out, as a page (.html)")
+    add_json(add)
+
+    add = verb(
+        "split",
+        _split,
+        "Keep pictures and videos apart for validation and test, copies and what is talked about together on one side.",
+        "split data/holiday",
+        "split data/holiday --val 0.05 --test 0.2 --seed 1 --stratify label",
+    ).add_argument
+    add("dataset", metavar="DATASET", help="dataset folder; splits that it has are replaced")
+    add("--val", type=float, default=0.1, metavar="PART", help="share that is validated on (default: %(default)s)")
+    add("--test", type=float, default=0.1, metavar="PART", help="share kept for `evaluate` (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="the same seed parts them alike (default: %(default)s)")
+    add("--stratify", choices=["label"], help="part each class in these shares, too")
     add_json(add)
 
     add = verb(

@@ -56,7 +56,8 @@ def image_measures(
 
     def make(missing: list[int], _: pl.DataFrame) -> Iterable[tuple[float, ...]]:
         count = 1 if len(missing) < POOL_FROM else workers
-        return map_batches(_measure, [files[row] for row in missing], "measuring images", workers=count)
+        told = "measuring images and videos" if any(isinstance(file, Film) for file in files) else "measuring images"
+        return map_batches(_measure, [files[row] for row in missing], told, workers=count)
 
     found = measured_once(dataset, _NAME, rows["hash"], _PIXELS, make)
     shape = rows.select("id", "width", "height", aspect=pl.col("width") / pl.col("height"))

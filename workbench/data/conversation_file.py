@@ -18,7 +18,7 @@ from workbench.conversation import IMAGE_MARK, VIDEO_MARK, Conversation, Media, 
 from workbench.data.dataset import Dataset, new_card
 from workbench.data.folder import Folder
 from workbench.data.image_rows import ROOT, image_rows, refuse_existing, refuse_missing, root_for
-from workbench.data.imported import numbers, quarantined, summary, write_report
+from workbench.data.imported import BAD, numbers, quarantined, summary, write_report
 from workbench.data.json_records import BadRecord
 from workbench.data.tables import as_images, conversation_frames, with_rejected
 from workbench.errors import DataError
@@ -68,13 +68,13 @@ def import_conversations(
         refuse_missing(str(source), folder, images)
         dataset.fill("images", [as_images(images)])
         shown = {"videos": len(videos)} if videos else {}
-        report = {"conversations": count, **shown, **(noted or {}), **quarantined(images), "bad records": bad}
+        report = {"conversations": count, **shown, **(noted or {}), **quarantined(images), BAD: bad}
         write_report(out, report)
         name = name or source.stem
         sections = {"made": f"imported from {kind}: {source.name}", **(card or {}), "import": numbers(report)}
         dataset.write_card(new_card(name, {ROOT: root_for(folder, out)}, sections))
     about = f"{len(named) - len(videos)} images" + (f" and {len(videos)} videos" if videos else "")
-    print(summary(f"{name}: {count} conversations about {about} in {out}", report))
+    print(summary(f"{name}: {count} conversations about {about} in {out}", report, out))
     return Dataset(out)
 
 

@@ -36,6 +36,7 @@ REPORT = "import.json"
 """In the dataset folder: what came of the import, with every name."""
 CHECKS = ".checks.jsonl"
 """There until the card is: what an import found in images so far (`checks.py`)."""
+CLIMBS = "a path that climbs out of its root"
 SHARDS = "part-*.parquet"
 """What we name shards in the folder `conversations/`; other tools may name theirs as they like."""
 STAYS = ("name", "roots", "source", "licence", "created", "snapshots")
@@ -372,7 +373,7 @@ def resolve_inside(root: Path, path: str) -> Path:
     pure = PurePosixPath(path)
     if not pure.parts or "\0" in path or pure.is_absolute() or ".." in pure.parts:
         fix = "write it relative to its root; add another folder as another root"
-        raise DataError(repr(path), found="a path that climbs out of its root", expected="a path below it", fix=fix)
+        raise DataError(repr(path), found=CLIMBS, expected="a path below it", fix=fix)
     try:
         real = (root / pure).resolve()
         inside = real.is_relative_to(root) or real.is_relative_to(root.resolve())  # most roots are resolved already

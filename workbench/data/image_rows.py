@@ -16,7 +16,7 @@ import polars as pl
 from workbench.conversation import new_id
 from workbench.data.batches import map_batches
 from workbench.data.checks import Checks, Stamp, stamp
-from workbench.data.folder import CARD, resolve_inside
+from workbench.data.folder import CARD, CLIMBS, resolve_inside
 from workbench.data.images import check_image
 from workbench.data.tables import IMAGE_COLUMNS
 from workbench.data.video_check import check_video
@@ -69,7 +69,8 @@ def _checked(
     folder: Path, paths: Sequence[str], videos: Collection[str], before: int, workers: int | None
 ) -> Iterator[Checked]:
     jobs = [(str(folder), path, path in videos) for path in paths]
-    return map_batches(_inspect, jobs, "checking images", workers=workers, on_crash=_crashed, before=before)
+    told = "checking images and videos" if videos else "checking images"
+    return map_batches(_inspect, jobs, told, workers=workers, on_crash=_crashed, before=before)
 
 
 def _inspect(job: tuple[str, str, bool]) -> Checked:
@@ -110,10 +111,13 @@ def refuse_existing(out: Path) -> None:
 
 def refuse_missing(source: str, folder: Path, frame: pl.DataFrame) -> None:
     """Raise `DataError` where not one of the files that `source` names lies below `folder`: it is the wrong folder."""
-    missing = frame["reason"].str.starts_with(NO_FILE).fill_null(False)
-    if frame.height and missing.all():
+    reasons = frame["reason"].fill_null("")
+    outside = reasons.str.starts_with(CLIMBS)
+    if frame.height and (outside | reasons.str.starts_with(NO_FILE)).all():
         found = f"none of its {frame.height} {nouns(frame)} below {folder}; the first: {frame['path'][0]}"
         fix = "name that folder: images=FOLDER, or --images FOLDER"
+        if outside.any():
+            fix = f"have {source} name them by paths relative to one folder, and {fix}"
         raise DataError(source, found=found, expected="the folder that the image paths start from", fix=fix)
 
 

@@ -20,6 +20,8 @@ from workbench.resources import write_atomic
 
 SHOWN = 10
 """How many names of a kind a printed summary shows; the report has them all."""
+BAD = "bad records"
+"""What a report calls records that are no conversation; each is told with its reason, on a line of its own."""
 
 
 def keep(
@@ -41,7 +43,7 @@ def keep(
     write_report(out, report)
     sections = {**made, **(card or {}), "import": numbers(report)}
     dataset = Dataset.create(out, name=name, roots=roots, card=sections, images=frame, conversations=conversations)
-    print(summary(f"{name}: {frame.height} {noun} in {out}", report))
+    print(summary(f"{name}: {frame.height} {noun} in {out}", report, out))
     return dataset
 
 
@@ -59,19 +61,33 @@ def quarantined(frame: pl.DataFrame) -> dict[str, dict[str, list[str]]]:
     return {f"quarantined {kind}s": by_reason(frame.filter(media=kind)) for kind in kinds}
 
 
-def summary(title: str, report: Mapping[str, Any]) -> str:
-    """The report of an import as lines for a person: numbers, and the first names of every list."""
-    lines = [title]
+def summary(title: str, report: Mapping[str, Any], out: Path) -> str:
+    """The report of an import into `out` as lines for a person: numbers, and the first names of every list."""
+    lines, cut = [title], False
     for what, value in report.items():
         entries = value.items() if isinstance(value, Mapping) else [("", value)]
         for kind, names in entries:
             label = f"{what}, {kind}" if kind else what
             if isinstance(names, list):
-                more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-                names = f"{len(names)}: {', '.join(map(str, names[:SHOWN]))}{more}" if names else ""
+                cut = cut or len(names) > SHOWN
+                names = _listed(names, lines=what == BAD)
             if names:
                 lines.append(f"  {label}: {names}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *([f"  all names: {out / REPORT}"] if cut else [])])
+
+
+def _listed(names: list[Any], *, lines: bool) -> str:
+    """How many there are and the first of them, one after the other or each on a line; the empty text for none."""
+    shown = [str(name) for name in names[:SHOWN]]
+    more = f"and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    if lines:
+        return "\n    ".join([str(len(names)), *shown, *([more] if more else [])]) if names else ""
+    return f"{len(names)}: {', '.join(shown)} {more}".rstrip() if names else ""
+
+
+def read_report(dataset: Dataset) -> dict[str, Any]:
+    """What came of the import that made the dataset, with every name."""
+    return json.loads((dataset.path / REPORT).read_text(encoding="utf-8"))
 
 
 def write_report(out: Path, report: Mapping[str, Any]) -> None:

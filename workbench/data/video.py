@@ -138,6 +138,9 @@ def opened(source: Path | bytes, where: str = "") -> Iterator[tuple[Any, Any]]:
                 found = "sound and no pictures" if container.streams.audio else cut
                 raise ImageError(where, found=found, expected=EXPECTED)
             stream = container.streams.video[0]
+            if stream.codec_context is None:  # of a codec that FFmpeg does not know, or cut off before it is named
+                found = "a video that cannot be read (no decoder for its frames)"
+                raise ImageError(where, found=found, expected="one of a usual codec, whole", fix="save it again as MP4")
             if stream.width * stream.height > LIMITS.pixels:
                 found = f"enormous frames: {stream.width} x {stream.height} pixels"
                 raise ImageError(where, found=found, expected=f"at most {LIMITS.pixels:,} pixels")

@@ -221,7 +221,7 @@ def _nothing_held_out(data: Dataset, split: str | None, tasks: Sequence[str] | N
     others = Counter(one.split or "none" for one in data.iter_conversations()) if split else {}
     if others:
         told = ", ".join(f"{name} ({count:,})" for name, count in sorted(others.items()))
-        fix = "--split all (split=None) asks all of them; wb.split(dataset) keeps some apart"
+        fix = "--split all (split=None) asks all of them; `workbench split` (wb.split) keeps some apart before training"
         return DataError(str(data.path), found=found, expected=f"one of its splits: {told}", fix=fix)
     return DataError(str(data.path), found=found, fix="`workbench generate` writes some; --split chooses")
 

@@ -151,7 +151,11 @@ def _place(path: Attached) -> Path:
     if _ADDRESS.match(str(path)):
         fix = "download the picture and give its path"
         raise ImageError(str(path), found="a web address", expected="a file of this machine", fix=fix)
-    return expanded(path, ImageError).resolve()
+    place = expanded(path, ImageError).resolve()
+    if place.is_dir():
+        fix = "name a file in it; of many pictures asks `workbench compare-models --images FOLDER`"
+        raise ImageError(str(path), found="a folder", expected=EXPECTED, fix=fix)
+    return place
 
 
 def _open(image: Media) -> Picture | Film:
@@ -196,7 +200,7 @@ def _kind(place: Path) -> str:
         if "not an image" not in problem.found:
             raise
     try:
-        moments(place, 1)
+        Film(place).first()
         return "video"
     except ImageError as problem:
         if is_video(begin) or "cannot be read" not in problem.found:  # a video, or a sound, by its beginning

@@ -176,9 +176,11 @@ def checkpoint_folder(source: str | Path) -> Path:
     if (folder / "run.json").is_file():
         from workbench.run import Run
 
-        best = Run.open(folder).checkpoint
+        run = Run.open(folder)
+        best = run.checkpoint
         if best is None:
-            raise CheckpointError(str(source), found="a run without a checkpoint yet", expected="one that has saved")
+            why = f": it failed before it saved one ({run.info['error']})" if run.status == "failed" else " yet"
+            raise CheckpointError(str(source), found=f"a run without a checkpoint{why}", expected="one that has saved")
         return best
     if (folder / MANIFEST).is_file() or hf_folder.is_llava(folder) or layout_of(folder):
         return folder

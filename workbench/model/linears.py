@@ -72,7 +72,7 @@ class SummedLinear(Linear):
         base, names = self.base_layer, self.active_adapters
         if not torch.is_grad_enabled() or self.disable_adapters or self.merged or len(names) != 1:
             return False
-        weight, dropout = getattr(base, "weight", None), self.lora_dropout[names[0]]
+        weight, dropout = base.weight, self.lora_dropout[names[0]]
         plain = type(base) in PLAIN and not weight.requires_grad and not hasattr(weight, "ds_id")
         plain = plain and names[0] not in self.lora_variant and not self.lora_bias[names[0]]
         kind = x.device.type

@@ -35,7 +35,8 @@ def write(template: Template, conversation: Conversation, bos: str, eos: str, *,
     if messages[0][1].role == "system":
         system = messages.pop(0)[1].text
         if template.system_wrap is None:
-            raise _no_place(template, conversation, 0, "a system message", "none")
+            expected = f"none: template {template.name!r} has no place for more"
+            raise RenderError(f"{conversation.id}, message 0", found="a system message", expected=expected)
     tokens = {"bos": bos, "eos": eos}
     wrapped: list[Segment] = []
     if system:
@@ -50,10 +51,14 @@ def write(template: Template, conversation: Conversation, bos: str, eos: str, *,
         asked += 1
         form = template.first if asked == 1 else template.next
         if form is None:
-            raise _no_place(template, conversation, number, "another question", "one question and one answer")
+            where, found = f"{conversation.id}, message {number}", "another question"
+            expected = f"one question and one answer: template {template.name!r} is for captions"
+            fix = "choose a template for conversations, such as template=v1, or captions alone: data.tasks=[caption]"
+            raise RenderError(where, found=found, expected=expected, fix=fix)
         if not videos and any(isinstance(part, Video) for part in message.media):
             where = f"{conversation.id}, message {number}"
-            fix = "put frames of it into the message as images, or train with image_mode: anyres_video_8"
+            fix = "put frames of it into the message as images, or train with image_mode=anyres_video_8, "
+            fix += "or without what is about videos: --set data.videos=false"
             raise RenderError(where, found="a video", expected="images: the model reads no videos", fix=fix)
         content = _content(template, message, number)
         made += _fill(form, number, tokens, system=wrapped, content=content)
@@ -119,8 +124,3 @@ def _fill(form: str, number: int, tokens: Mapping[str, str], **slots: list[Segme
             yield from slots[part]
         elif text := tokens[part] if index % 2 else part:
             yield Segment(text, "literal", number)
-
-
-def _no_place(template: Template, conversation: Conversation, number: int, found: str, expected: str) -> RenderError:
-    where = f"{conversation.id}, message {number}"
-    return RenderError(where, found=found, expected=f"{expected}: template {template.name!r} has no place for more")

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from workbench.chat_model import SamplingOptions
-from workbench.conversation import Conversation, Media, check_conversation
+from workbench.conversation import Conversation, Media, Video, check_conversation
 from workbench.errors import ImageError
 from workbench.serving import schemas
 from workbench.serving.errors import ApiError, scrubbed
@@ -47,9 +47,11 @@ class Asked:
 
     def placed(self, error: ImageError) -> ApiError:
         """An error about one of the images, under its place in the request."""
-        where = next((where for where, image in self.images if image.path == error.where), "an image")
+        held = ((where, image) for where, image in self.images if image.path == error.where)
+        where, image = next(held, ("an image", None))
         told = scrubbed(str(error)).replace(error.where, where)
-        return ApiError(400, f"{told}.", code="invalid_image", param=where)
+        code = "invalid_video" if isinstance(image, Video) else "invalid_image"
+        return ApiError(400, f"{told}.", code=code, param=where)
 
 
 async def conversation_of(
@@ -208,13 +210,17 @@ def validation_error(faults: list[dict[str, Any]]) -> ApiError:
 
 
 def _path(location: Iterable[Any]) -> str:
-    """`messages[0].content`, without what pydantic adds to it to tell the members of a union apart."""
-    path = ""
+    """`messages[0].content`, without what pydantic adds to it to tell the members of a union apart.
+
+    Some of that is named as the field that follows it: `video_url`, the kind of a part and its field.
+    """
+    path, before = "", None
     for step in location:
         if isinstance(step, int):
             path += f"[{step}]"
-        elif step in _names():
+        elif step in _names() and step != before:
             path += f".{step}" if path else step
+        before = step
     return path
 
 

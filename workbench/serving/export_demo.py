@@ -53,7 +53,8 @@ def export_demo(
     """Write a demo of a run or checkpoint that runs alone: `pip install -r requirements.txt && python app.py`.
 
     weights: `merged`, one ordinary LLaVA; or `adapter`: the base beside the adapter, and where the base is a whole
-    LLaVA of the Hub only its name. examples: at most so many pictures of the validation set are copied into it.
+    LLaVA of the Hub only its name. examples: at most so many pictures, no videos, of the validation set are copied
+    into it.
     Raises `ModelError` where `out` holds files, `WorkbenchError` for an unknown choice or a run without an adapter.
     """
     out = Path(out)

@@ -18,9 +18,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from workbench.conversation import Image, Media, Video
-from workbench.data.containers import LOOKED_AT, container_of
-from workbench.data.images import load_image, still_format
-from workbench.data.video import Film
+from workbench.data.images import beginning, load_image, still_format
+from workbench.data.video import EXPECTED, Film, opened
 from workbench.errors import ImageError
 from workbench.inference.attachments import FRAMES, TrackedOpener, video_frames
 from workbench.serving.errors import ApiError
@@ -83,20 +82,20 @@ class Pictures:
 
 def decoded(uri: str, where: str, limit: int, kind: str = "image") -> bytes:
     """The bytes in a data URI. Raises `ApiError` 400 for what is none, not base64, of another kind, or too large."""
-    found = _DATA.match(uri[:200])
+    found, code = _DATA.match(uri[:200]), f"invalid_{kind}"
     if not found:
-        raise refused(where, f"is no data URI of base64; send data:{kind}/...;base64,...")
+        raise refused(where, f"is no data URI of base64; send data:{kind}/...;base64,...", code)
     if not found["base64"]:
-        raise refused(where, "is a data URI without ;base64")
+        raise refused(where, "is a data URI without ;base64", code)
     declared = (found["kind"] or "").lower()
     if not declared.startswith(f"{kind}/") or kind == "image" and declared.startswith("image/svg"):
-        raise refused(where, f"is declared as {declared or 'nothing'}, not as {kind}/...")
+        raise refused(where, f"is declared as {declared or 'nothing'}, not as {kind}/...", code)
     if (len(uri) - found.end()) * 3 // 4 > limit + 3:
-        raise refused(where, f"is larger than {limit:,} bytes", "image_too_large")
+        raise refused(where, f"is larger than {limit:,} bytes", "image_too_large" if kind == "image" else code)
     try:
         return base64.b64decode(uri[found.end() :], validate=True)
     except (binascii.Error, ValueError):
-        raise refused(where, "is not valid base64") from None
+        raise refused(where, "is not valid base64", code) from None
 
 
 def checked_pixels(data: bytes, where: str, limits: Limits) -> int:
@@ -155,14 +154,19 @@ def _reading(data: bytes, where: str, limits: Limits) -> Iterator[int]:
     if kind := still_format(data):
         raise refused(where, f"is a picture ({kind}), not a video; send it as image_url", "invalid_video")
     if data[4:8] != b"ftyp" and not data.startswith(b"\x1a\x45\xdf\xa3"):
-        raise refused(where, "is not a video; MP4, MOV, WebM and Matroska are taken", "invalid_video")
+        found = f"is not a video: it begins with {beginning(data)}; MP4, MOV, WebM and Matroska are taken"
+        raise refused(where, found, "invalid_video")
     try:
-        with av.open(io.BytesIO(data), format=container_of(data[:LOOKED_AT])) as container:
-            pixels = max((stream.width * stream.height for stream in container.streams.video), default=0)
+        with opened(data) as (_, stream):
+            pixels = stream.width * stream.height
         if pixels > limits.image.pixels:
             raise refused(where, f"has frames of more than {limits.image.pixels:,} pixels", "invalid_video")
         yield pixels
-    except (av.FFmpegError, ImageError, ValueError):
+    except ImageError as problem:
+        expected = "a whole MP4, MOV, WebM or Matroska file" if problem.expected == EXPECTED else problem.expected
+        told = f"{where}: found {problem.found}; expected {expected}."
+        raise ApiError(400, told, code="invalid_video", param=where) from None
+    except (av.FFmpegError, ValueError):
         raise refused(where, "is a video that cannot be read", "invalid_video") from None
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ CONTEXT = 2048
 CONVERSATIONS = 100_000
 """For how many conversations hours are told unless somebody says."""
 FORMATS = ("bf16", "8bit", "4bit")
+NOT_ON_A_CARD = {"kernels": 0}
+"""What a CPU that counts in a card's place would keep for its own products, more or less of it by its kind."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ def answer_memory(recipe: Recipe, load: str) -> int:
         embedded = torch.cat([image, torch.empty(shape, dtype=image.dtype)], 1)
         made_of = llava.model.model.language_model(inputs_embeds=embedded, use_cache=True)
         llava.model.lm_head(made_of.last_hidden_state[:, -1])
-        return sum(meter.fullest().values())
+        return sum({**meter.fullest(), **NOT_ON_A_CARD}.values())
 
 
 def _outlined(recipe: Recipe, **model: str) -> Outline:
@@ -241,6 +243,7 @@ def try_out(foresight: Foresight, recipe: Recipe, tokens: int, every: int, proce
     llava, train = foresight.llava, recipe.train
     pack = full_pack(tokens, llava.tiling)
     memory = foresight.peak(pack, every=every, held=held_images(llava, MANY, train))
+    memory = replace(memory, items={**memory.items, **NOT_ON_A_CARD})
     per_token = memory.flops / sum(tree.tokens for tree in pack)
     cut = in_shards(memory, llava, processes) if train.shard and processes > 1 else memory
     return Trial(tokens, every, cut, operations(llava, train, per_token))

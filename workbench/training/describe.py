@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from workbench.recipe import TrainSpec
 from workbench.training.lengths import Lengths
 from workbench.training.packing import Plan
+from workbench.training.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Counts:
     conversations: int
     images: int
     """Different images of the training part."""
+    videos: int
+    """Different videos of it."""
     validation: int
     """Conversations to validate on."""
     left_out: int
@@ -45,8 +48,9 @@ class Counts:
     def __str__(self) -> str:
         lost = f"{self.left_out:,} conversations left out: they, or an image of theirs, are not ok\n"
         text = f"{self.useless:,} conversations without an image teach nothing: the language model is frozen\n"
+        shown = f"{self.images:,} images" + (f" and {self.videos:,} videos" if self.videos else "")
         return (
-            f"{self.conversations:,} conversations about {self.images:,} images to train on, "
+            f"{self.conversations:,} conversations about {shown} to train on, "
             f"{self.validation:,} to validate on\n{lost if self.left_out else ''}{text if self.useless else ''}"
             f"{self.tokens:,} tokens per epoch, {self.image_tokens:,} of them of images; "
             f"{self.sharing:.2f}x as many without sharing\n"
@@ -62,17 +66,19 @@ def describe(
     train: TrainSpec,
     order: Plan,
     *,
-    images: int,
+    shown: Rows,
     left_out: int = 0,
 ) -> Counts:
-    """Count conversations, images, and the tokens of the first epoch of `order`, with and without sharing."""
+    """Count conversations, the images and videos of `shown`, and the tokens of the first epoch of `order`, with and
+    without sharing."""
     laid = list(order.epoch())
     tokens = lengths.frame["tokens"]
     shared = sum(tree.tokens for tree in laid)
-    longest = int(tokens.arg_max() or 0)
+    longest, videos = int(tokens.arg_max() or 0), len(shown.videos)
     return Counts(
         conversations=len(lengths),
-        images=images,
+        images=shown.keys.height - videos,
+        videos=videos,
         validation=len(val),
         left_out=left_out,
         tokens=shared,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -43,9 +44,12 @@ def read_sources(
     choice, `DataError` for a dataset that cannot be read.
     """
     parts = [_read(spec, seed, dataset)]
+    shared: dict[str, Any] = {"val_fraction": spec.val_fraction, "videos": spec.videos}
     for entry in spec.mix:
-        one = DataSpec(**entry.model_dump(exclude={"repeat", "weight"}), val_fraction=spec.val_fraction)
+        one = DataSpec(**entry.model_dump(exclude={"repeat", "weight"}), **shared)
         parts.append(replace(_read(one, seed), repeat=entry.repeat or 1.0, weight=entry.weight))
+    if about_videos := sum(part.source.about_videos for part in parts):
+        say(f"{about_videos:,} conversations about videos left out (data.videos: false)")
     if len(parts) == 1:
         say(f"data: {parts[0].where}")
         return parts[0].source
@@ -81,7 +85,8 @@ def mix(parts: Sequence[Part], *, seed: int, say: Callable[[str], None] = print)
         return pl.concat([one.with_columns(key=mark + pl.col("key")) for mark, one in zip(marks, held, strict=True)])
 
     left_out = sum(part.source.left_out for part in parts)
-    return Source(joined(train), joined(val), resolve, left_out, recorded)
+    about_videos = sum(part.source.about_videos for part in parts)
+    return Source(joined(train), joined(val), resolve, left_out, about_videos, recorded)
 
 
 def amounts(parts: Sequence[Part], sizes: Sequence[int]) -> list[int]:

@@ -102,8 +102,7 @@ def plan(
         recipe = fitted(_with(recipe, feature_cache=choice.kind) if train.feature_cache == "auto" else recipe, foreseen)
     memory, every, worst = foreseen.fullest()
     order = foreseen.order(recipe.train.pack_tokens)
-    images = source.train.keys.height
-    counts = describe(good, val, recipe.train, order, images=images, left_out=source.left_out)
+    counts = describe(good, val, recipe.train, order, shown=source.train, left_out=source.left_out)
     operations = memory.flops / sum(tree.tokens for tree in worst.pack) * counts.tokens * counts.epochs
     speed = measured_peak(llava.device, llava.dtype)
     tower = 0.0 if llava.vision_trains else tower_cost(llava) * choice.through_tower(processes) / speed

@@ -34,6 +34,9 @@ SHOWN, NAMED = 10, 3
 Bad = tuple[str, str]
 """A sample that cannot be trained on, and why: equal words for equal reasons."""
 
+_PICTURES = ~pl.col("media").list.eval(pl.element().struct.field("type") == "video").list.any().fill_null(False)
+"""Conversations without a video."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -45,6 +48,8 @@ class Source:
     """Where the file of an image or video lies. Raises `DataError`, also where there is no such file."""
     left_out: int = 0
     """So many conversations of these tasks are not `ok`, or show an image that is not, in whatever split."""
+    about_videos: int = 0
+    """So many conversations are left out since `data.videos` is false."""
     recorded: Callable[[], pl.DataFrame] = lambda: pl.DataFrame(schema=SIZE_COLUMNS)
     """What is recorded of the sizes of images, beside what conversations carry: columns `SIZE_COLUMNS`."""
 
@@ -66,16 +71,21 @@ def read_source(spec: DataSpec, *, seed: int, dataset: Dataset | None = None) ->
     _check_tasks(where, spec.tasks, train)
     if spec.tasks is not None:
         train, val = (part.where(pl.col("task").is_in(spec.tasks)) for part in (train, val))
+    both = len(train) + len(val)
+    if not spec.videos:
+        train, val = train.where(_PICTURES), val.where(_PICTURES)
+    about_videos = both - len(train) - len(val)
     if not len(train):
         fix = "generate conversations first, or choose other tasks or another split"
         found = "no conversation to train on" + (f", {left_out:,} that are not ok" if left_out else "")
+        found += f", {about_videos:,} about videos (data.videos: false)" if about_videos else ""
         raise TrainingError(where, found=found, expected="at least one", fix=fix)
     rng = np.random.default_rng(seed)
     if not len(val):
         train, val = hold_out(train, spec.val_fraction, rng)
     if spec.max_conversations is not None and spec.max_conversations < len(train):
         train = train.take(np.sort(rng.choice(len(train), spec.max_conversations, replace=False)))
-    return Source(train, val, resolve, left_out, recorded)
+    return Source(train, val, resolve, left_out, about_videos, recorded)
 
 
 def hold_out(rows: Rows, fraction: float, rng: np.random.Generator) -> tuple[Rows, Rows]:

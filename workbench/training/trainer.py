@@ -156,8 +156,7 @@ class Loop:
         self.scaler = torch.amp.GradScaler(self.llava.device.type, enabled=self.llava.dtype == torch.float16)
         self.steps_per_epoch = plan.steps_per_epoch
         self.steps = plan.steps(spec)
-        images = source.train.keys.height
-        self._say(str(describe(lengths, val, spec, plan, images=images, left_out=source.left_out)))
+        self._say(str(describe(lengths, val, spec, plan, shown=source.train, left_out=source.left_out)))
         self._say(str(cache))
         store = self._open_images(source, files, sizes, met.keys)
         self.users = users_of(source, files)

@@ -5,6 +5,7 @@ Knows: the folder it lies in. Does not know: workbench: this file is copied into
 
 from __future__ import annotations
 
+import argparse
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio i
 
 def main() -> None:
     """Serve the demo on this machine until Ctrl-C; `GRADIO_SERVER_NAME` and `GRADIO_SERVER_PORT` say otherwise."""
+    _parser().parse_args()
     from .answerer import Answerer  # before Gradio: on ZeroGPU nothing may touch the GPU before it
     from .feedback import Feedback
     from .page import build, launch
@@ -27,3 +29,12 @@ def main() -> None:
     print(f"demo of {model.name} at {url}", flush=True)
     with suppress(KeyboardInterrupt):
         page.block_thread()
+
+
+def _parser() -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog="app.py",
+        description="Serve this demo on this machine until Ctrl-C: python app.py prints its address.",
+        epilog="Variables: GRADIO_SERVER_NAME, the address to listen on (0.0.0.0: every one); GRADIO_SERVER_PORT; "
+        "DEMO_FEEDBACK, the folder of votes and flags (default: feedback, beside app.py).",
+    )

@@ -79,6 +79,8 @@ def _opened(path: str) -> Iterator[tuple[Any, Any]]:
             if not container.streams.video:
                 raise NotAnswered(f"{name} has no pictures in it. Try another file.")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise ValueError("no decoder for its frames")
             if stream.width * stream.height > LARGEST:
                 raise NotAnswered(f"{name} has frames of {stream.width} x {stream.height} pixels. Make it smaller.")
             yield container, stream
