@@ -137,11 +137,41 @@ def test_rewind_drops_what_a_resumed_run_will_log_again(tmp_path: Path) -> None:
 def test_control_is_read_by_the_run_and_written_by_anybody(tmp_path: Path) -> None:
     run, notebook = make(tmp_path / "a"), Run.open(tmp_path / "a")
     assert run.control is None
-    for command in ("pause", "stop", "save", None):
+    for command in ("pause", "stop", None, "save", None):
         notebook.send(command)
         assert run.control == command
     with pytest.raises(RunError, match="found the command 'halt'; expected stop, save, pause"):
         notebook.send("halt")
+
+
+@pytest.mark.parametrize(
+    ("commands", "asked"),
+    [
+        (["pause", "save"], {"pause", "save"}),
+        (["save", "pause", "pause"], {"pause", "save"}),
+        (["pause", "save", "stop", "save"], {"stop"}),
+        (["pause", "save", None], set()),
+    ],
+)
+def test_a_paused_run_is_asked_to_save_and_stays_paused(tmp_path: Path, commands: list[str], asked: set[str]) -> None:
+    """`save` once took the place of `pause`, and the run went on."""
+    run = make(tmp_path / "a")
+    for command in commands:
+        run.send(command)
+    assert run.commands == asked
+    run.obeyed("save")
+    assert run.commands == asked - {"save"}
+
+
+def test_what_a_starting_run_was_asked_is_kept_and_what_another_was_asked_is_not(tmp_path: Path) -> None:
+    """A command to a starting run once was `a folder with 'control.json' in it that is no run`."""
+    for name, process in (("mine", os.getpid()), ("other", os.getpid() + 1)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "process.json").write_text(json.dumps({"process": process}))
+        Run(folder).send("pause")
+        with Run.create(folder, RECIPE, kind="train") as run:
+            assert run.control == ("pause" if name == "mine" else None)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"command": "rm"}', '{"command": ["stop"]}', "{"])

@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -39,10 +39,10 @@ COMMANDS = ("stop", "save", "pause")
 CURVES = ("loss", "val_loss")
 """What a notebook draws of the metrics."""
 _CURVE = "max-width:32rem;--line:#8886;--one:#3b82f6;--two:#f59e0b;fill:currentColor"
-BESIDE = ("process.json", "process.log")
+BESIDE = ("process.json", "process.log", "control.json")
 """Of a run in the background: there before the run is."""
 FILES = (
-    ".lock", "recipe.yaml", "run.json", "control.json", "metrics.jsonl", "checkpoints", "tensorboard", "wandb", *BESIDE,
+    ".lock", "recipe.yaml", "run.json", "metrics.jsonl", "checkpoints", "tensorboard", "wandb", *BESIDE,
 )  # fmt: skip
 
 
@@ -211,18 +211,39 @@ class Run:
 
     @property
     def control(self) -> str | None:
-        """What the run is asked to do now: stop, save, pause, or None."""
+        """What the run is asked to do now: stop, save, pause, or None. One that is paused may be asked to save too."""
+        return next((command for command in ("stop", "pause", "save") if command in self.commands), None)
+
+    @property
+    def commands(self) -> frozenset[str]:
+        """All that it is asked to do: at most two commands, of which the one is pause and the other save."""
         try:
-            command = json.loads(self._file("control.json").read_text(encoding="utf-8")).get("command")
-        except (OSError, ValueError, AttributeError):
-            return None
-        return command if command in COMMANDS else None
+            told = json.loads(self._file("control.json").read_text(encoding="utf-8"))
+            return frozenset(COMMANDS) & {told.get("command"), "save" if told.get("save") else None}
+        except (OSError, ValueError, AttributeError, TypeError):
+            return frozenset()
 
     def send(self, command: str | None) -> None:
-        """Ask a run, from any process, to stop, save or pause; None takes it back."""
+        """Ask a run, from any process, to stop, save or pause; None takes it back.
+
+        A paused run that is asked to save stays paused; one that is asked to stop saves anyway.
+        """
         if command not in (*COMMANDS, None):
             raise RunError(str(self.path), found=f"the command {command!r}", expected="stop, save, pause or None")
-        resources.write_atomic(self._file("control.json"), json.dumps({"command": command}) + "\n")
+        held = self.commands
+        if command == "save" and "stop" in held:
+            return
+        both = command in ("save", "pause") and bool(held - {command, "stop"})
+        self._ask({"save", "pause"} if both else {command} - {None})
+
+    def obeyed(self, command: str) -> None:
+        """Take back one command that was carried out, and nothing that was asked meanwhile."""
+        self._ask(self.commands - {command})
+
+    def _ask(self, commands: Set[str | None]) -> None:
+        first = next((command for command in ("stop", "pause", "save") if command in commands), None)
+        told = {"command": first, **({"save": True} if first == "pause" and "save" in commands else {})}
+        resources.write_atomic(self._file("control.json"), json.dumps(told) + "\n")
 
     # --- writing ----------------------------------------------------------------------------------------------
 
@@ -314,7 +335,8 @@ class Run:
         return tuple(path for name in names for path in self.path.glob(name))
 
     def _start(self, recipe: dict[str, Any], kind: str) -> None:
-        for old in (self._file("control.json"), *self._looked_at()):  # of a run that is no more
+        self._forget_commands()
+        for old in self._looked_at():  # of a run that is no more
             shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
         resources.write_atomic(self._file("recipe.yaml"), to_yaml(recipe))
         info = {
@@ -335,9 +357,21 @@ class Run:
             raise RunError(
                 str(self.path), found=f"another recipe: {keys}", expected="the recipe it began with", fix=fix
             )
-        self._file("control.json").unlink(missing_ok=True)
+        self._forget_commands()
         spent = {"seconds": round(self._worked(None), 3), "since": time.time()}
         self.update(status="running", error=None, resumed=info.get("resumed", 0) + 1, **spent, **origin())
+
+    def _forget_commands(self) -> None:
+        """What was asked of a run that is no more; this one in the background may have been asked as it started."""
+        if self._noted().get("process") != os.getpid():
+            self._file("control.json").unlink(missing_ok=True)
+
+    def _noted(self) -> dict[str, Any]:
+        """process.json; empty for a run in the foreground."""
+        try:
+            return dict(json.loads(self._file("process.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return {}
 
     def _worked(self, now: float | None) -> float:
         """Seconds until `now`, or until the last thing that was written where nobody works any more."""

@@ -121,7 +121,8 @@ def _steer(given: argparse.Namespace) -> None:
         run.wait()
     else:
         getattr(run, given.action)()
-    asked = f", asked to {run.control}" if run.working and run.control else ""
+    waits = "save" if run.status == "paused" and "save" in run.commands else run.control
+    asked = f", asked to {waits}" if run.working and waits else ""
     show(given, f"{run.status}{asked}: {run.path}", {"run": str(run.path), "status": run.status})
 
 

@@ -61,6 +61,8 @@ from workbench.training.zero_config import zero_config
 
 PAUSE_SECONDS = 0.2
 """How often a paused run looks whether it may go on."""
+PAUSE, STOP = 2, 4
+"""What processes tell each other that the run is asked for; 1 is to save, also in a pause."""
 
 
 def train(
@@ -353,18 +355,24 @@ class Loop:
     def _command(self) -> str | None:
         """What the run is asked to do at this border of steps: `stop`, `save` or nothing. Waits while it is paused.
 
-        The processes ask each other again and again in a pause: none is left waiting for longer than it may.
+        Saves in a pause if it is asked to. The processes ask each other again and again in a pause: none is left waiting
+        for longer than it may.
         """
-        codes = (None, "save", "pause", "stop")
         while True:
-            command = self.run.control if self.main else None
-            code = self.processes.largest(3 if self.asked.is_set() else codes.index(command))
-            if codes[code] != "pause":
+            asked = self.run.commands if self.main else frozenset()
+            stops = "stop" in asked or self.asked.is_set()
+            code = self.processes.largest(STOP if stops else PAUSE * ("pause" in asked) + ("save" in asked))
+            if "save" in asked:
+                self.run.obeyed("save")
+            if code == PAUSE:
+                time.sleep(PAUSE_SECONDS)
+            elif code == PAUSE + 1:
+                self.save()
+            else:
                 break
-            time.sleep(PAUSE_SECONDS)
-        if command is not None:
+        if asked and code == STOP:
             self.run.send(None)
-        return codes[code]
+        return {0: None, STOP: "stop"}.get(code, "save")
 
     def _latest(self) -> str:
         last = self.checkpoints.last
