@@ -125,6 +125,19 @@ class DataSpec(Section):
         return self
 
 
+def mix_names(datasets: Iterable[str]) -> list[str]:
+    """The name of each dataset's folder or file, with a number where one occurs again.
+
+    In a mixture the ids of all but the first dataset begin with it: `NAME:ID`.
+    """
+    names: list[str] = []
+    for place in datasets:
+        stem = Path(place).stem.replace(":", "-").replace("/", "-")
+        count = sum(name == stem or name.startswith(f"{stem}-") for name in names)
+        names.append(f"{stem}-{count + 1}" if count else stem)
+    return names
+
+
 def _check_images(where: str, dataset: str, images: str | None) -> None:
     if images and not dataset.endswith((".json", ".jsonl")):
         found = f"images with the dataset folder {dataset!r}"

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench import resources
-from workbench.commands.common import AddVerb, add_json, add_set, dataset_of, imports, positive, show
+from workbench.commands.common import AddVerb, add_json, add_set, imports, positive, show
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
@@ -127,34 +126,20 @@ def _steer(given: argparse.Namespace) -> None:
 
 
 def _losses(given: argparse.Namespace) -> None:
-    from workbench.losses import worst
+    from workbench.training.worst import worst
 
-    table = worst(given.run, None)
+    table = worst(given.run, None if given.out else given.n, dataset=given.to)
     if given.out:
         resources.write_atomic(given.out, table.write_csv())
-    shown, told = table.head(given.n), []
-    said = _said(given, shown["id"].to_list())
-    for row in shown.iter_rows(named=True):
-        told.append(f"{row['excess']:+7.3f}  {row['loss']:6.3f}  {row['id']}  {said.get(row['id'], '')[:100]}")
+    told = []
+    for row in table.head(given.n).iter_rows(named=True):
+        told.append(f"{row['excess']:+7.3f}  {row['loss']:6.3f}  {row['id']}  {row['text'][:100]}")
     if given.to:
         from workbench.curation.losses import SAVED, write_losses
 
         made = write_losses(given.run, given.to)
         told.append(f"\nwritten to {made.name}: next: workbench open {given.to}, and choose the saved view {SAVED!r}")
     show(given, "\n".join([" excess    loss  conversation", *told]), table.head(given.n).to_dicts())
-
-
-def _said(given: argparse.Namespace, names: Sequence[str]) -> dict[str, str]:
-    """Question and answer of these conversations on a line; none where the dataset cannot be read."""
-    from workbench.data.dataset import Dataset
-
-    wanted = set(names)
-    try:
-        dataset = Dataset.open(given.to or dataset_of(given.run))
-        rows = {one.id: one for one in dataset.iter_conversations() if one.id in wanted}
-    except WorkbenchError:
-        return {}
-    return {name: " | ".join(" ".join(turn.text.split()) for turn in one.messages) for name, one in rows.items()}
 
 
 def rate_of(text: str) -> float:

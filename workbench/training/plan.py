@@ -87,7 +87,7 @@ def plan(
     check_window(llava, train.max_tokens)
     name = str(dataset.path if dataset else recipe.data.dataset)
     sizes = find_sizes(source, files, llava.tiling)
-    lengths, val = (_measure(Examples(rows, llava, sizes), name) for rows in (source.train, source.val))
+    lengths, val = (_measure(Examples(rows, llava, sizes), name, source.mend) for rows in (source.train, source.val))
     too_long, untrained, good = _unfit(lengths, val, train.max_tokens)
     foresight, entries = Foresight(made, train), good.entries()
     order = Plan.of(entries, train)
@@ -315,9 +315,9 @@ def _halves(tokens: int) -> list[int]:
     return [size for size in (tokens >> n for n in range(16)) if size >= min(SMALLEST, tokens)]
 
 
-def _measure(examples: Examples, name: str) -> Lengths:
+def _measure(examples: Examples, name: str, mend: str) -> Lengths:
     with progress("lengths", total=len(examples), unit="conversation") as bar:
-        return measure(examples, name=name, bar=bar)
+        return measure(examples, name=name, bar=bar, mend=mend)
 
 
 def _unfit(lengths: Lengths, val: Lengths, limit: int) -> tuple[list[tuple[str, int]], list[str], Lengths]:

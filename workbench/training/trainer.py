@@ -132,7 +132,7 @@ class Loop:
         examples, self.val_examples = (Examples(rows, self.llava, sizes) for rows in (source.train, source.val))
         name = str(dataset.path if dataset else recipe.data.dataset)
         with processes.main_first():
-            lengths, val = (self._measure(each, name) for each in (examples, self.val_examples))
+            lengths, val = (self._measure(each, name, source.mend) for each in (examples, self.val_examples))
         groups = prepare(self.llava, spec, say=self._say)
         plan = Plan.of(lengths.entries(), spec)
         met = meetings(plan, spec, source.train, source.val, self.llava.tiling)
@@ -326,10 +326,10 @@ class Loop:
 
     # --- small things -------------------------------------------------------------------------------------------
 
-    def _measure(self, examples: Examples, name: str) -> Lengths:
+    def _measure(self, examples: Examples, name: str, mend: str) -> Lengths:
         with self._bar("lengths", len(examples), "conversation") as bar:
-            lengths = measure(examples, name=name, bar=bar)
-        lengths.refuse_unfit(self.spec.max_tokens)
+            lengths = measure(examples, name=name, bar=bar, mend=mend)
+        lengths.refuse_unfit(self.spec.max_tokens, mend)
         return lengths
 
     def _open_images(
@@ -355,7 +355,7 @@ class Loop:
     def _command(self) -> str | None:
         """What the run is asked to do at this border of steps: `stop`, `save` or nothing. Waits while it is paused.
 
-        Saves in a pause if it is asked to. The processes ask each other again and again in a pause: none is left waiting
+        Saves in a pause if it is asked to. The processes ask each other again and again meanwhile: none is left waiting
         for longer than it may.
         """
         while True:
