@@ -203,7 +203,8 @@ class TrainSpec(Section):
     that is longer is a pack of its own. Left out, it is `max_tokens` where that is more, so that long conversations
     about one image (in tiles, or a video) still share it."""
     share: bool = True
-    """Conversations about one image share its tokens. Exact, and faster by about the number sharing."""
+    """Conversations about one image share its tokens. Exact, and faster by about the number sharing. A step has
+    conversations about fewer images then, so that its batch is less varied."""
     max_share: Count = 8
     """At most so many conversations of one image in an optimiser step."""
     max_tokens: Count = 2048

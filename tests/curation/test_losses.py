@@ -99,9 +99,7 @@ def test_a_run_on_a_mixture_shows_each_dataset_its_own(shapes: Dataset, tmp_path
     assert found == {ids[0]: 3.0, ids[1]: None, ids[2]: None, ids[3]: None}
 
 
-def test_a_run_on_a_llava_file_is_shown_in_the_dataset_imported_from_it(
-    shapes: Dataset, tmp_path: Path
-) -> None:
+def test_a_run_on_a_llava_file_is_shown_in_the_dataset_imported_from_it(shapes: Dataset, tmp_path: Path) -> None:
     image = shapes.conversations()[0].images[0]
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A."}]
     file, folder = tmp_path / "mine.json", shapes.resolve(image).parent

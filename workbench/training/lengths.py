@@ -59,6 +59,9 @@ class Lengths:
 
     def entries(self) -> list[Entry]:
         columns = [self.frame[name].to_list() for name in COLUMNS]
+        if self.ids.n_unique() < len(self):  # a mixture repeats some
+            rows = self.ids.to_frame("id").with_row_index("number")
+            columns.append(rows.select(pl.col("number").first().over("id"))["number"].to_list())
         return list(map(Entry, range(len(self)), *columns))
 
     def tiles(self, images: int, *, squares: bool = False) -> int:
