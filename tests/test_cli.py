@@ -194,9 +194,13 @@ def test_runs_lists_and_compares(tmp_path: Path, capsys: pytest.CaptureFixture[s
     for name, rate in (("a", 1e-3), ("b", 0.5)):
         with Run.create(tmp_path / name, Recipe.load("tiny-align", [f"train.lr={rate}"]), kind="train") as run:
             run.log({"step": 1, "loss": rate})
+            if name == "a":
+                run.log({"step": 1, "val_loss": 0.25})
+                run.log({"step": 2, "loss": rate, "val_loss": 0.75})
     assert cli.main(["runs", str(tmp_path), "--settings"]) == 0
     out = capsys.readouterr().out
-    assert "finished" in out and "loss 0.5000" in out and "train.lr: 0.001" in out
+    assert "finished" in out and "loss 0.5000 (training)" in out and "train.lr: 0.001" in out
+    assert "loss 0.2500 (validation, best at step 1)" in out, "a training loss is another"
     assert cli.main(["runs", str(tmp_path), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["settings"] for row in rows] == [{"train.lr": 0.001}, {"train.lr": 0.5}]

@@ -292,12 +292,12 @@ def test_a_killed_run_is_stopped_and_can_be_resumed(tmp_path: Path) -> None:
     run.send(None)
     writer.kill()
     writer.wait()
-    assert run.status == "stopped" and [row["step"] for row in run.metrics()] == [1]
+    assert run.status == "died" and [row["step"] for row in run.metrics()] == [1]
     worked = run.seconds
     assert 0.5 < worked < 60 and compare([run])[0]["seconds"] == worked, "as far as its last line of metrics"
     time.sleep(0.2)
     assert run.seconds == worked, "it does not go on counting"
-    with pytest.raises(RunError, match=r"an unfinished run \(stopped\); add --resume"):
+    with pytest.raises(RunError, match=r"an unfinished run \(died\); add --resume"):
         Run.create(tmp_path / "a", RECIPE, kind="train")
     with Run.create(tmp_path / "a", RECIPE, kind="train", resume=True) as again:
         again.log({"step": 2})
@@ -339,6 +339,17 @@ def test_compare_shows_the_settings_that_differ_and_the_last_metrics(tmp_path: P
     assert first["metrics"] == {"step": 1, "loss": 2.0}
     json.dumps([first, second])
     assert compare([tmp_path / "a", str(tmp_path / "b")]) == [first, second], "folders are runs too"
+
+
+def test_compare_tells_the_best_of_validation_and_a_run_that_was_let_go_is_stopped(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "a", RECIPE, kind="train")
+    for step, loss in ((2, 1.5), (4, 1.0), (6, 1.25)):
+        run.log({"step": step, "loss": 0.5})
+        run.log({"step": step, "val_loss": loss})
+    (row,) = compare([run])
+    assert row["best"] == {"val_loss": 1.0, "step": 4} and row["metrics"]["val_loss"] == 1.25
+    run.close()
+    assert run.status == "stopped" and run.info["seconds"] > 0
 
 
 @pytest.mark.parametrize(

@@ -317,6 +317,11 @@ class FileLock:
             self._file.close()
             self._file = None
 
+    @property
+    def mine(self) -> bool:
+        """Whether this very object holds it."""
+        return self._file is not None
+
     def holder(self) -> int | None:
         """The process number written in the lock file, if any."""
         try:

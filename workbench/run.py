@@ -20,6 +20,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Set
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -158,7 +159,9 @@ class Run:
 
     @property
     def status(self) -> str:
-        """created, running, paused, finished or failed; `stopped`: killed as it ran; `damaged`: without run.json."""
+        """created, running, paused, finished, failed; `stopped`: asked to end; `died`: gone without a word, as by
+        kill -9; `damaged`: without run.json.
+        """
         try:
             status = self.info.get("status", "created")
         except RunError:
@@ -166,12 +169,12 @@ class Run:
         if status != "running":
             return str(status)
         if not self._lock.held():
-            return "stopped"
+            return "died"
         return "paused" if self.control == "pause" else "running"
 
     @property
     def seconds(self) -> float:
-        """Seconds it has worked, over all its resumptions; of a stopped run up to its last sign of life."""
+        """Seconds it has worked, over all its resumptions; of one that died up to its last sign of life."""
         return self._worked(time.time() if self._lock.held() else None)
 
     def metrics(self) -> Rows:
@@ -267,11 +270,18 @@ class Run:
         """Mark the run as failed, keep the error's line, and let go of the folder; it can be resumed."""
         try:
             self._end("failed", error=f"{type(error).__name__}: {error}".removesuffix(": "))
-        except DiskError:  # perhaps the very error: the folder then says `running` without a writer, which is `stopped`
-            self.close()
+        except DiskError:  # perhaps the very error: the folder then says `running` without a writer, which is `died`
+            self._let_go()
 
     def close(self) -> None:
-        """Let go of the folder without changing the status: a run that works is `stopped` from then on."""
+        """Let go of the folder; a run that works is `stopped` from then on, and can be resumed."""
+        if self._lock.mine:
+            with suppress(WorkbenchError):
+                if self.info.get("status") == "running":
+                    self._end("stopped")
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._metrics.close()
         self._lock.release()
 
@@ -392,7 +402,8 @@ class Run:
 
 
 def compare(runs: Iterable[Run | str | os.PathLike[str]]) -> Rows:
-    """A row per run: path, name, kind, status, error, seconds, its last metrics, and the settings that differ.
+    """A row per run: path, name, kind, status, error, seconds, its last metrics, its best validation loss (`best`:
+    val_loss and step), and the settings that differ.
 
     runs: runs, or their folders. A damaged folder gets a row too, with what is wrong in it as its error. Raises
     `RunError` for what is no run folder.
@@ -412,7 +423,8 @@ def compare(runs: Iterable[Run | str | os.PathLike[str]]) -> Rows:
         row = {"path": str(run.path), **{key: info.get(key) for key in ("name", "kind", "error", "started")}}
         row["seconds"] = run.seconds if settings is not None else info.get("seconds")
         row["status"] = run.status
-        row["metrics"] = _last_values(run.metrics())
+        lines = run.metrics()
+        row["metrics"], row["best"] = _last_values(lines), _best(lines)
         row["settings"] = {key: settings.get(key) for key in differing} if settings is not None else {}
         rows.append(row)
     return rows
@@ -471,6 +483,12 @@ def _last_values(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     for row in rows:
         last.update(row)
     return last
+
+
+def _best(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The lowest validation loss and its step; empty where there is none."""
+    held = [(row["val_loss"], row.get("step")) for row in rows if row.get("val_loss") is not None]
+    return dict(zip(("val_loss", "step"), min(held, key=lambda pair: pair[0]), strict=True)) if held else {}
 
 
 def _now() -> str:

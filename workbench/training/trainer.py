@@ -204,8 +204,7 @@ class Loop:
         if position.step == 0:
             self._answer()
         self._train_mode()
-        with self._bar(self.recipe.name, self.steps, "step") as bar:
-            bar.advance(position.step)
+        with self._bar(self.recipe.name, self.steps, "step", before=position.step) as bar:
             while position.step < self.steps and not settled(spec, position):
                 row = self.step(position.step, stream)
                 position.step += 1
@@ -383,8 +382,8 @@ class Loop:
             self.run.log(row)
         self.trackers.log(row)
 
-    def _bar(self, name: str, total: int, unit: str) -> Progress:
-        return make_bar(name, total=total, unit=unit) if self.show else Progress(name, total=total, unit=unit)
+    def _bar(self, name: str, total: int, unit: str, before: int = 0) -> Progress:
+        return (make_bar if self.show else Progress)(name, total=total, unit=unit, before=before)
 
     def _say(self, text: str) -> None:
         if self.show and text:
