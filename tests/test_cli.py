@@ -363,6 +363,20 @@ def test_train_says_by_its_status_that_a_run_was_stopped(
     assert told["status"] == "stopped" and 1 <= told["step"] < 500
 
 
+def test_a_dataset_that_is_not_there_is_told_before_there_is_a_run_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiny recipes' own is made by the quickstart, which nothing said; a failed run was left behind."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "tiny-align", "--out", "runs/x"]) == 1
+    assert (
+        "error: scenes: found no such folder" in (told := capsys.readouterr().err) and "`workbench quickstart`" in told
+    )
+    assert cli.main(["train", "tiny-align", "--set", "data.dataset=data/mine", "--out", "runs/x"]) == 1
+    assert "error: data/mine: found no such folder" in (told := capsys.readouterr().err) and "quickstart" not in told
+    assert not Path("runs").exists()
+
+
 def test_render_prints_an_object_per_conversation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cat."}]
     good = {"id": "good", "image": "a.png", "conversations": turns}

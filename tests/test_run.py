@@ -186,7 +186,8 @@ def test_a_broken_control_file_asks_for_nothing(tmp_path: Path, text: str) -> No
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_finished_run_is_never_written_again(tmp_path: Path, resume: bool) -> None:
     make(tmp_path / "a")
-    with pytest.raises(RunError, match="a: found a finished run; expected a new folder; choose another --out"):
+    on = rf"choose another --out \(--set model.checkpoint={tmp_path / 'a'} trains on from it\)"
+    with pytest.raises(RunError, match=f"a: found a finished run; expected a new folder; {on}"):
         Run.create(tmp_path / "a", RECIPE, kind="train", resume=resume)
 
 

@@ -56,8 +56,15 @@ class ModelSpec(Section):
     """Which hidden state of the tower is projected, counted from the end: -2 is the last but one layer."""
     vision_select: Literal["default", "full"] = "default"
     """default drops the tower's class token, full keeps it."""
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|xpu|cuda(:\d+)?)$")] = "auto"
+    device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps or xpu. auto: the first accelerator, else the CPU."""
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_known(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|xpu|cuda(:\d+)?", value):
+            raise ValueError("auto, cpu, cuda, cuda:1, mps or xpu")
+        return value
 
     @model_validator(mode="after")
     def _parts_or_checkpoint(self) -> ModelSpec:

@@ -28,6 +28,7 @@ SHARE = PACKAGE / "_share"
 
 DISK_ERRORS = {
     errno.ENOSPC: ("a full disk", "free space"),
+    errno.EFBIG: ("a file larger than may be written here", "a higher limit (ulimit -f), or another file system"),
     errno.EDQUOT: ("a used-up disk quota", "free space"),
     errno.EROFS: ("a read-only file system", "a folder that can be written"),
     errno.EACCES: ("no permission to write", "a folder that can be written"),

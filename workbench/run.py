@@ -321,7 +321,8 @@ class Run:
             return False
         status = self.status
         if status == "finished":
-            fix = "choose another --out, or remove the folder"
+            on = f" (--set model.checkpoint={self.path} trains on from it)" if self.info.get("kind") == "train" else ""
+            fix = f"choose another --out{on}, or remove the folder"
             raise RunError(where, found="a finished run", expected="a new folder", fix=fix)
         if status in ("running", "paused"):
             return True  # the lock tells who is writing

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from workbench.cli import main
-from workbench.errors import TrainingError
+from workbench.errors import ModelError, TrainingError
 from workbench.training.dry_run import Measured
 from workbench.training.forward import token_losses
 from workbench.training.plan import plan
@@ -53,6 +53,13 @@ def test_a_plan_reads_no_weights_and_says_what_training_then_does(
     assert "background-color" in html and "it fits" in html
     told = json.loads(json.dumps(forecast.summary()))
     assert told["memory"]["peak"] == forecast.memory.peak and told["padding_tokens"] == 0
+
+
+def test_a_projector_that_is_not_there_is_refused_as_in_training(make_dataset: Made, make_recipe: Made) -> None:
+    """The plan once said `fits`, and training refused."""
+    recipe = make_recipe(make_dataset(images=2, each=1))
+    with pytest.raises(ModelError, match="runs/nope"):
+        plan(recipe.with_overrides("model.projector_from=./runs/nope"))
 
 
 def test_what_is_too_long_is_listed_by_id(make_dataset: Made, make_recipe: Made) -> None:

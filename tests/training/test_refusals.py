@@ -95,6 +95,16 @@ def test_what_a_mixture_cannot_render_is_a_line_for_each_reason(
     assert re.search(r"\n  general:\w+, message 0: found a last question without an answer", message)
 
 
+def test_an_entry_of_a_mixture_without_tasks_is_told_to_name_them(
+    refused: Callable[..., str], make_dataset: Made, tmp_path: Path
+) -> None:
+    other = make_dataset(images=2, each=1, name="other").path
+    message = refused(make_dataset(), f"data.mix=[{{dataset: {other}}}]", "data.tasks=[conversation]", "template=plain")
+    assert "or write tasks: [conversation] into the entry of data.mix too" in message
+    again = f"data.mix=[{{dataset: {other}, tasks: [conversation]}}]"
+    assert "data.mix" not in refused(make_dataset(name="third"), again, "data.tasks=[conversation]", "template=plain")
+
+
 def test_records_of_a_llava_file_that_are_no_conversation_are_named(
     refused: Callable[..., str], make_dataset: Made, tmp_path: Path
 ) -> None:

@@ -78,6 +78,8 @@ def _train(given: argparse.Namespace) -> int:
         return 1
     finished = run.status == "finished"
     following = f"workbench chat {run.path}" if finished else "the same command with --resume"
+    if finished and recipe.train.stage == "align":
+        following += f", or stage 2 with --set model.projector_from={run.path}"
     rows = run.metrics()
     losses = [row["val_loss"] for row in rows if row.get("val_loss") is not None]
     step, best = (rows[-1]["step"] if rows else 0), min(losses, default=None)
@@ -88,10 +90,22 @@ def _train(given: argparse.Namespace) -> int:
 
 
 def _check_model(recipe: Recipe) -> None:
-    """A model that cannot be had is told before torch is loaded."""
+    """A model or dataset that cannot be had is told before torch is loaded, and before there is a run folder."""
+    from workbench.data.dataset import Dataset
     from workbench.model.sources import check_there
 
-    check_there(recipe.model.checkpoint, recipe.model.vision, recipe.model.language)
+    model, data = recipe.model, recipe.data
+    check_there(model.checkpoint, model.vision, model.language, model.projector_from)
+    for place in (data.dataset, *(part.dataset for part in data.mix)):
+        if Path(place).exists():
+            continue
+        try:
+            Dataset.open(place)  # by its name in the state folder
+        except WorkbenchError as error:
+            if place != "scenes":
+                raise
+            fix = "`workbench quickstart` draws it and writes its conversations; --set data.dataset=DATASET names yours"
+            raise WorkbenchError(error.where, found=error.found, expected=error.expected, fix=fix) from None
 
 
 def _say_defaults(given: argparse.Namespace, dataset: str) -> None:

@@ -49,7 +49,10 @@ def read_sources(
     if len(parts) == 1:
         say(f"data: {parts[0].where}")
         return parts[0].source
-    return mix(parts, seed=seed, say=say)
+    tasks = [spec.tasks, *(entry.tasks for entry in spec.mix)]
+    written = f"tasks: [{', '.join(spec.tasks or ())}]"
+    hint = f", or write {written} into the entry of data.mix too" if spec.tasks and None in tasks else ""
+    return replace(mix(parts, seed=seed, say=say), hint=hint)
 
 
 def mix(parts: Sequence[Part], *, seed: int, say: Callable[[str], None] = print) -> Source:

@@ -19,7 +19,7 @@ import polars as pl
 
 from workbench.data.dataset import Dataset
 from workbench.errors import ModelError, TrainingError
-from workbench.model.llava import Llava
+from workbench.model.llava import Llava, projector_for
 from workbench.model.outline import outline, outline_of
 from workbench.model.precision import is_quantised, pick_device
 from workbench.model.stages import table
@@ -82,6 +82,8 @@ def plan(
     files = find_images(source)
     made = outline(recipe.model, template=recipe.template, image_mode=recipe.image_mode)
     llava = made.llava
+    if recipe.model.projector_from is not None:
+        projector_for(llava, recipe.model.projector_from)
     loading = while_loading(llava)  # before what trains is held in float32
     check_optimizer(train.optimizer, llava.device)
     check_window(llava, train.max_tokens)
@@ -298,7 +300,9 @@ def advise(recipe: Recipe, foreseen: Foreseen) -> str:
         if memory.peak <= MARGIN * foreseen.free:
             fields = [each.replace("=", ": ") for each in change]
             return f"set {', '.join(fields)} and train.fit: true"
-    return f"it takes a device with {memory.peak / MARGIN / 1e9:.1f} GB free, and train.fit: true"
+    needed = memory.peak / MARGIN
+    told = f"{needed / 1e9:.1f} GB" if needed >= 1e8 else f"{needed / 1e6:,.0f} MB"
+    return f"it takes a device with {told} free" + ("" if recipe.train.fit else ", and train.fit: true")
 
 
 def _lighter(recipe: Recipe) -> Iterator[list[str]]:

@@ -50,11 +50,13 @@ class Source:
     """What is recorded of the sizes of images, beside what conversations carry: columns `SIZE_COLUMNS`."""
     file: str = ""
     """The JSON or JSONL file that it is; empty for a dataset. Its conversations have the ids that they have there."""
+    hint: str = ""
+    """What else may be wrong with the recipe where a conversation cannot be trained on."""
 
     @property
     def mend(self) -> str:
         """What to do about conversations that cannot be trained on."""
-        return f"correct them in {self.file}" if self.file else "correct or reject them in the dataset"
+        return (f"correct them in {self.file}" if self.file else "correct or reject them in the dataset") + self.hint
 
 
 def read_source(spec: DataSpec, *, seed: int, dataset: Dataset | None = None) -> Source:
