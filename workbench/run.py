@@ -488,8 +488,8 @@ def _last_values(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _best(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The lowest validation loss and its step; empty where there is none."""
-    held = [(row["val_loss"], row.get("step")) for row in rows if row.get("val_loss") is not None]
-    return dict(zip(("val_loss", "step"), min(held, key=lambda pair: pair[0]), strict=True)) if held else {}
+    held = [{"val_loss": row["val_loss"], "step": row.get("step")} for row in rows if row.get("val_loss") is not None]
+    return min(held, key=lambda one: one["val_loss"], default={})
 
 
 def _now() -> str:

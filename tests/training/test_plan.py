@@ -85,7 +85,7 @@ def test_the_advice_makes_it_fit_and_fit_keeps_the_batch(make_dataset: Made, mak
     assert fitted.fits and fitted.recipe.train.batch_size == 18
     assert fitted.counts.supervised_tokens == forecast.counts.supervised_tokens
     hopeless = plan(recipe.with_overrides("train.memory_gb=0.0001"))
-    assert not hopeless.fits and "GB free" in hopeless.advice
+    assert not hopeless.fits and " free, and train.fit: true" in hopeless.advice
 
 
 def test_time_counts_the_tower_and_names_what_it_leaves_out(make_dataset: Made, make_recipe: Made) -> None:

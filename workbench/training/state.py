@@ -132,7 +132,8 @@ def writers_errors(folder: Path) -> Iterator[None]:
         with _wrapped_errors(folder):
             yield
     except DiskError as error:
-        fix = "what was saved before is intact: make room (`workbench clean` lists sizes) or raise the limit, then add --resume"
+        fix = "what was saved before is intact: make room (`workbench clean` lists sizes) or raise the limit, "
+        fix += "then add --resume"
         raise DiskError(error.where, found=error.found, expected=error.expected, fix=fix) from error
 
 
