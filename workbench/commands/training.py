@@ -57,19 +57,23 @@ def _train(given: argparse.Namespace) -> int:
             fix = "leave out --background, and start it with nohup, or by your cluster's own command"
             raise WorkbenchError("--background", found="--processes", expected="one of the two", fix=fix)
         _say_defaults(given, recipe.data.dataset)
+        _check_data(recipe, given.out)
         return _train_behind(given, recipe)
     if given.processes != 1:
+        _check_data(recipe, given.out)
         from workbench.training.launch import launch
 
         again = ["train", given.recipe, "--out", given.out, *(f"--set={item}" for item in given.set)]
         again += [f"--{name}" for name in ("resume", "json") if getattr(given, name)]
         return launch(again, given.processes)
-    with imports():
-        from workbench.training.trainer import train
-
     first = os.environ.get("RANK", "0") == "0"  # of several processes, which speaks for all
     if first:
         _say_defaults(given, recipe.data.dataset)
+        if "RANK" not in os.environ:  # of several, the others would wait for the one that found out
+            _check_data(recipe, given.out)
+    with imports():
+        from workbench.training.trainer import train
+
     try:
         run = train(recipe, out=given.out, resume=given.resume)
     except WorkbenchError:
@@ -90,13 +94,20 @@ def _train(given: argparse.Namespace) -> int:
 
 
 def _check_model(recipe: Recipe) -> None:
-    """A model or dataset that cannot be had is told before torch is loaded, and before there is a run folder."""
-    from workbench.data.dataset import Dataset
+    """A model that cannot be had is told before torch is loaded, and before there is a run folder."""
     from workbench.model.sources import check_there
 
-    model, data = recipe.model, recipe.data
+    model = recipe.model
     check_there(model.checkpoint, model.vision, model.language, model.projector_from)
-    for place in (data.dataset, *(part.dataset for part in data.mix)):
+
+
+def _check_data(recipe: Recipe, out: str) -> None:
+    """So is a dataset that is not there; where the run folder cannot be made, that is told first."""
+    from workbench.data.dataset import Dataset
+
+    if not next(path for path in (Path(out).absolute(), *Path(out).absolute().parents) if path.exists()).is_dir():
+        return
+    for place in (recipe.data.dataset, *(part.dataset for part in recipe.data.mix)):
         if Path(place).exists():
             continue
         try:
@@ -104,7 +115,7 @@ def _check_model(recipe: Recipe) -> None:
         except WorkbenchError as error:
             if place != "scenes":
                 raise
-            fix = "`workbench quickstart` draws it and writes its conversations; --set data.dataset=DATASET names yours"
+            fix = "`workbench quickstart` draws it and writes its conversations; or name yours: data.dataset=DATASET"
             raise WorkbenchError(error.where, found=error.found, expected=error.expected, fix=fix) from None
 
 
