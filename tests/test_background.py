@@ -142,6 +142,19 @@ def test_stopped_while_it_starts_it_ends_at_once(recipe: Recipe, out: Path) -> N
     assert steps(run) == 0
 
 
+def test_paused_while_it_starts_it_waits_after_its_first_step_and_saves_in_the_pause(recipe: Recipe, out: Path) -> None:
+    """The command once made a folder that `is no run` of it, and killed the process."""
+    run = wb.train(recipe, out=out, background=True)
+    run.pause()
+    assert repr(run) == f"LiveRun({str(out)!r}, starting)"
+    until(lambda: run.status == "paused" and steps(run))
+    run.save()
+    until((out / "checkpoints" / "last").is_dir)
+    assert run.status == "paused" and steps(run) == 1 and _stands_still(run)
+    run.stop()
+    assert run.wait(WAIT, progress=False).status == "stopped"
+
+
 def test_what_cannot_be_handed_over_or_found_is_told(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="a model in memory"):
         wb.train(recipe, out=tmp_path / "run", llava=object(), background=True)  # type: ignore[arg-type]

@@ -194,9 +194,13 @@ def test_runs_lists_and_compares(tmp_path: Path, capsys: pytest.CaptureFixture[s
     for name, rate in (("a", 1e-3), ("b", 0.5)):
         with Run.create(tmp_path / name, Recipe.load("tiny-align", [f"train.lr={rate}"]), kind="train") as run:
             run.log({"step": 1, "loss": rate})
+            if name == "a":
+                run.log({"step": 1, "val_loss": 0.25})
+                run.log({"step": 2, "loss": rate, "val_loss": 0.75})
     assert cli.main(["runs", str(tmp_path), "--settings"]) == 0
     out = capsys.readouterr().out
-    assert "finished" in out and "loss 0.5000" in out and "train.lr: 0.001" in out
+    assert "finished" in out and "loss 0.5000 (training)" in out and "train.lr: 0.001" in out
+    assert "loss 0.2500 (validation, best at step 1)" in out, "a training loss is another"
     assert cli.main(["runs", str(tmp_path), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["settings"] for row in rows] == [{"train.lr": 0.001}, {"train.lr": 0.5}]
@@ -376,6 +380,20 @@ def test_train_says_by_its_status_that_a_run_was_stopped(
     assert cli.main([*words, "--json"]) == 130
     told = json.loads(capsys.readouterr().out)
     assert told["status"] == "stopped" and 1 <= told["step"] < 500
+
+
+def test_a_dataset_that_is_not_there_is_told_before_there_is_a_run_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiny recipes' own is made by the quickstart, which nothing said; a failed run was left behind."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "tiny-align", "--out", "runs/x"]) == 1
+    assert (
+        "error: scenes: found no such folder" in (told := capsys.readouterr().err) and "`workbench quickstart`" in told
+    )
+    assert cli.main(["train", "tiny-align", "--set", "data.dataset=data/mine", "--out", "runs/x"]) == 1
+    assert "error: data/mine: found no such folder" in (told := capsys.readouterr().err) and "quickstart" not in told
+    assert not Path("runs").exists()
 
 
 def test_render_prints_an_object_per_conversation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,7 +39,7 @@ def test_a_training_in_the_background_is_watched_and_its_losses_listed(
     assert len((tmp_path / "all.csv").read_text().splitlines()) > 3
     assert main(["losses", out, "-n", "2", "--json"]) == 0
     worst = json.loads(capsys.readouterr().out)
-    assert [set(row) for row in worst] == [{"id", "excess", "loss", "tokens", "times"}] * 2
+    assert [set(row) for row in worst] == [{"id", "excess", "loss", "tokens", "times", "text"}] * 2
     assert worst[0]["excess"] >= worst[1]["excess"]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from workbench.errors import RunError
-from workbench.losses import LossFile, read_losses, worst
+from workbench.losses import LossFile, hardest, read_losses
 
 
 def test_a_hard_conversation_at_the_end_is_worse_than_an_easy_one_at_the_start(tmp_path: Path) -> None:
@@ -17,17 +17,17 @@ def test_a_hard_conversation_at_the_end_is_worse_than_an_easy_one_at_the_start(t
         if step == 90:
             losses[2] = 3.0
         file.append(step + 1, step / 100, ids, losses, [5] * 4)
-    table = worst(tmp_path, 3)
+    table = hardest(tmp_path).head(3)
     assert table["id"][0] == "90-2"
     assert table.row(0, named=True)["excess"] == pytest.approx(2.0, abs=0.1)
-    assert worst(tmp_path, None).height == 400
+    assert hardest(tmp_path).height == 400
 
 
 def test_what_is_seen_twice_counts_on_average_and_shows_its_last_loss(tmp_path: Path) -> None:
     file = LossFile(tmp_path)
     file.append(1, 0.5, ["a", "b", "c"], [5.0, 2.0, 2.0], [1, 2, 3])
     file.append(2, 1.0, ["c", "b", "a"], [1.0, 1.0, 2.0], [3, 2, 1])
-    row = worst(tmp_path, 1).row(0, named=True)
+    row = hardest(tmp_path).row(0, named=True)
     assert (row["id"], row["loss"], row["tokens"], row["times"]) == ("a", 2.0, 1, 2)
     assert row["excess"] == pytest.approx(1.5)  # the median of all six is 2
 
@@ -47,5 +47,5 @@ def test_processes_write_each_their_own_and_a_resumed_run_doubles_nothing(tmp_pa
 
 def test_a_folder_without_losses_says_so(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="found no losses of conversations; expected the folder of a training run"):
-        worst(tmp_path)
+        hardest(tmp_path)
     assert read_losses(tmp_path).columns == ["step", "epoch", "id", "loss", "tokens"]

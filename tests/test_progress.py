@@ -32,6 +32,12 @@ def test_plain_lines_without_a_terminal(capfd: pytest.CaptureFixture[str], monke
     assert re.fullmatch(r"align: 1/4 step \(25%\), \S+ step/s, took 0:00, loss 0.31", last)
 
 
+def test_nothing_to_do_is_nothing_to_tell(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKBENCH_PROGRESS", "plain")
+    assert list(track([], "looking")) == []
+    assert capfd.readouterr() == ("", "")
+
+
 def test_plain_lines_are_seconds_apart(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKBENCH_PROGRESS", "plain")
     assert list(track(range(1000), "looking", unit="image")) == list(range(1000))

@@ -225,9 +225,12 @@ def test_a_replacement_cut_between_its_renames_is_undone(tmp_path: Path) -> None
     assert os.listdir(tmp_path) == ["made"]
 
 
-def test_a_full_disk_inside_a_folder_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(DiskError, match="made: found a full disk"), atomic_folder(tmp_path / "made"):
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize(
+    ("number", "told"), [(errno.ENOSPC, "a full disk"), (errno.EFBIG, "a file larger than may be written here")]
+)
+def test_a_full_disk_inside_a_folder_is_one_clear_error(tmp_path: Path, number: int, told: str) -> None:
+    with pytest.raises(DiskError, match=f"made: found {told}"), atomic_folder(tmp_path / "made"):
+        raise OSError(number, os.strerror(number))
     assert os.listdir(tmp_path) == []
 
 

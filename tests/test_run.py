@@ -137,11 +137,41 @@ def test_rewind_drops_what_a_resumed_run_will_log_again(tmp_path: Path) -> None:
 def test_control_is_read_by_the_run_and_written_by_anybody(tmp_path: Path) -> None:
     run, notebook = make(tmp_path / "a"), Run.open(tmp_path / "a")
     assert run.control is None
-    for command in ("pause", "stop", "save", None):
+    for command in ("pause", "stop", None, "save", None):
         notebook.send(command)
         assert run.control == command
     with pytest.raises(RunError, match="found the command 'halt'; expected stop, save, pause"):
         notebook.send("halt")
+
+
+@pytest.mark.parametrize(
+    ("commands", "asked"),
+    [
+        (["pause", "save"], {"pause", "save"}),
+        (["save", "pause", "pause"], {"pause", "save"}),
+        (["pause", "save", "stop", "save"], {"stop"}),
+        (["pause", "save", None], set()),
+    ],
+)
+def test_a_paused_run_is_asked_to_save_and_stays_paused(tmp_path: Path, commands: list[str], asked: set[str]) -> None:
+    """`save` once took the place of `pause`, and the run went on."""
+    run = make(tmp_path / "a")
+    for command in commands:
+        run.send(command)
+    assert run.commands == asked
+    run.obeyed("save")
+    assert run.commands == asked - {"save"}
+
+
+def test_what_a_starting_run_was_asked_is_kept_and_what_another_was_asked_is_not(tmp_path: Path) -> None:
+    """A command to a starting run once was `a folder with 'control.json' in it that is no run`."""
+    for name, process in (("mine", os.getpid()), ("other", os.getpid() + 1)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "process.json").write_text(json.dumps({"process": process}))
+        Run(folder).send("pause")
+        with Run.create(folder, RECIPE, kind="train") as run:
+            assert run.control == ("pause" if name == "mine" else None)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"command": "rm"}', '{"command": ["stop"]}', "{"])
@@ -156,7 +186,8 @@ def test_a_broken_control_file_asks_for_nothing(tmp_path: Path, text: str) -> No
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_finished_run_is_never_written_again(tmp_path: Path, resume: bool) -> None:
     make(tmp_path / "a")
-    with pytest.raises(RunError, match="a: found a finished run; expected a new folder; choose another --out"):
+    on = rf"choose another --out \(--set model.checkpoint={tmp_path / 'a'} trains on from it\)"
+    with pytest.raises(RunError, match=f"a: found a finished run; expected a new folder; {on}"):
         Run.create(tmp_path / "a", RECIPE, kind="train", resume=resume)
 
 
@@ -262,12 +293,12 @@ def test_a_killed_run_is_stopped_and_can_be_resumed(tmp_path: Path) -> None:
     run.send(None)
     writer.kill()
     writer.wait()
-    assert run.status == "stopped" and [row["step"] for row in run.metrics()] == [1]
+    assert run.status == "died" and [row["step"] for row in run.metrics()] == [1]
     worked = run.seconds
     assert 0.5 < worked < 60 and compare([run])[0]["seconds"] == worked, "as far as its last line of metrics"
     time.sleep(0.2)
     assert run.seconds == worked, "it does not go on counting"
-    with pytest.raises(RunError, match=r"an unfinished run \(stopped\); add --resume"):
+    with pytest.raises(RunError, match=r"an unfinished run \(died\); add --resume"):
         Run.create(tmp_path / "a", RECIPE, kind="train")
     with Run.create(tmp_path / "a", RECIPE, kind="train", resume=True) as again:
         again.log({"step": 2})
@@ -309,6 +340,17 @@ def test_compare_shows_the_settings_that_differ_and_the_last_metrics(tmp_path: P
     assert first["metrics"] == {"step": 1, "loss": 2.0}
     json.dumps([first, second])
     assert compare([tmp_path / "a", str(tmp_path / "b")]) == [first, second], "folders are runs too"
+
+
+def test_compare_tells_the_best_of_validation_and_a_run_that_was_let_go_is_stopped(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "a", RECIPE, kind="train")
+    for step, loss in ((2, 1.5), (4, 1.0), (6, 1.25)):
+        run.log({"step": step, "loss": 0.5})
+        run.log({"step": step, "val_loss": loss})
+    (row,) = compare([run])
+    assert row["best"] == {"val_loss": 1.0, "step": 4} and row["metrics"]["val_loss"] == 1.25
+    run.close()
+    assert run.status == "stopped" and run.info["seconds"] > 0
 
 
 @pytest.mark.parametrize(

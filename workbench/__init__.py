@@ -32,7 +32,7 @@ _HOMES = {
     "WorkbenchError": "errors",
     "Recipe": "recipe",
     "Run": "run",
-    "worst": "losses",
+    "worst": "training.worst",
     "compare": "run",
     "clean": "run",
     "SamplingOptions": "chat_model",
@@ -159,7 +159,6 @@ if TYPE_CHECKING:
     from workbench.instruct.judging import judge_dataset
     from workbench.instruct.limits import Budget
     from workbench.instruct.tasks import add_task
-    from workbench.losses import worst
     from workbench.model.llava import build, load
     from workbench.model.render_file import render_file as render
     from workbench.model.renderer import Renderer
@@ -176,6 +175,7 @@ if TYPE_CHECKING:
     from workbench.serving.run import Server, serve
     from workbench.training.cards import cards
     from workbench.training.plan import plan
+    from workbench.training.worst import worst
     from workbench.widgets.chat import chat
     from workbench.widgets.gallery import gallery
     from workbench.widgets.heatmap import heatmap

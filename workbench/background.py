@@ -138,6 +138,7 @@ class LiveRun(Run):
         self.check_folder(resume)
         with resources.disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "control.json").unlink(missing_ok=True)  # of a run that is no more
             log = open(self.path / "process.log", "a", encoding="utf-8")  # noqa: SIM115 - the process's own from now on
         command = [sys.executable, "-u", "-m", "workbench.background", str(self.path)]
         streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": log, "stderr": subprocess.STDOUT, "text": True}
@@ -148,6 +149,9 @@ class LiveRun(Run):
         assert child.stdin is not None
         with child.stdin as told:
             json.dump({"recipe": recipe.model_dump(mode="json"), "resume": resume}, told)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r}, {self.status})"
 
     # --- how it goes ----------------------------------------------------------------------------------------------
 
@@ -219,15 +223,15 @@ class LiveRun(Run):
             process.terminate()
             self._note(**self._noted(), ended=STOPPED)
         else:
-            self._ask("stop")
+            self._ask_for("stop")
 
     def pause(self) -> None:
         """Wait after the step it is at, model and all in memory, until `resume`."""
-        self._ask("pause")
+        self._ask_for("pause")
 
     def save(self) -> None:
-        """Save a checkpoint after the step it is at, and go on."""
-        self._ask("save")
+        """Save a checkpoint after the step it is at, and go on; a paused one saves and stays paused."""
+        self._ask_for("save")
 
     def resume(self) -> None:
         """Go on: after a pause, or in a new process from the last checkpoint of a run that has not finished."""
@@ -238,7 +242,7 @@ class LiveRun(Run):
         else:
             self.start(self.recipe, resume=True)
 
-    def _ask(self, command: str) -> None:
+    def _ask_for(self, command: str) -> None:
         if not self.working:
             raise RunError(str(self.path), found=f"a run that is {self.status}", expected=f"one at work to {command}")
         self.send(command)
@@ -258,12 +262,6 @@ class LiveRun(Run):
         self.view.show()
 
     # --- the process ----------------------------------------------------------------------------------------------
-
-    def _noted(self) -> dict[str, Any]:
-        try:
-            return dict(json.loads((self.path / "process.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return {}
 
     def _note(self, **fields: Any) -> None:
         resources.write_atomic(self.path / "process.json", json.dumps(fields) + "\n")

@@ -1,7 +1,8 @@
 """What every conversation lost while it was trained on: written step by step, read as a table, the worst ones first.
 
 Knows: the files `losses-RANK.jsonl` of a run folder, a line per step, and how losses of early and late steps compare.
-Does not know: tensors, or where conversations are looked at (`curation/losses.py`).
+Does not know: tensors, where conversations are looked at (`curation/losses.py`), what is said in them
+(`training/worst.py`).
 """
 
 from __future__ import annotations
@@ -74,21 +75,15 @@ def by_conversation(losses: pl.DataFrame) -> pl.DataFrame:
     return table.group_by("id").agg(mean, last, times=pl.len()).sort("excess", "id", descending=[True, False])
 
 
-def worst(run: Run | str | os.PathLike[str], n: int | None = 20) -> pl.DataFrame:
-    """The `n` conversations that a run found hardest to learn, worst first; None: all. Look there for bad data.
-
-    Columns as of `by_conversation`. Raises `RunError` for a run that recorded none.
-
-    >>> wb.worst("runs/align", 2).columns
-    ['id', 'excess', 'loss', 'tokens', 'times']
-    """
+def hardest(run: Run | str | os.PathLike[str]) -> pl.DataFrame:
+    """`by_conversation` of a run. Raises `RunError` for one that recorded no losses."""
     if not isinstance(run, (str, os.PathLike)) and not hasattr(run, "path"):
         raise RunError("run", found=kind_of(run), expected="a Run, or its folder")
     path = Path(run if isinstance(run, (str, os.PathLike)) else run.path)
     table = by_conversation(read_losses(path))
     if not table.height:
         raise RunError(str(path), found="no losses of conversations", expected="the folder of a training run")
-    return table.head(n) if n is not None else table
+    return table
 
 
 def _files(folder: Path) -> list[tuple[Path, int]]:

@@ -88,7 +88,8 @@ class PlainProgress(Progress):
             self._print(f"{self._counts()}, {self._speed()}{left}")
 
     def _end(self) -> None:
-        self._print(f"{self._counts()}, {self._speed()}, took {clock(self.seconds)}")
+        if self.total != 0 or self.note:  # nothing to do is nothing to tell
+            self._print(f"{self._counts()}, {self._speed()}, took {clock(self.seconds)}")
 
     def _counts(self) -> str:
         if self.total is None:

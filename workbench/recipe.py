@@ -58,8 +58,15 @@ class ModelSpec(Section):
     """Which hidden state of the tower is projected, counted from the end: -2 is the last but one layer."""
     vision_select: Literal["default", "full"] = "default"
     """default drops the tower's class token, full keeps it."""
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|xpu|cuda(:\d+)?)$")] = "auto"
+    device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps or xpu. auto: the first accelerator, else the CPU."""
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_known(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|xpu|cuda(:\d+)?", value):
+            raise ValueError("auto, cpu, cuda, cuda:1, mps or xpu")
+        return value
 
     @model_validator(mode="after")
     def _parts_or_checkpoint(self) -> ModelSpec:
@@ -129,6 +136,19 @@ class DataSpec(Section):
         return self
 
 
+def mix_names(datasets: Iterable[str]) -> list[str]:
+    """The name of each dataset's folder or file, with a number where one occurs again.
+
+    In a mixture the ids of all but the first dataset begin with it: `NAME:ID`.
+    """
+    names: list[str] = []
+    for place in datasets:
+        stem = Path(place).stem.replace(":", "-").replace("/", "-")
+        count = sum(name == stem or name.startswith(f"{stem}-") for name in names)
+        names.append(f"{stem}-{count + 1}" if count else stem)
+    return names
+
+
 def _check_images(where: str, dataset: str, images: str | None) -> None:
     if images and not dataset.endswith((".json", ".jsonl")):
         found = f"images with the dataset folder {dataset!r}"
@@ -194,7 +214,8 @@ class TrainSpec(Section):
     that is longer is a pack of its own. Left out: 2,048, and up to `max_tokens` for conversations about one image (in
     tiles, or a video), so that long ones share it too."""
     share: bool = True
-    """Conversations about one image share its tokens. Exact, and faster by about the number sharing."""
+    """Conversations about one image share its tokens. Exact, and faster by about the number sharing. A step has
+    conversations about fewer images then, so that its batch is less varied."""
     max_share: Count = 8
     """At most so many conversations of one image in an optimiser step."""
     max_tokens: Count = 2048

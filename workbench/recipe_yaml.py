@@ -70,7 +70,9 @@ def read_json(path: str | Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise RecipeError(f"{path.name}, line {error.lineno}", found=f"broken JSON: {error.msg}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(path.name, found=str(error), expected="a readable JSON file") from None
+        there = path.exists()
+        found = getattr(error, "strerror", None) or str(error) if there else "no such file"
+        raise RecipeError(str(path), found=found, expected="a readable JSON file") from None
     if not isinstance(data, dict):
         raise RecipeError(path.name, found=f"{type(data).__name__} at the top", expected="an object")
     return data
@@ -165,7 +167,9 @@ def _nearest(key: str, model: type[BaseModel]) -> str | None:
     """The known dotted key most like an unknown one: by its own section first, then by its last part anywhere."""
     known = list(_keys(model))
     section, _, leaf = key.rpartition(".")
-    siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
+    plain = ".".join(part for part in section.split(".") if not part.isdecimal())  # `data.mix.0` is one of `data.mix`
+    names = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == plain]
+    siblings = {name: f"{section}.{name}" if section else name for name in names}
     near = difflib.get_close_matches(leaf, list(siblings), 1, 0.6)
     if near:
         return siblings[near[0]]

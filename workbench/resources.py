@@ -28,6 +28,7 @@ SHARE = PACKAGE / "_share"
 
 DISK_ERRORS = {
     errno.ENOSPC: ("a full disk", "free space"),
+    errno.EFBIG: ("a file larger than may be written here", "a higher limit (ulimit -f), or another file system"),
     errno.EDQUOT: ("a used-up disk quota", "free space"),
     errno.EROFS: ("a read-only file system", "a folder that can be written"),
     errno.EACCES: ("no permission to write", "a folder that can be written"),
@@ -316,6 +317,11 @@ class FileLock:
             self._file.truncate(0)
             self._file.close()
             self._file = None
+
+    @property
+    def mine(self) -> bool:
+        """Whether this very object holds it."""
+        return self._file is not None
 
     def holder(self) -> int | None:
         """The process number written in the lock file, if any."""

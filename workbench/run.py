@@ -19,7 +19,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -39,10 +40,10 @@ COMMANDS = ("stop", "save", "pause")
 CURVES = ("loss", "val_loss")
 """What a notebook draws of the metrics."""
 _CURVE = "max-width:32rem;--line:#8886;--one:#3b82f6;--two:#f59e0b;fill:currentColor"
-BESIDE = ("process.json", "process.log")
+BESIDE = ("process.json", "process.log", "control.json")
 """Of a run in the background: there before the run is."""
 FILES = (
-    ".lock", "recipe.yaml", "run.json", "control.json", "metrics.jsonl", "checkpoints", "tensorboard", "wandb", *BESIDE,
+    ".lock", "recipe.yaml", "run.json", "metrics.jsonl", "checkpoints", "tensorboard", "wandb", *BESIDE,
 )  # fmt: skip
 
 
@@ -158,7 +159,9 @@ class Run:
 
     @property
     def status(self) -> str:
-        """created, running, paused, finished or failed; `stopped`: killed as it ran; `damaged`: without run.json."""
+        """created, running, paused, finished, failed; `stopped`: asked to end; `died`: gone without a word, as by
+        kill -9; `damaged`: without run.json.
+        """
         try:
             status = self.info.get("status", "created")
         except RunError:
@@ -166,12 +169,12 @@ class Run:
         if status != "running":
             return str(status)
         if not self._lock.held():
-            return "stopped"
+            return "died"
         return "paused" if self.control == "pause" else "running"
 
     @property
     def seconds(self) -> float:
-        """Seconds it has worked, over all its resumptions; of a stopped run up to its last sign of life."""
+        """Seconds it has worked, over all its resumptions; of one that died up to its last sign of life."""
         return self._worked(time.time() if self._lock.held() else None)
 
     def metrics(self) -> Rows:
@@ -211,18 +214,39 @@ class Run:
 
     @property
     def control(self) -> str | None:
-        """What the run is asked to do now: stop, save, pause, or None."""
+        """What the run is asked to do now: stop, save, pause, or None. One that is paused may be asked to save too."""
+        return next((command for command in ("stop", "pause", "save") if command in self.commands), None)
+
+    @property
+    def commands(self) -> frozenset[str]:
+        """All that it is asked to do: at most two commands, of which the one is pause and the other save."""
         try:
-            command = json.loads(self._file("control.json").read_text(encoding="utf-8")).get("command")
-        except (OSError, ValueError, AttributeError):
-            return None
-        return command if command in COMMANDS else None
+            told = json.loads(self._file("control.json").read_text(encoding="utf-8"))
+            return frozenset(COMMANDS) & {told.get("command"), "save" if told.get("save") else None}
+        except (OSError, ValueError, AttributeError, TypeError):
+            return frozenset()
 
     def send(self, command: str | None) -> None:
-        """Ask a run, from any process, to stop, save or pause; None takes it back."""
+        """Ask a run, from any process, to stop, save or pause; None takes it back.
+
+        A paused run that is asked to save stays paused; one that is asked to stop saves anyway.
+        """
         if command not in (*COMMANDS, None):
             raise RunError(str(self.path), found=f"the command {command!r}", expected="stop, save, pause or None")
-        resources.write_atomic(self._file("control.json"), json.dumps({"command": command}) + "\n")
+        held = self.commands
+        if command == "save" and "stop" in held:
+            return
+        both = command in ("save", "pause") and bool(held - {command, "stop"})
+        self._ask({"save", "pause"} if both else {command} - {None})
+
+    def obeyed(self, command: str) -> None:
+        """Take back one command that was carried out, and nothing that was asked meanwhile."""
+        self._ask(self.commands - {command})
+
+    def _ask(self, commands: Set[str | None]) -> None:
+        first = next((command for command in ("stop", "pause", "save") if command in commands), None)
+        told = {"command": first, **({"save": True} if first == "pause" and "save" in commands else {})}
+        resources.write_atomic(self._file("control.json"), json.dumps(told) + "\n")
 
     # --- writing ----------------------------------------------------------------------------------------------
 
@@ -246,11 +270,18 @@ class Run:
         """Mark the run as failed, keep the error's line, and let go of the folder; it can be resumed."""
         try:
             self._end("failed", error=f"{type(error).__name__}: {error}".removesuffix(": "))
-        except DiskError:  # perhaps the very error: the folder then says `running` without a writer, which is `stopped`
-            self.close()
+        except DiskError:  # perhaps the very error: the folder then says `running` without a writer, which is `died`
+            self._let_go()
 
     def close(self) -> None:
-        """Let go of the folder without changing the status: a run that works is `stopped` from then on."""
+        """Let go of the folder; a run that works is `stopped` from then on, and can be resumed."""
+        if self._lock.mine:
+            with suppress(WorkbenchError):
+                if self.info.get("status") == "running":
+                    self._end("stopped")
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._metrics.close()
         self._lock.release()
 
@@ -290,7 +321,8 @@ class Run:
             return False
         status = self.status
         if status == "finished":
-            fix = "choose another --out, or remove the folder"
+            on = f" (--set model.checkpoint={self.path} trains on from it)" if self.info.get("kind") == "train" else ""
+            fix = f"choose another --out{on}, or remove the folder"
             raise RunError(where, found="a finished run", expected="a new folder", fix=fix)
         if status in ("running", "paused"):
             return True  # the lock tells who is writing
@@ -314,7 +346,8 @@ class Run:
         return tuple(path for name in names for path in self.path.glob(name))
 
     def _start(self, recipe: dict[str, Any], kind: str) -> None:
-        for old in (self._file("control.json"), *self._looked_at()):  # of a run that is no more
+        self._forget_commands()
+        for old in self._looked_at():  # of a run that is no more
             shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
         resources.write_atomic(self._file("recipe.yaml"), to_yaml(recipe))
         info = {
@@ -335,9 +368,21 @@ class Run:
             raise RunError(
                 str(self.path), found=f"another recipe: {keys}", expected="the recipe it began with", fix=fix
             )
-        self._file("control.json").unlink(missing_ok=True)
+        self._forget_commands()
         spent = {"seconds": round(self._worked(None), 3), "since": time.time()}
         self.update(status="running", error=None, resumed=info.get("resumed", 0) + 1, **spent, **origin())
+
+    def _forget_commands(self) -> None:
+        """What was asked of a run that is no more; this one in the background may have been asked as it started."""
+        if self._noted().get("process") != os.getpid():
+            self._file("control.json").unlink(missing_ok=True)
+
+    def _noted(self) -> dict[str, Any]:
+        """process.json; empty for a run in the foreground."""
+        try:
+            return dict(json.loads(self._file("process.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return {}
 
     def _worked(self, now: float | None) -> float:
         """Seconds until `now`, or until the last thing that was written where nobody works any more."""
@@ -358,7 +403,8 @@ class Run:
 
 
 def compare(runs: Iterable[Run | str | os.PathLike[str]]) -> Rows:
-    """A row per run: path, name, kind, status, error, seconds, its last metrics, and the settings that differ.
+    """A row per run: path, name, kind, status, error, seconds, its last metrics, its best validation loss (`best`:
+    val_loss and step), and the settings that differ.
 
     runs: runs, or their folders. A damaged folder gets a row too, with what is wrong in it as its error. Raises
     `RunError` for what is no run folder.
@@ -378,7 +424,8 @@ def compare(runs: Iterable[Run | str | os.PathLike[str]]) -> Rows:
         row = {"path": str(run.path), **{key: info.get(key) for key in ("name", "kind", "error", "started")}}
         row["seconds"] = run.seconds if settings is not None else info.get("seconds")
         row["status"] = run.status
-        row["metrics"] = _last_values(run.metrics())
+        lines = run.metrics()
+        row["metrics"], row["best"] = _last_values(lines), _best(lines)
         row["settings"] = {key: settings.get(key) for key in differing} if settings is not None else {}
         rows.append(row)
     return rows
@@ -437,6 +484,12 @@ def _last_values(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     for row in rows:
         last.update(row)
     return last
+
+
+def _best(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The lowest validation loss and its step; empty where there is none."""
+    held = [{"val_loss": row["val_loss"], "step": row.get("step")} for row in rows if row.get("val_loss") is not None]
+    return min(held, key=lambda one: one["val_loss"], default={})
 
 
 def _now() -> str:

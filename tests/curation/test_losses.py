@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from workbench.conversation import Conversation, Message, to_chat
 from workbench.curation.losses import SAVED, show_losses, write_losses
 from workbench.curation.refresh import view_of
 from workbench.data.dataset import Dataset
+from workbench.data.formats import import_llava
 from workbench.data.scene_files import Planted, make
 from workbench.errors import DataError, RunError
-from workbench.losses import LossFile, worst
+from workbench.losses import LossFile
 from workbench.recipe import Recipe
+from workbench.training.worst import worst
 
 pytestmark = pytest.mark.usefixtures("fiftyone")
 WRONG = (
@@ -94,6 +97,19 @@ def test_a_run_on_a_mixture_shows_each_dataset_its_own(shapes: Dataset, tmp_path
     made = write_losses(tmp_path / "run", shapes.path)
     found = dict(zip(*map(_flat, made.values(["conversations.classifications.conversation_id", LOSS])), strict=True))
     assert found == {ids[0]: 3.0, ids[1]: None, ids[2]: None, ids[3]: None}
+
+
+def test_a_run_on_a_llava_file_is_shown_in_the_dataset_imported_from_it(shapes: Dataset, tmp_path: Path) -> None:
+    image = shapes.conversations()[0].images[0]
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A."}]
+    file, folder = tmp_path / "mine.json", shapes.resolve(image).parent
+    name = shapes.resolve(image).name
+    file.write_text(json.dumps([{"id": each, "image": name, "conversations": turns} for each in ("r1", "r2")]))
+    dataset = import_llava(file, folder, tmp_path / "imported")
+    (tmp_path / "run").mkdir()
+    LossFile(tmp_path / "run").append(1, 1.0, ["r2"], [3.0], [4])
+    made = write_losses(tmp_path / "run", dataset)
+    assert _flat(made.values(LOSS)) == [None, 3.0]
 
 
 def test_a_run_of_another_dataset_is_named(shapes: Dataset, tmp_path: Path) -> None:

@@ -125,6 +125,9 @@ def test_the_same_adapter_goes_on_training_and_another_is_refused(make, finetune
 def test_stages_that_cannot_be_are_refused(make, finetune):
     with pytest.raises(ModelError, match="lora.targets: found no linear of the language part named w_q"):
         prepare(make(), finetune(lora=LoraSpec(targets=["w_q"])), say=quiet)
+    among_right_ones = finetune(lora=LoraSpec(targets=["q_proj", "v_porj", "down_proj"]), vision="lora")
+    with pytest.raises(ModelError, match="found no linear named 'v_porj'; expected q_proj or .*; did you mean v_proj?"):
+        prepare(make(), among_right_ones, say=quiet)
     with pytest.raises(ModelError, match="found a 4bit language model; use language: lora"):
         prepare(make(load="4bit"), TrainSpec(stage="finetune", language="full", lr=1e-3), say=quiet)
 

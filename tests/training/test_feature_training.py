@@ -244,4 +244,6 @@ def test_who_waits_is_told_for_what(tmp_path: Path) -> None:
     assert wait.told.startswith("50% of the time was spent waiting for opening images")
     store.computed = 1200
     assert "1,200 went through the tower" in wait.told and "train.feature_cache_gb" in wait.told
+    store.budget = 0  # train.feature_cache: off
+    assert wait.told.endswith("with train.feature_cache: off the tower sees an image again whenever its turn comes")
     store.close()

@@ -52,7 +52,8 @@ def test_features_are_computed_once_and_read_back_by_key(keys: list[str]) -> Non
 def test_what_does_not_fit_is_computed_for_every_batch_each_image_once(keys: list[str]) -> None:
     images = Images()
     store = FeatureStore(images, images.encode, budget=69 * 16)
-    assert store.fill(keys, Progress("images")) == []
+    bar = Progress("images")
+    assert store.fill(keys, bar) == [] and bar.note.startswith("more than memory holds")
     assert not store.holds_all
     images.opened.clear()
     assert store.get(["i7", "i3", "i7"])[:, 0, 0].tolist() == [70, 30, 70]
@@ -78,7 +79,9 @@ def test_every_broken_image_is_told_at_once(keys: list[str]) -> None:
 def test_an_image_that_breaks_later_names_itself() -> None:
     images = Images()
     store = FeatureStore(images, images.encode, budget=0)
-    store.fill(["i1", "i2"], Progress("images"))
+    bar = Progress("images")
+    store.fill(["i1", "i2"], bar)
+    assert bar.note.startswith("none is kept (train.feature_cache: off)"), "it once was more than memory holds"
     images.broken = ("i2",)
     with pytest.raises(ImageError, match="i2: found a truncated file"):
         store.get(["i1", "i2"])

@@ -52,7 +52,7 @@ def test_a_full_disk_loses_nothing(
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
     error, state, folders, end = done.stdout.splitlines()
-    assert "a full disk" in error and "make room" in error
+    assert "a full disk" in error and "make room" in error and "then add --resume" in error
     assert state == "failed True last"
     assert folders == "['last']" or "step-" in folders and ".tmp" not in folders
     assert end == "finished True"

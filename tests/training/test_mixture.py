@@ -137,6 +137,9 @@ def test_a_mixture_with_the_same_folder_takes_other_tasks_of_it(
     examples = Examples(source.train, make_llava(recipe))
     entries = measure(examples, name=str(dataset.path)).entries()
     assert [entry.key for entry in entries] == [example.share_key for example in examples], "and under no other's"
+    names = source.train.frame["id"].to_list()
+    again = [entry for entry in entries if entry.first != entry.number]
+    assert len(again) == 4 and all(names[entry.number] == names[entry.first] for entry in again), "the repeats"
 
 
 # --- what cannot be mixed -----------------------------------------------------------------------------------------
@@ -148,7 +151,7 @@ def test_a_mixture_with_the_same_folder_takes_other_tasks_of_it(
         ("[{dataset: a, repeat: 2, weight: 0.5}]", "repeat and weight of 'a'; expected one of the two"),
         ("[{dataset: a, weight: 0.5}, {dataset: b, weight: 0.5}]", "weights that add up to 1; expected less than 1"),
         ("[{dataset: a, images: b}]", "images with the dataset folder 'a'"),
-        ("[{dataset: a, repeet: 2}]", "did you mean data.mix.repeat"),
+        ("[{dataset: a, repeet: 2}]", "did you mean data.mix.0.repeat?"),
         ("[{dataset: a, repeat: 0}]", "greater than 0"),
         ("{dataset: a}", "expected a list"),
     ],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from hypothesis import given
@@ -82,6 +84,34 @@ def test_every_epoch_sees_every_conversation_once_in_full_steps(
         assert sorted(numbers([tree for step in steps for tree in step])) == [entry.number for entry in held]
         if not share:
             assert all(len(tree) == 1 for step in steps for tree in step)
+
+
+@given(choices, st.integers(2, 4), st.integers(1, 7), st.integers(0, 3), st.booleans())
+def test_what_a_mixture_repeats_is_spread_over_the_epoch(
+    drawn: list[tuple[int | None, int, int]], times: int, batch_size: int, seed: int, share: bool
+) -> None:
+    """All copies about one image once made one tree: of 32 conversations of a step 18 were distinct."""
+    held = made(drawn)
+    copies = [
+        replace(one, number=one.number + turn * len(held), first=one.number)
+        for turn in range(times)
+        for one in held[: len(held) if turn < times - 1 else len(held) // 2]
+    ]
+    settings: dict[str, Any] = {"share": share, "max_share": 3, "max_tokens": 100, "seed": seed}
+    plan = Plan(copies, batch_size=batch_size, **settings)
+    steps = [plan.step(number) for number in range(plan.steps_per_epoch)]
+    order = [copies[number].first for number in numbers([tree for step in steps for tree in step])]
+    assert Counter(order) == Counter(one.first for one in copies), "every copy once"
+    assert all(len({copies[n].first for n in numbers([tree])}) == len(tree) for step in steps for tree in step)
+
+
+def test_a_step_of_a_repeating_mixture_is_of_distinct_conversations() -> None:
+    held = made([(n // 4, 7, 3) for n in range(160)])  # four conversations about an image
+    few = [replace(held[n % 40], number=160 + n, first=160 + n % 40, key=("few", n % 40 // 4)) for n in range(160)]
+    plan = Plan([*held, *few], batch_size=32, share=True, max_share=8, max_tokens=1000, seed=0)
+    for step in range(plan.steps_per_epoch):
+        seen = [n if n < 160 else 160 + n % 40 for n in numbers(plan.step(step))]
+        assert len(set(seen)) == len(seen) == 32
 
 
 def test_a_step_holds_at_most_max_share_conversations_of_one_image() -> None:

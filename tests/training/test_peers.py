@@ -110,7 +110,7 @@ def test_a_killed_rank_ends_the_other(rank: int, ended: Made, make_dataset: Made
     if rank == 1:
         assert run.status == "failed" and "another process gone without a word" in run.info["error"]
     else:
-        assert run.status == "stopped"  # whoever writes was killed
+        assert run.status == "died"  # whoever writes was killed
 
 
 def test_a_refusal_of_the_first_rank_ends_the_second(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from workbench.cli import main
-from workbench.errors import TrainingError
+from workbench.errors import ModelError, TrainingError
 from workbench.training.dry_run import Measured
 from workbench.training.forward import token_losses
 from workbench.training.plan import plan
@@ -55,6 +55,13 @@ def test_a_plan_reads_no_weights_and_says_what_training_then_does(
     assert told["memory"]["peak"] == forecast.memory.peak and told["padding_tokens"] == 0
 
 
+def test_a_projector_that_is_not_there_is_refused_as_in_training(make_dataset: Made, make_recipe: Made) -> None:
+    """The plan once said `fits`, and training refused."""
+    recipe = make_recipe(make_dataset(images=2, each=1))
+    with pytest.raises(ModelError, match="runs/nope"):
+        plan(recipe.with_overrides("model.projector_from=./runs/nope"))
+
+
 def test_what_is_too_long_is_listed_by_id(make_dataset: Made, make_recipe: Made) -> None:
     whole = plan(make_recipe(make_dataset()))
     limit = whole.counts.longest[1] - 1
@@ -78,7 +85,7 @@ def test_the_advice_makes_it_fit_and_fit_keeps_the_batch(make_dataset: Made, mak
     assert fitted.fits and fitted.recipe.train.batch_size == 18
     assert fitted.counts.supervised_tokens == forecast.counts.supervised_tokens
     hopeless = plan(recipe.with_overrides("train.memory_gb=0.0001"))
-    assert not hopeless.fits and "GB free" in hopeless.advice
+    assert not hopeless.fits and " free, and train.fit: true" in hopeless.advice
 
 
 def test_time_counts_the_tower_and_names_what_it_leaves_out(make_dataset: Made, make_recipe: Made) -> None:

@@ -95,6 +95,16 @@ def test_what_a_mixture_cannot_render_is_a_line_for_each_reason(
     assert re.search(r"\n  general:\w+, message 0: found a last question without an answer", message)
 
 
+def test_an_entry_of_a_mixture_without_tasks_is_told_to_name_them(
+    refused: Callable[..., str], make_dataset: Made, tmp_path: Path
+) -> None:
+    other = make_dataset(images=2, each=1, name="other").path
+    message = refused(make_dataset(), f"data.mix=[{{dataset: {other}}}]", "data.tasks=[conversation]", "template=plain")
+    assert "or write tasks: [conversation] into the entry of data.mix too" in message
+    again = f"data.mix=[{{dataset: {other}, tasks: [conversation]}}]"
+    assert "data.mix" not in refused(make_dataset(name="third"), again, "data.tasks=[conversation]", "template=plain")
+
+
 def test_records_of_a_llava_file_that_are_no_conversation_are_named(
     refused: Callable[..., str], make_dataset: Made, tmp_path: Path
 ) -> None:
@@ -104,6 +114,35 @@ def test_records_of_a_llava_file_that_are_no_conversation_are_named(
     file.write_text(json.dumps([{"id": "good", "conversations": good}, {"id": "odd", "conversations": odd}]))
     message = refused(file)
     assert "odd" in message and "robot" in message and "good" not in message
+
+
+def test_what_a_llava_file_is_refused_for_is_told_in_its_own_words(
+    refused: Callable[..., str], make_dataset: Made, tmp_path: Path
+) -> None:
+    """Each once was named by an id of ours, and mended in a dataset and a card.yaml that are not there."""
+    make_dataset(images=2)
+    records: list[dict[str, Any]] = [
+        {"id": f"r{n}", "image": f"data/images/{n % 2}.png", "conversations": _turns("x" * n)} for n in range(1, 5)
+    ]
+    file = tmp_path / "mine.json"
+
+    def told(**changed: Any) -> str:
+        file.write_text(json.dumps([*records, {**records[0], "id": "r7", **changed}]))
+        return refused(file, "data.val_fraction=0", "train.max_tokens=300")
+
+    long = told(conversations=_turns("y" * 400))
+    assert "1 of 5 conversations that cannot be trained on:\n  r7 with " in long
+    assert f"correct them in {file}, or raise train.max_tokens" in long
+    missing = told(image="gone.png")
+    assert f"r7 ({tmp_path / 'gone.png'}): found no such file" in missing
+    assert f"put the files back, or set data.images to the folder that the paths in {file} start from" in missing
+    records[1]["conversations"] = records[2]["conversations"] = _turns("")
+    empty = told()
+    assert "\n  message 1: found an empty assistant message; expected text: 2: r2; r3\n" in empty
+
+
+def _turns(answer: str) -> list[dict[str, str]]:
+    return [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": answer}]
 
 
 def test_a_window_shorter_than_a_conversation_is_refused(

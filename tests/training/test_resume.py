@@ -81,7 +81,7 @@ def test_a_kill_between_two_saves_repeats_the_steps_since_the_last_one(
     wait_for(broken, 5, process)
     process.kill()
     process.join()
-    assert Run.open(broken).status == "stopped"
+    assert Run.open(broken).status == "died"
     with open(broken / "metrics.jsonl", "a") as file:
         file.write('{"step": 6, "lo')  # torn by the kill
     train(recipe, out=broken, resume=True, progress=False)

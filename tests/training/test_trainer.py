@@ -15,7 +15,9 @@ import torch
 
 from workbench.errors import RunError, TrainingError
 from workbench.model.llava import load
+from workbench.progress import Progress
 from workbench.run import Run
+from workbench.training import trainer
 from workbench.training.trainer import train
 
 Made = Callable[..., Any]
@@ -139,7 +141,9 @@ class Watcher(threading.Thread):
         self.act(Run(self.run_path))
 
 
-def test_stop_and_sigterm_save_and_leave_a_run_to_resume(tmp_path: Path, make_dataset: Made, make_recipe: Made) -> None:
+def test_stop_and_sigterm_save_and_leave_a_run_to_resume(
+    tmp_path: Path, make_dataset: Made, make_recipe: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = make_recipe(make_dataset(), "train.max_steps=100")
     Watcher(tmp_path / "run", lambda run: run.send("stop"))
     run = train(recipe, out=tmp_path / "run", progress=False)
@@ -156,8 +160,11 @@ def test_stop_and_sigterm_save_and_leave_a_run_to_resume(tmp_path: Path, make_da
         os.kill(os.getpid(), signal.SIGTERM)
 
     Watcher(tmp_path / "run", terminate)
-    run = train(recipe, out=tmp_path / "run", resume=True, progress=False)
+    bars: list[Progress] = []
+    monkeypatch.setattr(trainer, "make_bar", lambda *args, **more: bars.append(Progress(*args, **more)) or bars[-1])
+    run = train(recipe, out=tmp_path / "run", resume=True)
     assert run.status == "stopped"
+    assert (bars[-1].before, bars[-1].done) == (done, len(losses(run))), "the steps of before say nothing of its pace"
     assert [row["step"] for row in run.metrics()] == list(range(1, len(losses(run)) + 1)), "no step twice, none missing"
     assert done < len(losses(run)) < 100
     assert signal.getsignal(signal.SIGTERM) is before
@@ -176,9 +183,11 @@ def test_pause_waits_at_the_border_of_a_step_and_save_saves(
         run.send("save")
         while not (run.path / "checkpoints" / "last").is_dir():
             time.sleep(0.01)
+        time.sleep(0.5)  # it once went on from here
+        waited.append(len(losses(run)))
         run.send("stop")
 
     Watcher(tmp_path / "run", pause)
     run = train(make_recipe(make_dataset(each=1), "train.max_steps=1000"), out=tmp_path / "run", progress=False)
     assert run.status == "stopped"
-    assert waited[-1] <= len(losses(run)) < 1000
+    assert waited[-1] == waited[-2] == len(losses(run)) < 1000

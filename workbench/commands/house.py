@@ -45,8 +45,10 @@ def _runs(given: argparse.Namespace) -> None:
 
 
 def _run_lines(row: Mapping[str, Any], settings: bool) -> list[str]:
-    loss = row["metrics"].get("val_loss", row["metrics"].get("loss"))
-    shown = f"{loss:.4f}" if isinstance(loss, float) else "-"
+    best, loss = row["best"], row["metrics"].get("loss")
+    shown = f"{loss:.4f} (training)" if isinstance(loss, float) else "-"
+    if best:
+        shown = f"{best['val_loss']:.4f} (validation, best at step {best['step']})"
     kind, seconds = row["kind"] or "-", row["seconds"] or 0
     line = f"{row['path']:<32} {kind:<11} {row['status']:<9} {seconds:>8.0f} s  loss {shown}"
     error = [f"    {' '.join(row['error'].split())}"] if row["error"] else []

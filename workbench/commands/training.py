@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench import resources
-from workbench.commands.common import AddVerb, add_json, add_set, dataset_of, imports, positive, show
+from workbench.commands.common import AddVerb, add_json, add_set, imports, positive, show
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
@@ -58,19 +57,23 @@ def _train(given: argparse.Namespace) -> int:
             fix = "leave out --background, and start it with nohup, or by your cluster's own command"
             raise WorkbenchError("--background", found="--processes", expected="one of the two", fix=fix)
         _say_defaults(given, recipe.data.dataset)
+        _check_data(recipe, given.out)
         return _train_behind(given, recipe)
     if given.processes != 1:
+        _check_data(recipe, given.out)
         from workbench.training.launch import launch
 
         again = ["train", given.recipe, "--out", given.out, *(f"--set={item}" for item in given.set)]
         again += [f"--{name}" for name in ("resume", "json") if getattr(given, name)]
         return launch(again, given.processes)
-    with imports():
-        from workbench.training.trainer import train
-
     first = os.environ.get("RANK", "0") == "0"  # of several processes, which speaks for all
     if first:
         _say_defaults(given, recipe.data.dataset)
+        if "RANK" not in os.environ:  # of several, the others would wait for the one that found out
+            _check_data(recipe, given.out)
+    with imports():
+        from workbench.training.trainer import train
+
     try:
         run = train(recipe, out=given.out, resume=given.resume)
     except WorkbenchError:
@@ -79,6 +82,8 @@ def _train(given: argparse.Namespace) -> int:
         return 1
     finished = run.status == "finished"
     following = f"workbench chat {run.path}" if finished else "the same command with --resume"
+    if finished and recipe.train.stage == "align":
+        following += f", or stage 2 with --set model.projector_from={run.path}"
     rows = run.metrics()
     losses = [row["val_loss"] for row in rows if row.get("val_loss") is not None]
     step, best = (rows[-1]["step"] if rows else 0), min(losses, default=None)
@@ -89,10 +94,29 @@ def _train(given: argparse.Namespace) -> int:
 
 
 def _check_model(recipe: Recipe) -> None:
-    """A model that cannot be had is told before torch is loaded."""
+    """A model that cannot be had is told before torch is loaded, and before there is a run folder."""
     from workbench.model.sources import check_there
 
-    check_there(recipe.model.checkpoint, recipe.model.vision, recipe.model.language)
+    model = recipe.model
+    check_there(model.checkpoint, model.vision, model.language, model.projector_from)
+
+
+def _check_data(recipe: Recipe, out: str) -> None:
+    """So is a dataset that is not there; where the run folder cannot be made, that is told first."""
+    from workbench.data.dataset import Dataset
+
+    if not next(path for path in (Path(out).absolute(), *Path(out).absolute().parents) if path.exists()).is_dir():
+        return
+    for place in (recipe.data.dataset, *(part.dataset for part in recipe.data.mix)):
+        if Path(place).exists():
+            continue
+        try:
+            Dataset.open(place)  # by its name in the state folder
+        except WorkbenchError as error:
+            if place != "scenes":
+                raise
+            fix = "`workbench quickstart` draws it and writes its conversations; or name yours: data.dataset=DATASET"
+            raise WorkbenchError(error.where, found=error.found, expected=error.expected, fix=fix) from None
 
 
 def _say_defaults(given: argparse.Namespace, dataset: str) -> None:
@@ -121,39 +145,26 @@ def _steer(given: argparse.Namespace) -> None:
         run.wait()
     else:
         getattr(run, given.action)()
-    asked = f", asked to {run.control}" if run.working and run.control else ""
+    waits = "save" if run.status == "paused" and "save" in run.commands else run.control
+    asked = f", asked to {waits}" if run.working and waits else ""
     show(given, f"{run.status}{asked}: {run.path}", {"run": str(run.path), "status": run.status})
 
 
 def _losses(given: argparse.Namespace) -> None:
-    from workbench.losses import worst
+    from workbench.training.worst import worst
 
-    table = worst(given.run, None)
+    table = worst(given.run, None if given.out else given.n, dataset=given.to)
     if given.out:
         resources.write_atomic(given.out, table.write_csv())
-    shown, told = table.head(given.n), []
-    said = _said(given, shown["id"].to_list())
-    for row in shown.iter_rows(named=True):
-        told.append(f"{row['excess']:+7.3f}  {row['loss']:6.3f}  {row['id']}  {said.get(row['id'], '')[:100]}")
+    told = []
+    for row in table.head(given.n).iter_rows(named=True):
+        told.append(f"{row['excess']:+7.3f}  {row['loss']:6.3f}  {row['id']}  {row['text'][:100]}")
     if given.to:
         from workbench.curation.losses import SAVED, write_losses
 
         made = write_losses(given.run, given.to)
         told.append(f"\nwritten to {made.name}: next: workbench open {given.to}, and choose the saved view {SAVED!r}")
     show(given, "\n".join([" excess    loss  conversation", *told]), table.head(given.n).to_dicts())
-
-
-def _said(given: argparse.Namespace, names: Sequence[str]) -> dict[str, str]:
-    """Question and answer of these conversations on a line; none where the dataset cannot be read."""
-    from workbench.data.dataset import Dataset
-
-    wanted = set(names)
-    try:
-        dataset = Dataset.open(given.to or dataset_of(given.run))
-        rows = {one.id: one for one in dataset.iter_conversations() if one.id in wanted}
-    except WorkbenchError:
-        return {}
-    return {name: " | ".join(" ".join(turn.text.split()) for turn in one.messages) for name, one in rows.items()}
 
 
 def rate_of(text: str) -> float:

@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from workbench.conversation import Conversation
 from workbench.curation.brain import show_measures
 from workbench.curation.database import database_errors, open_fiftyone
 from workbench.curation.documents import LABELS
 from workbench.curation.refresh import view_of
 from workbench.curation.review import dataset_of
+from workbench.data.conversation_file import named
 from workbench.data.dataset import Dataset
 from workbench.errors import DataError
-from workbench.losses import worst
+from workbench.losses import hardest
 from workbench.run import Run
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def write_losses(run: Run | str | Path, to: Dataset | str | Path | SampleCollect
     `to`: the dataset trained on, its folder, or a view of it. Raises `RunError` for a run that recorded no losses, and
     `DataError` where the dataset has none of the run's conversations.
     """
-    table = worst(run, None)
+    table = hardest(run)
     found = None if hasattr(to, "_root_dataset") else Dataset.open(to)  # type: ignore[arg-type]
     open_fiftyone()
     view: Any = to if found is None else view_of(found)
@@ -50,8 +52,12 @@ def write_losses(run: Run | str | Path, to: Dataset | str | Path | SampleCollect
 
 
 def _of_one(table: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
-    """A run on a mixture names the conversations of its other datasets by `NAME:ID`."""
-    return table.with_columns(pl.col("id").str.strip_prefix(f"{dataset.path.name}:"))
+    """A run on a mixture names the conversations of its other datasets by `NAME:ID`, one on a file by its own ids."""
+    table = table.with_columns(pl.col("id").str.strip_prefix(f"{dataset.path.name}:"))
+    if table["id"].is_in(dataset.conversation_rows["id"].implode()).any():
+        return table
+    ours = {name: one.id for name, one in named(dataset.iter_conversations()) if isinstance(one, Conversation)}
+    return table.with_columns(pl.col("id").replace(ours))
 
 
 def show_losses(made: fo.Dataset, losses: pl.DataFrame) -> None:

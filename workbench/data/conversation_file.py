@@ -21,10 +21,11 @@ from workbench.data.image_rows import ROOT, image_rows, refuse_existing, refuse_
 from workbench.data.imported import BAD, numbers, quarantined, summary, write_report
 from workbench.data.json_records import BadRecord
 from workbench.data.tables import as_images, conversation_frames, with_rejected
-from workbench.errors import DataError
+from workbench.errors import DataError, WorkbenchError
 from workbench.resources import write_atomic
 
 _OWN = re.compile(r"[0-9a-f]{20}")
+_OWN_FIRST = re.compile(r"^[0-9a-f]{20}(, |: )")
 
 
 def import_conversations(
@@ -117,6 +118,36 @@ def own_or_foreign(record: Mapping[str, Any], *parts: object) -> tuple[str, dict
 def bad_name(record: Any, place: str) -> Any:
     """What a bad record is called: its own id, else where it is."""
     return record["id"] if isinstance(record, dict) and record.get("id") not in (None, "") else place
+
+
+def told(problem: WorkbenchError) -> str:
+    """What is wrong with a record, without the id that we gave it, which is nowhere in the file."""
+    return _OWN_FIRST.sub("", str(problem))
+
+
+def named(records: Iterable[Conversation | BadRecord]) -> Iterator[tuple[str, Conversation | BadRecord]]:
+    """Each record of a file with the name that a person finds it by there: its own id, or its number if it has none.
+
+    The second of one id is `ID#2`.
+    """
+    seen: dict[str, int] = {}
+    for number, record in enumerate(records, 1):
+        name = _name(record, number)
+        repeats = seen[name] = seen.get(name, 0) + 1
+        while repeats > 1 and (again := f"{name}#{repeats}") in seen:
+            repeats += 1
+        if repeats > 1:
+            seen[again] = 1
+        yield (name if repeats == 1 else again), record
+
+
+def _name(record: Conversation | BadRecord, number: int) -> str:
+    if isinstance(record, BadRecord):
+        return str(record.id)
+    foreign, original = record.source.get("foreign_id"), record.metadata.get("llava", {"id": record.id})
+    if foreign not in (None, ""):
+        return str(foreign)
+    return f"record {number}" if "foreign_id" in record.source or "id" not in original else record.id
 
 
 def unique_ids(records: Iterable[Conversation | BadRecord]) -> Iterator[Conversation | BadRecord]:

@@ -18,6 +18,7 @@ from workbench.data.conversation_file import (
     check_holds,
     import_conversations,
     is_own_id,
+    told,
     unique_ids,
     write_records,
 )
@@ -92,7 +93,7 @@ def _conversation(record: Any, place: str) -> Conversation | BadRecord:
         _check_types(record)
         conversation = check_conversation(_from_llava(record))
     except (ConversationError, DataError) as problem:
-        return BadRecord(bad_name(record, place), str(problem))
+        return BadRecord(bad_name(record, place), told(problem))
     if to_llava(conversation) == record:
         return conversation
     return replace(conversation, metadata={"llava": record})

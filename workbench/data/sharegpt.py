@@ -34,6 +34,7 @@ from workbench.data.conversation_file import (
     import_conversations,
     own_or_foreign,
     splits_of,
+    told,
     unique_ids,
     write_records,
 )
@@ -125,7 +126,7 @@ def _conversation(record: Any, place: str) -> Conversation | BadRecord:
     try:
         made = _from_record(record)
     except (ConversationError, DataError) as problem:
-        return BadRecord(bad_name(record, place), str(problem))
+        return BadRecord(bad_name(record, place), told(problem))
     shape = _shape_of(record)
     if _to_record(made, shape) != record:
         return replace(made, metadata={_ORIGINAL: record})

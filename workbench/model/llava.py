@@ -366,16 +366,23 @@ def _take_projector(llava: Llava, source: str | None) -> Llava:
     """
     if source is None:
         return llava
-    from workbench.model.checkpoint import PREFIXES, read_projector  # builds on this module, as in `load`
+    from workbench.model.checkpoint import PREFIXES  # builds on this module, as in `load`
     from workbench.model.tensors import fill, named
 
-    where = f"projector_from {source}"
-    kind, tensors = read_projector(source)
-    if kind != llava.spec["projector"]:
-        raise ModelError(where, found=f"a {kind} projector", expected=llava.spec["projector"])
+    tensors = projector_for(llava, source)
     weights = named(llava.model, PREFIXES["projector"])
     if NEWLINE not in tensors:
         weights.pop(NEWLINE, None)
-    fill(weights, tensors, where=where)
+    fill(weights, tensors, where=f"projector_from {source}")
     llava.spec["projector_from"] = full_name(source)
     return llava
+
+
+def projector_for(llava: Llava, source: str) -> dict[str, torch.Tensor]:
+    """The projector of a run or checkpoint. Raises `ModelError` where there is none, or one of another kind."""
+    from workbench.model.checkpoint import read_projector  # builds on this module, as in `load`
+
+    kind, tensors = read_projector(source)
+    if kind != llava.spec["projector"]:
+        raise ModelError(f"projector_from {source}", found=f"a {kind} projector", expected=llava.spec["projector"])
+    return tensors

@@ -7,6 +7,7 @@ Does not know: learning rates, folders' layout, what is exported.
 
 from __future__ import annotations
 
+import difflib
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -58,7 +59,7 @@ def attach(llava: Llava, lora: LoraSpec, *, language: bool = True, vision: bool 
     """Put fresh float32 adapters on the language model's linears, and on the tower's only if `vision`.
 
     An adapter that is already there and has the same settings is kept and goes on training. Raises `ModelError`
-    if nothing matched, or if another adapter is attached.
+    for a name that no linear has, or if another adapter is attached.
     """
     targets = {"language": list(lora.targets)} if language else {}
     if vision:
@@ -66,7 +67,10 @@ def attach(llava: Llava, lora: LoraSpec, *, language: bool = True, vision: bool 
     for part, names in targets.items():
         if not _matches(llava, target_pattern(llava, {part: names})):
             found = f"no linear of the {part} part named {', '.join(names)}"
-            raise ModelError("lora.targets", found=found, expected="names such as q_proj")
+            raise ModelError("lora.targets", found=found, expected=_linears(llava))
+    for number, name in enumerate(lora.targets):
+        if not any(_matches(llava, target_pattern(llava, {part: [names[number]]})) for part, names in targets.items()):
+            raise _no_linear(name, _linears(llava))
     config = LoraConfig(
         r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=target_pattern(llava, targets)
     )
@@ -164,6 +168,18 @@ def _originals(llava: Llava) -> Callable[[str], torch.Tensor]:
 
 def _matches(llava: Llava, pattern: str) -> bool:
     return any(re.fullmatch(pattern, name) for name, _ in llava.model.named_modules())
+
+
+def _linears(llava: Llava) -> str:
+    """The last names of the language model's linears, each once."""
+    linears = [name for name, module in llava.model.named_modules() if isinstance(module, (nn.Linear, LoraLayer))]
+    return " or ".join(dict.fromkeys(name.rpartition(".")[2] for name in linears if name.startswith(LANGUAGE)))
+
+
+def _no_linear(name: str, known: str) -> ModelError:
+    near = difflib.get_close_matches(name, known.split(" or "), 1)
+    fix = f"did you mean {near[0]}?" if near else ""
+    return ModelError("lora.targets", found=f"no linear named {name!r}", expected=known, fix=fix)
 
 
 def _check_places(llava: Llava, wanted: set[str]) -> None:

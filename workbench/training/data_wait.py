@@ -44,5 +44,6 @@ class DataWait:
             source = f"images ({store.computed:,} went through the tower, {store.read:,} came from the disk)"
             kept = "what is on the disk is read next time; train.feature_cache_gb says how much that may be"
             lost = "train.feature_cache: on keeps what the tower gives, as far as train.feature_cache_gb lets it"
-            fix = kept if store.cache is not None and store.cache.writes else lost
+            off = "with train.feature_cache: off the tower sees an image again whenever its turn comes"
+            fix = off if not store.budget else kept if store.cache is not None and store.cache.writes else lost
         return f"{self.fraction:.0%} of the time was spent waiting for {source}: {fix}"

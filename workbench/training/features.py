@@ -195,7 +195,8 @@ class FeatureStore:
             size += sum(held[key].nbytes for key in good)
             if held and size / len(held) * len(names) > self.budget:
                 self._expect_nothing()
-                bar.advance(0, note="more than memory holds: the others when their turn comes")
+                why = "more than memory holds" if self.budget else "none is kept (train.feature_cache: off)"
+                bar.advance(0, note=f"{why}: the others when their turn comes")
                 return errors
             bar.advance(len(chunk), note=f"{self.read:,} from the disk" if self.read else None)
         self._held = held or None

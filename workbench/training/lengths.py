@@ -59,6 +59,9 @@ class Lengths:
 
     def entries(self) -> list[Entry]:
         columns = [self.frame[name].to_list() for name in COLUMNS]
+        if self.ids.n_unique() < len(self):  # a mixture repeats some
+            rows = self.ids.to_frame("id").with_row_index("number")
+            columns.append(rows.select(pl.col("number").first().over("id"))["number"].to_list())
         return list(map(Entry, range(len(self)), *columns))
 
     def tiles(self, images: int, *, squares: bool = False) -> int:
@@ -73,8 +76,11 @@ class Lengths:
         held = frame.with_row_index("number").filter(pl.col("long") | (pl.col("supervised") == 0))
         return held.select("number", "id", "tokens", "long")
 
-    def refuse_unfit(self, max_tokens: int) -> None:
-        """Raise `TrainingError` that names conversations which are too long or have nothing to train on."""
+    def refuse_unfit(self, max_tokens: int, mend: str) -> None:
+        """Raise `TrainingError` that names conversations which are too long or have nothing to train on.
+
+        mend: what to do about such ones, where raising `train.max_tokens` is not the answer.
+        """
         bad = [
             (f"{id} with {tokens:,} tokens", f"more than train.max_tokens = {max_tokens}")
             if long
@@ -82,15 +88,13 @@ class Lengths:
             for _, id, tokens, long in self.unfit(max_tokens).iter_rows()
         ]
         if bad:
-            refuse(bad, len(self), "conversations", FIX)
+            refuse(bad, len(self), "conversations", f"{mend}, or raise train.max_tokens")
 
 
-FIX = "correct or reject them in the dataset, or raise train.max_tokens"
-
-
-def measure(examples: Examples, *, name: str, bar: Progress | None = None) -> Lengths:
+def measure(examples: Examples, *, name: str, bar: Progress | None = None, mend: str = "correct them") -> Lengths:
     """The lengths of these conversations, from the index where it has them; `name`: what the index is of, a path.
 
+    mend: what to do about conversations that cannot be rendered.
     Raises `TrainingError` naming every conversation that cannot be rendered, with the reason. Where the state folder
     cannot be written (a full disk) lengths are measured all the same, and not kept.
     """
@@ -108,7 +112,7 @@ def measure(examples: Examples, *, name: str, bar: Progress | None = None) -> Le
         part = absent[start : start + SAVE_EVERY]
         index.add(stamped[part], _measured(examples, part, problems, bar))
     if problems:
-        refuse(problems, len(examples), "conversations", "correct or reject them in the dataset")
+        refuse(problems, len(examples), "conversations", mend)
     if len(absent):
         index.keep(stamped)
         found = stamped.join(index.rows, on=STAMPS, how="left", maintain_order="left")

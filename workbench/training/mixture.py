@@ -18,9 +18,9 @@ import polars as pl
 from workbench.conversation import Image
 from workbench.data.dataset import Dataset
 from workbench.errors import DataError, TrainingError
-from workbench.recipe import DataSpec
+from workbench.recipe import DataSpec, mix_names
 from workbench.training.rows import Rows, joined
-from workbench.training.source import Source, read_source
+from workbench.training.source import Source, is_file, read_source
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,10 @@ def read_sources(
     if len(parts) == 1:
         say(f"data: {parts[0].where}")
         return parts[0].source
-    return mix(parts, seed=seed, say=say)
+    tasks = [spec.tasks, *(entry.tasks for entry in spec.mix)]
+    written = f"tasks: [{', '.join(spec.tasks or ())}]"
+    hint = f", or write {written} into the entry of data.mix too" if spec.tasks and None in tasks else ""
+    return replace(mix(parts, seed=seed, say=say), hint=hint)
 
 
 def mix(parts: Sequence[Part], *, seed: int, say: Callable[[str], None] = print) -> Source:
@@ -61,7 +64,7 @@ def mix(parts: Sequence[Part], *, seed: int, say: Callable[[str], None] = print)
 
     A conversation about an image that another part validates on is not trained on, and counted.
     """
-    names = _names(parts)
+    names = mix_names([part.where for part in parts])
     kept = _without_leaks([part.source for part in parts])
     counts = amounts(parts, [len(rows) for rows in kept])
     say(_table(names, parts, [len(rows) for rows in kept], counts))
@@ -86,7 +89,9 @@ def mix(parts: Sequence[Part], *, seed: int, say: Callable[[str], None] = print)
 
     left_out = sum(part.source.left_out for part in parts)
     about_videos = sum(part.source.about_videos for part in parts)
-    return Source(joined(train), joined(val), resolve, left_out, about_videos, recorded)
+    files = [part.source.file for part in parts]
+    file = " and ".join(files) if all(files) else ""
+    return Source(joined(train), joined(val), resolve, left_out, about_videos, recorded, file)
 
 
 def amounts(parts: Sequence[Part], sizes: Sequence[int]) -> list[int]:
@@ -103,19 +108,9 @@ def take(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _read(spec: DataSpec, seed: int, dataset: Dataset | None = None) -> Part:
-    if dataset is None and Path(spec.dataset).suffix not in (".json", ".jsonl"):
+    if dataset is None and not is_file(spec.dataset):
         dataset = Dataset.open(spec.dataset)
     return Part(str(dataset.path if dataset else spec.dataset), read_source(spec, seed=seed, dataset=dataset))
-
-
-def _names(parts: Sequence[Part]) -> list[str]:
-    """The name of each dataset's folder or file, with a number where one occurs again."""
-    names: list[str] = []
-    for part in parts:
-        stem = Path(part.where).stem.replace(":", "-").replace("/", "-")
-        count = sum(name == stem or name.startswith(f"{stem}-") for name in names)
-        names.append(f"{stem}-{count + 1}" if count else stem)
-    return names
 
 
 def _without_leaks(sources: Sequence[Source]) -> list[Rows]:

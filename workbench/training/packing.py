@@ -51,6 +51,8 @@ class Entry:
     squares: int = 0
     """Squares that the tower sees, where these are not as many as tiles: of videos there are more."""
     shared_squares: int = 0
+    first: int | None = None
+    """The first entry of the same conversation, where a mixture repeats it within an epoch."""
 
     @property
     def branch(self) -> int:
@@ -178,13 +180,18 @@ class Plan:
     """The whole order of a training run, known before step 1 and a pure function of its arguments.
 
     Every epoch sees every conversation once; every optimiser step but an epoch's last sees exactly `batch_size`, of
-    one image at most `max_share` unless hardly anything else is left.
+    one image at most `max_share` unless hardly anything else is left. A conversation that a mixture repeats comes back
+    after equal parts of the epoch.
     """
 
     def __init__(
         self, entries: Sequence[Entry], *, batch_size: int, share: bool, max_share: int, max_tokens: int, seed: int
     ) -> None:
-        self.groups = group(entries, share=share)
+        self.repeats: dict[int, list[Entry]] = {}  # first entry of a conversation -> the others, where there are any
+        for entry in entries:
+            if entry.first not in (None, entry.number):
+                self.repeats.setdefault(entry.first, []).append(entry)  # type: ignore[arg-type]
+        self.groups = group((one for one in entries if one.first in (None, one.number)), share=share)
         self.batch_size, self.max_share, self.max_tokens, self.seed = batch_size, max_share, max_tokens, seed
         self.steps_per_epoch = -(-len(entries) // batch_size)
         self._epoch: tuple[int, list[list[Tree]]] | None = None
@@ -215,7 +222,21 @@ class Plan:
         rng = np.random.default_rng([self.seed, epoch])
         groups = [members if len(members) == 1 else self._shuffled(members, rng) for members in self.groups]
         made = trees(groups, max_share=self.max_share, max_tokens=self.max_tokens)
-        return fill_steps([made[i] for i in rng.permutation(len(made))], self.batch_size, self.max_share)
+        ordered = [made[i] for i in rng.permutation(len(made))]
+        return fill_steps(self._repeated(ordered), self.batch_size, self.max_share)
+
+    def _repeated(self, ordered: list[Tree]) -> list[Tree]:
+        """The trees with those of repeats among them: the n-th of k lies n k-ths of the epoch behind the first."""
+        if not self.repeats:
+            return ordered
+        placed: list[tuple[float, Tree]] = []
+        for number, tree in enumerate(ordered):
+            again = [self.repeats.get(entry.number, []) for entry in tree.members]
+            times = 1 + max(map(len, again))
+            turns = [tuple(held[turn] for held in again if len(held) > turn) for turn in range(times - 1)]
+            for turn, members in enumerate([tree.members, *turns]):
+                placed.append(((number / len(ordered) + turn / times) % 1, Tree(members)))
+        return [tree for _, tree in sorted(placed, key=lambda pair: pair[0])]
 
     @staticmethod
     def _shuffled(members: list[Entry], rng: np.random.Generator) -> list[Entry]:

@@ -19,7 +19,7 @@ import polars as pl
 
 from workbench.data.dataset import Dataset
 from workbench.errors import ModelError, TrainingError
-from workbench.model.llava import Llava
+from workbench.model.llava import Llava, projector_for
 from workbench.model.outline import outline, outline_of
 from workbench.model.precision import is_quantised, pick_device
 from workbench.model.stages import table
@@ -82,12 +82,14 @@ def plan(
     files = find_images(source)
     made = outline(recipe.model, template=recipe.template, image_mode=recipe.image_mode)
     llava = made.llava
+    if recipe.model.projector_from is not None:
+        projector_for(llava, recipe.model.projector_from)
     loading = while_loading(llava)  # before what trains is held in float32
     check_optimizer(train.optimizer, llava.device)
     check_window(llava, train.max_tokens)
     name = str(dataset.path if dataset else recipe.data.dataset)
     sizes = find_sizes(source, files, llava.tiling)
-    lengths, val = (_measure(Examples(rows, llava, sizes), name) for rows in (source.train, source.val))
+    lengths, val = (_measure(Examples(rows, llava, sizes), name, source.mend) for rows in (source.train, source.val))
     too_long, untrained, good = _unfit(lengths, val, train.max_tokens)
     foresight, entries = Foresight(made, train), good.entries()
     order = Plan.of(entries, train)
@@ -298,7 +300,9 @@ def advise(recipe: Recipe, foreseen: Foreseen) -> str:
         if memory.peak <= MARGIN * foreseen.free:
             fields = [each.replace("=", ": ") for each in change]
             return f"set {', '.join(fields)} and train.fit: true"
-    return f"it takes a device with {memory.peak / MARGIN / 1e9:.1f} GB free, and train.fit: true"
+    needed = memory.peak / MARGIN
+    told = f"{needed / 1e9:.1f} GB" if needed >= 1e8 else f"{needed / 1e6:,.0f} MB"
+    return f"it takes a device with {told} free" + ("" if recipe.train.fit else ", and train.fit: true")
 
 
 def _lighter(recipe: Recipe) -> Iterator[list[str]]:
@@ -315,9 +319,9 @@ def _halves(tokens: int) -> list[int]:
     return [size for size in (tokens >> n for n in range(16)) if size >= min(SMALLEST, tokens)]
 
 
-def _measure(examples: Examples, name: str) -> Lengths:
+def _measure(examples: Examples, name: str, mend: str) -> Lengths:
     with progress("lengths", total=len(examples), unit="conversation") as bar:
-        return measure(examples, name=name, bar=bar)
+        return measure(examples, name=name, bar=bar, mend=mend)
 
 
 def _unfit(lengths: Lengths, val: Lengths, limit: int) -> tuple[list[tuple[str, int]], list[str], Lengths]:

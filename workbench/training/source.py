@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import polars as pl
 
 from workbench.conversation import Conversation, Image
 from workbench.data import tables
+from workbench.data.conversation_file import named
 from workbench.data.dataset import Dataset
 from workbench.data.folder import inside
 from workbench.data.formats import read_conversations
@@ -52,6 +53,15 @@ class Source:
     """So many conversations are left out since `data.videos` is false."""
     recorded: Callable[[], pl.DataFrame] = lambda: pl.DataFrame(schema=SIZE_COLUMNS)
     """What is recorded of the sizes of images, beside what conversations carry: columns `SIZE_COLUMNS`."""
+    file: str = ""
+    """The JSON or JSONL file that it is; empty for a dataset. Its conversations have the ids that they have there."""
+    hint: str = ""
+    """What else may be wrong with the recipe where a conversation cannot be trained on."""
+
+    @property
+    def mend(self) -> str:
+        """What to do about conversations that cannot be trained on."""
+        return (f"correct them in {self.file}" if self.file else "correct or reject them in the dataset") + self.hint
 
 
 def read_source(spec: DataSpec, *, seed: int, dataset: Dataset | None = None) -> Source:
@@ -59,8 +69,9 @@ def read_source(spec: DataSpec, *, seed: int, dataset: Dataset | None = None) ->
 
     Without a validation split in the data, `val_fraction` of the conversations is taken by whole images, by the seed.
     """
-    left_out, recorded = 0, Source.recorded
-    if dataset is None and Path(spec.dataset).suffix in (".json", ".jsonl"):
+    left_out, recorded, file = 0, Source.recorded, ""
+    if dataset is None and is_file(spec.dataset):
+        file = spec.dataset
         rows, resolve, where = Rows(_read_file(spec).select(*NEEDED)), _file_root(spec), spec.dataset
     else:
         dataset = dataset or Dataset.open(spec.dataset)
@@ -85,7 +96,12 @@ def read_source(spec: DataSpec, *, seed: int, dataset: Dataset | None = None) ->
         train, val = hold_out(train, spec.val_fraction, rng)
     if spec.max_conversations is not None and spec.max_conversations < len(train):
         train = train.take(np.sort(rng.choice(len(train), spec.max_conversations, replace=False)))
-    return Source(train, val, resolve, left_out, about_videos, recorded)
+    return Source(train, val, resolve, left_out, about_videos, recorded, file)
+
+
+def is_file(place: str) -> bool:
+    """Whether what a recipe names as a dataset is a LLaVA JSON or JSONL file."""
+    return Path(place).suffix in (".json", ".jsonl")
 
 
 def hold_out(rows: Rows, fraction: float, rng: np.random.Generator) -> tuple[Rows, Rows]:
@@ -119,12 +135,9 @@ def find_images(source: Source) -> dict[str, Path]:
             except DataError as error:
                 missing[key] = f"{id} ({error.where})", reason_of(error)
     if missing:
-        refuse(
-            list(missing.values()),
-            len(files) + len(missing),
-            "images",
-            "put the files back, or correct the roots in card.yaml",
-        )
+        roots = f"set data.images to the folder that the paths in {source.file} start from"
+        fix = f"put the files back, or {roots if source.file else 'correct the roots in card.yaml'}"
+        refuse(list(missing.values()), len(files) + len(missing), "images", fix)
     return files
 
 
@@ -137,7 +150,8 @@ def refuse_images(errors: Sequence[ImageError], source: Source, files: dict[str,
         needed = users(error.where)
         more = f" and {len(needed) - 1} more" if len(needed) > 1 else ""
         lines.append((f"{needed[0] if needed else 'unused'}{more} ({error.where})", reason_of(error)))
-    refuse(lines, len(files), "images", "replace the files, or quarantine the images in the dataset")
+    otherwise = f"take their records out of {source.file}" if source.file else "quarantine the images in the dataset"
+    refuse(lines, len(files), "images", f"replace the files, or {otherwise}")
 
 
 def users_of(source: Source, files: Mapping[str, Path]) -> Callable[[str], list[str]]:
@@ -201,11 +215,11 @@ def _read_file(spec: DataSpec) -> pl.DataFrame:
     broken: list[Bad] = []
 
     def whole() -> Iterator[Conversation]:
-        for item in read_conversations(spec.dataset):
+        for name, item in named(read_conversations(spec.dataset)):
             if isinstance(item, Conversation):
-                yield item
+                yield replace(item, id=name)
             else:
-                broken.append((item.id, str(item.error)))
+                broken.append((name, item.error))
 
     frame = tables.conversations_to_frame(whole())
     if broken:

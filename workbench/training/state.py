@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from workbench.errors import CheckpointError
+from workbench.errors import CheckpointError, DiskError
 from workbench.model.checkpoint import PREFIXES, Held, read_manifest, save
 from workbench.model.llava import Llava
 from workbench.model.lora import adapter_parameters, has_adapter
@@ -128,6 +128,17 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
 @contextmanager
 def writers_errors(folder: Path) -> Iterator[None]:
     """A full disk as `DiskError`, also where torch and safetensors wrap the system's error in one of their own."""
+    try:
+        with _wrapped_errors(folder):
+            yield
+    except DiskError as error:
+        fix = "what was saved before is intact: make room (`workbench clean` lists sizes) or raise the limit, "
+        fix += "then add --resume"
+        raise DiskError(error.where, found=error.found, expected=error.expected, fix=fix) from error
+
+
+@contextmanager
+def _wrapped_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, SafetensorError) as error:

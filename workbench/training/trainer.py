@@ -61,6 +61,8 @@ from workbench.training.zero_config import zero_config
 
 PAUSE_SECONDS = 0.2
 """How often a paused run looks whether it may go on."""
+PAUSE, STOP = 2, 4
+"""What processes tell each other that the run is asked for; 1 is to save, also in a pause."""
 
 
 def train(
@@ -130,7 +132,7 @@ class Loop:
         examples, self.val_examples = (Examples(rows, self.llava, sizes) for rows in (source.train, source.val))
         name = str(dataset.path if dataset else recipe.data.dataset)
         with processes.main_first():
-            lengths, val = (self._measure(each, name) for each in (examples, self.val_examples))
+            lengths, val = (self._measure(each, name, source.mend) for each in (examples, self.val_examples))
         groups = prepare(self.llava, spec, say=self._say)
         plan = Plan.of(lengths.entries(), spec)
         met = meetings(plan, spec, source.train, source.val, self.llava.tiling)
@@ -201,8 +203,7 @@ class Loop:
         if position.step == 0:
             self._answer()
         self._train_mode()
-        with self._bar(self.recipe.name, self.steps, "step") as bar:
-            bar.advance(position.step)
+        with self._bar(self.recipe.name, self.steps, "step", before=position.step) as bar:
             while position.step < self.steps and not settled(spec, position):
                 row = self.step(position.step, stream)
                 position.step += 1
@@ -323,10 +324,10 @@ class Loop:
 
     # --- small things -------------------------------------------------------------------------------------------
 
-    def _measure(self, examples: Examples, name: str) -> Lengths:
+    def _measure(self, examples: Examples, name: str, mend: str) -> Lengths:
         with self._bar("lengths", len(examples), "conversation") as bar:
-            lengths = measure(examples, name=name, bar=bar)
-        lengths.refuse_unfit(self.spec.max_tokens)
+            lengths = measure(examples, name=name, bar=bar, mend=mend)
+        lengths.refuse_unfit(self.spec.max_tokens, mend)
         return lengths
 
     def _open_images(
@@ -352,18 +353,24 @@ class Loop:
     def _command(self) -> str | None:
         """What the run is asked to do at this border of steps: `stop`, `save` or nothing. Waits while it is paused.
 
-        The processes ask each other again and again in a pause: none is left waiting for longer than it may.
+        Saves in a pause if it is asked to. The processes ask each other again and again meanwhile: none is left waiting
+        for longer than it may.
         """
-        codes = (None, "save", "pause", "stop")
         while True:
-            command = self.run.control if self.main else None
-            code = self.processes.largest(3 if self.asked.is_set() else codes.index(command))
-            if codes[code] != "pause":
+            asked = self.run.commands if self.main else frozenset()
+            stops = "stop" in asked or self.asked.is_set()
+            code = self.processes.largest(STOP if stops else PAUSE * ("pause" in asked) + ("save" in asked))
+            if "save" in asked:
+                self.run.obeyed("save")
+            if code == PAUSE:
+                time.sleep(PAUSE_SECONDS)
+            elif code == PAUSE + 1:
+                self.save()
+            else:
                 break
-            time.sleep(PAUSE_SECONDS)
-        if command is not None:
+        if asked and code == STOP:
             self.run.send(None)
-        return codes[code]
+        return {0: None, STOP: "stop"}.get(code, "save")
 
     def _latest(self) -> str:
         last = self.checkpoints.last
@@ -374,8 +381,8 @@ class Loop:
             self.run.log(row)
         self.trackers.log(row)
 
-    def _bar(self, name: str, total: int, unit: str) -> Progress:
-        return make_bar(name, total=total, unit=unit) if self.show else Progress(name, total=total, unit=unit)
+    def _bar(self, name: str, total: int, unit: str, before: int = 0) -> Progress:
+        return (make_bar if self.show else Progress)(name, total=total, unit=unit, before=before)
 
     def _say(self, text: str) -> None:
         if self.show and text:
