@@ -135,7 +135,7 @@ def _image_mode(found: Original, given: str | None, settings: Mapping[str, Any])
     """The image mode of its configuration, or another one that the model can have. Raises `ModelError`."""
     own, told = tiles_of(found.config), found.config.get("image_aspect_ratio")
     if given is not None and own and reads_videos(own) and pictures_in(given) == pictures_in(own):
-        return given  # how many frames it does not say
+        return given  # with another number of frames
     if given is not None and given != own and (own or given.startswith(ANYRES)):
         kind = "1.5" if own is None else "OneVision" if limit_in(own) else "NeXT"
         kind, expected = f"{kind}{'-Video' if ANYRES_VIDEO.fullmatch(own or '') else ''}", own or "square, pad or crop"
