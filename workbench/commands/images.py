@@ -54,8 +54,13 @@ def _open(given: argparse.Namespace) -> None:
 
         open(given.dataset, **options)
     print("Ctrl-C closes it", flush=True)
-    while not threading.Event().wait(0.5):  # a wait without an end is not always interrupted
-        pass
+    try:
+        while not threading.Event().wait(0.5):  # a wait without an end is not always interrupted
+            pass
+    finally:
+        from workbench.curation.refresh import take_in
+
+        take_in(given.dataset)
 
 
 def _versions(given: argparse.Namespace) -> None:
