@@ -18,6 +18,12 @@ def _import(given: argparse.Namespace) -> None:
     card = dataset.card
     following = "curate" if card["counts"]["conversations"] else "generate"
     told = f"next: workbench {following} {given.out}"
+    counts = card["counts"]
+    if following == "generate" and counts.get("videos") and not counts["images"]:
+        told = (
+            f"next: workbench open {given.out}; nothing is generated about videos: conversations about them come with"
+        )
+        told += " a LLaVA or ShareGPT file (workbench import FILE.json)"
     if not card["counts"]["status"].get("ok"):
         what = "picture or video" if card["counts"].get("videos") else "picture"
         told = f"no {what} in {given.out} can be used"
