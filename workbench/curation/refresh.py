@@ -45,10 +45,6 @@ def take_in(dataset: Dataset | str | Path) -> int:
     and `evaluate` look; returns on how many pictures and videos. `open` does it whenever it shows a dataset.
 
     Raises `DataError` for one that was given two splits, and as `open_fiftyone` does.
-
-    >>> wb.take_in("data/mine")
-    taken in from FiftyOne: what was marked on 3 of 240
-    3
     """
     opened = Dataset.open(dataset)
     with database_errors():

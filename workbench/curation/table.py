@@ -129,7 +129,8 @@ def from_fiftyone(view: SampleCollection) -> pl.DataFrame:
     """
     fields = ("workbench_id", "tags", "label.label", "status", "reason")
     where = f"FiftyOne dataset {view._root_dataset.name!r}"
-    rows = [row_back(*values, where) for values in zip(*view.values(list(fields)), strict=True)]
+    read = zip(*view.values(list(fields)), strict=True)
+    rows = [row_back(name, tags, label, status, reason, where) for name, tags, label, status, reason in read]
     return pl.DataFrame(rows, schema=COLUMNS, orient="row")
 
 
