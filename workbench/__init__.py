@@ -76,6 +76,7 @@ _HOMES = {
     "check_benchmark": "curation.splits",
     "conversations": "curation.review",
     "open": "curation.app",
+    "take_in": "curation.refresh",
     "write_losses": "curation.losses",
     "write_results": "curation.scores",
     "show": "curation.showing",
@@ -126,6 +127,7 @@ if TYPE_CHECKING:
     from workbench.curation.in_and_out import export_dataset, import_dataset
     from workbench.curation.losses import write_losses
     from workbench.curation.outliers import outliers
+    from workbench.curation.refresh import take_in
     from workbench.curation.review import conversations
     from workbench.curation.scores import write_results
     from workbench.curation.search import caption_similarity, search

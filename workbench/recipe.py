@@ -344,7 +344,7 @@ class Recipe(Section):
         number = r"[1-9]\d*"
         tiles = rf"anyres(_video_{number}|_max_{number}(_video_(0|{number}))?)?"
         if not re.fullmatch(rf"square|pad|crop|{tiles}", value):
-            several = "'anyres', 'anyres_video_8', 'anyres_max_9' or 'anyres_max_9_video_8'"
+            several = "'anyres', 'anyres_video_8', 'anyres_max_9' or 'anyres_max_9_video_8' (any numbers)"
             raise ValueError(f"'square', 'pad', 'crop', {several}")
         return value
 

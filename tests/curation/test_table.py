@@ -105,7 +105,7 @@ def test_what_a_person_changes_comes_back_and_survives_a_rebuild(shapes: Dataset
 def test_two_splits_on_one_image_are_refused_by_name(shapes: Dataset) -> None:
     view = to_fiftyone(shapes)
     view.select_by("workbench_id", ["shape-2"]).tag_samples("val")
-    with pytest.raises(DataError, match="image shape-2: found the splits train, val as tags; expected one at most"):
+    with pytest.raises(DataError, match="'shapes': found image shape-2: the splits train, val as tags; expected one"):
         from_fiftyone(view)
 
 

@@ -16,6 +16,7 @@ from PIL import Image as PILImage
 
 from tests.videos import moving, painted, written
 from workbench.chat_model import ScriptedModel
+from workbench.cli import main
 from workbench.conversation import Video
 from workbench.curation.describe import describe
 from workbench.curation.duplicates import near_groups
@@ -304,3 +305,13 @@ def test_a_poster_that_was_cleaned_away_is_made_again(mixed: Dataset, fiftyone: 
 
 def test_a_dataset_of_pictures_has_no_field_for_videos(shapes: Dataset, fiftyone: ModuleType) -> None:
     assert "video" not in view_of(shapes).get_field_schema()
+
+
+def test_an_import_of_videos_alone_does_not_advise_to_generate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "films").mkdir()
+    moving(tmp_path / "films" / "a.mp4", 12)
+    assert main(["import", str(tmp_path / "films"), "--out", str(tmp_path / "data")]) == 0
+    told = capsys.readouterr().out
+    assert "next: workbench open" in told and "workbench generate" not in told

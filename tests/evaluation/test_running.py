@@ -232,6 +232,17 @@ def test_a_video_whose_root_only_the_model_knows_is_left_to_it() -> None:
     assert "frames" not in str(results.scores.get("notes"))
 
 
+def test_of_several_turns_the_last_is_asked_and_that_is_said_with_the_count() -> None:
+    first = (Message("user", ("what?",)), Message("assistant", ("a cube",)))
+    more = (*first, Message("user", ("what colour?",)), Message("assistant", ("red",)))
+    model = ScriptedModel(lambda asked: str(len(asked.messages)))
+    results = wb.evaluate(model, [Conversation("one", first), Conversation("two", more), Conversation("three", more)])
+    assert results.rows.sort("id")["answer"].to_list() == ["1", "3", "3"]
+    told = "2 conversations of several turns are asked the last question alone, with all before it as it stands there"
+    assert str(results).count(told) == 1
+    assert "several turns" not in str(wb.evaluate(model, [Conversation("one", first)]))
+
+
 def test_failed_rows_are_asked_again(evaluations: dict[str, Evaluation], tmp_path: Path) -> None:
     pope = evaluations["pope"]
     bad = pope.conversations[2].prompt.messages[-1].text

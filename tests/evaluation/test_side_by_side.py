@@ -16,7 +16,7 @@ from tests.videos import moving  # noqa: E402
 from workbench.chat_model import ScriptedModel  # noqa: E402
 from workbench.cli import main  # noqa: E402
 from workbench.conversation import Conversation  # noqa: E402
-from workbench.errors import DataError, ImageError, ModelError, WorkbenchError  # noqa: E402
+from workbench.errors import DataError, DiskError, ImageError, ModelError, WorkbenchError  # noqa: E402
 from workbench.evaluation.side_by_side import compare_models  # noqa: E402
 from workbench.model.checkpoint import save  # noqa: E402
 from workbench.model.llava import build  # noqa: E402
@@ -60,12 +60,27 @@ def test_a_video_is_asked_about_as_one_and_shown_as_each_model_takes_it(photos: 
     films.frames = 8  # type: ignore[attr-defined]  # as of a model that reads videos
     found = compare_models([pictures, films], [photos / "a.png", photos / "clip.mp4"], out=tmp_path / "page.html")
     assert [one.text for one in found.answers] == ["1 pictures", "8 pictures", "0 videos", "1 videos"]
-    note = "1 video was seen as 8 frames each by pictures"
+    notes = [
+        "1 video was seen as 8 frames each by pictures",
+        "frames of a video seen at most: 8 by films",
+        "the page shows a video by its first frame",
+    ]
     page = found.page.read_text(encoding="utf-8")
-    assert page.count("<section>") == page.count("data:image/") == 2 and note in page
-    assert str(found).endswith(f"note: {note}") and found.summary()["notes"] == [note]
+    assert page.count("<section>") == page.count("data:image/") == 2 and all(note in page for note in notes)
+    assert "2 models about 1 picture and 1 video" in page and "<small>clip.mp4, a video</small>" in page
+    assert str(found).endswith(f"note: {notes[-1]}") and found.summary()["notes"] == notes
     found = compare_models([pictures], photos, out=tmp_path / "folder.html")
     assert [Path(one.image).name for one in found.answers] == ["a.png", "c.png", "clip.mp4", "b.jpg"]
+
+
+def test_a_broken_file_of_a_folder_is_left_out_with_its_reason(photos: Path, tmp_path: Path) -> None:
+    (photos / "b.png").write_bytes((photos / "a.png").read_bytes()[:60])
+    found = compare_models([ScriptedModel(lambda asked: "seen")], photos, out=tmp_path / "page.html", limit=3)
+    assert [Path(one.image).name for one in found.answers] == ["a.png", "c.png", "b.jpg"]
+    (note,) = found.notes
+    assert note.startswith(f"left out: {photos / 'b.png'}: found") and note in found.page.read_text(encoding="utf-8")
+    with pytest.raises(ImageError, match=r"b\.png"):
+        compare_models([ScriptedModel(["never asked"])], [photos / "b.png"])
 
 
 def test_a_model_at_an_endpoint_stands_beside_one_of_this_machine(photos: Path, tmp_path: Path) -> None:
@@ -78,15 +93,20 @@ def test_a_model_at_an_endpoint_stands_beside_one_of_this_machine(photos: Path, 
     assert "a red square, says the endpoint" in found.page.read_text(encoding="utf-8")
 
 
-def test_models_are_opened_by_name_and_one_that_cannot_be_is_said(photos: Path, tmp_path: Path) -> None:
+def test_models_are_opened_by_name_and_one_that_cannot_be_is_said(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     llava = build(ModelSpec(vision="tiny", language="tiny", device="cpu"), template="tiny", image_mode="square")
     folder = str(save(llava, tmp_path / "mine"))
-    command = ["compare-models", folder, str(tmp_path / "nowhere"), "--images", str(photos), "--limit", "2"]
-    assert main([*command, "--out", str(tmp_path / "page.html"), "--max-tokens", "4"]) == 0
+    (tmp_path / "hollow").mkdir()
+    (tmp_path / "hollow" / "config.json").write_text("{}")
+    command = ["compare-models", folder, str(tmp_path / "hollow"), "--images", str(photos), "--limit", "2"]
+    assert main([*command, "--out", str(tmp_path / "page.html"), "--max-tokens", "4"]) == 1, "one said nothing"
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert page.count("no such folder") == 2 and "mine" in page and "Describe this image in detail." in page
-    with pytest.raises(ModelError, match="no such folder"):
-        compare_models([tmp_path / "nowhere"], photos, out=tmp_path / "none.html")
+    assert page.count("hollow: found") == 2 and "mine" in page and "Describe this image in detail." in page
+    assert "2 failed; written: " in capsys.readouterr().out
+    with pytest.raises(ModelError, match="hollow: found"):
+        compare_models([tmp_path / "hollow"], photos, out=tmp_path / "none.html")
     assert not (tmp_path / "none.html").exists()
 
 
@@ -99,6 +119,12 @@ def test_what_cannot_be_asked_is_told_first(photos: Path, tmp_path: Path, capsys
         compare_models([silent], [photos / "a.png", photos / "notes.txt"])
     with pytest.raises(DataError, match="found no question"):
         compare_models([silent], photos, [])
+    with pytest.raises(ModelError, match="nowhere: found no such folder"):
+        compare_models([silent, tmp_path / "nowhere"], photos)
+    with pytest.raises(DataError, match="photos: found a folder; expected a file to write"):
+        compare_models([silent], photos, out=photos)
+    with pytest.raises(DiskError, match="choose another folder"):
+        compare_models([silent], photos, out=photos / "a.png" / "page.html")
     assert silent.asked == []
     assert main(["compare-models", "nowhere", "--images", str(photos), "--json"]) == 1
     assert capsys.readouterr().out == ""

@@ -127,6 +127,9 @@ def test_an_exported_folder_says_that_it_reads_videos_and_what_its_processor_nee
         assert told.startswith("written: ") and told.count("\n") == 1
         assert (needs in told) == (needs in card) == films
         assert ("| videos | read too: 6 frames of each" in card) == films
+        assert ("num_frames=min(6, len(frames))" in card) == films, "a shorter clip is refused without"
+    assert main(["export", str(tmp_path / "films"), str(tmp_path / "llava"), "--as", "llava"]) == 0
+    assert "| videos | read too: 6 frames of each" in (tmp_path / "llava" / "MODEL_CARD.md").read_text()
     assert AutoProcessor.from_pretrained(tmp_path / "out" / "pictures")
     with pytest.raises(Exception, match="(?i)torchvision"):
         AutoProcessor.from_pretrained(tmp_path / "out" / "films")

@@ -367,11 +367,18 @@ def test_another_base_of_the_same_shape_is_told_by_its_hash(tuned: Any, parts: A
 
 NORM, UP = "model.norm.weight", "model.mm_projector.0.weight"
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "missing": ({NORM: None}, "1 missing tensors: model.norm.weight"),
-    "missing from the projector": ({UP: None}, "1 missing tensors, the first: .*linear_1.weight"),
+    "missing": ({NORM: None}, "1 missing tensors: model.norm.weight; expected .*; copy or download it whole again"),
+    "missing from the projector": ({UP: None}, "the first: model.mm_projector.0.weight; .* copy or download"),
     "surplus": ({"model.resampler.query": torch.ones(2)}, "1 surplus tensors, the first: model.resampler.query"),
     "misshapen": ({NORM: torch.ones(3)}, "1 misshapen tensors: model.norm.weight"),
-    "misshapen in the projector": ({UP: torch.ones(64, 31)}, "1 misshapen tensors, .* is .64, 31., not .64, 32."),
+    "misshapen in the projector": (
+        {UP: torch.ones(64, 31)},
+        r"1 misshapen tensors, the first: model.mm_projector.0.weight is .64, 31., not .64, 32.",
+    ),
+    "a third layer": (
+        {"model.mm_projector.7.weight": torch.ones(2)},
+        "surplus tensors, .*: model.mm_projector.7.weight",
+    ),
     "a NeXT's newline": ({"model.image_newline": torch.ones(64)}, "surplus tensors, the first: model.image_newline"),
 }
 
@@ -463,7 +470,9 @@ def assert_unread(source: Any, changed: dict[str, Any], message: str) -> None:
 def test_files_that_are_missing_or_damaged_are_named(published: Made, tmp_path: Path) -> None:
     source = published()
     folder = source.save("shards")
-    with pytest.raises(ModelError, match="the vision tower 'openai/clip.*--vision-tower DIR"):
+    with pytest.raises(
+        ModelError, match="the vision tower 'openai/clip.*: workbench export .* OUT --as hf --vision-tower"
+    ):
         load_original(folder)
     shard = folder / "pytorch_model-00002-of-00002.bin"
     whole = shard.read_bytes()
@@ -490,8 +499,11 @@ def test_a_base_of_another_shape_is_refused(published: Made, parts: Any, tmp_pat
     adapter = load_file(folder / "adapter_model.safetensors")
     adapter.pop(sorted(adapter)[0])
     save_file(adapter, folder / "adapter_model.safetensors")
-    with pytest.raises(CheckpointError, match="1 missing tensors, the first: base_model.model.model.language_model"):
+    with pytest.raises(CheckpointError, match="1 missing tensors, the first: base_model.model.model.layers"):
         load_original(folder, vision_tower=source.tower)
+    (folder / "non_lora_trainables.bin").unlink()
+    with pytest.raises(CheckpointError, match="found no non_lora_trainables.bin; expected the projector .*; copy it"):
+        open_model(str(folder))
 
 
 def test_training_from_it_is_refused_before_a_weight_is_read(published: Made) -> None:

@@ -366,7 +366,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "two newlines": ({"model.image_newlines": torch.ones(64)}, "1 surplus tensors, the first: model.image_newlines"),
     "a tower with a tensor too few": (
         {"model.vision_tower.vision_tower.vision_model.post_layernorm.bias": None},
-        "1 missing tensors, the first: post_layernorm.bias",
+        "the first: model.vision_tower.vision_tower.vision_model.post_layernorm.bias",
     ),
 }
 
@@ -384,7 +384,10 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "no grids": ({"image_grid_pinpoints": None}, "image_grid_pinpoints None; expected a list of .width, height."),
     "a broken range": ({"image_grid_pinpoints": "1x1,...,6x6"}, "image_grid_pinpoints 1x1,...,6x6; expected a list"),
     "halves of pixels": ({"image_grid_pinpoints": [[48.5, 48]]}, r"image_grid_pinpoints \[\[48.5, 48\]\]"),
-    "halves of tiles": ({"image_grid_pinpoints": [[48, 72]]}, r"found \[72, 48\]; expected multiples of 48"),
+    "halves of tiles": (
+        {"image_grid_pinpoints": [[48, 72]]},
+        r"source: image_grid_pinpoints: found \[48, 72\]; expected multiples of 48",
+    ),
 }
 
 

@@ -107,6 +107,9 @@ def test_a_port_that_another_program_takes_meanwhile_is_passed_over_and_said(
         try:
             assert found != port and f"port {port} was taken by another program meanwhile" in capsys.readouterr().err
             socket.create_connection(("127.0.0.1", found), timeout=10).close()
+            begun = _server_services[found].child.pid
+            said = {Path(f"/proc/{begun}/fd/{number}").resolve().name for number in (1, 2)}
+            assert said == {app.LOG}, "whoever reads our output does not wait for the server's"
             assert time.monotonic() - began < 55, "not found out by the minute that a server has to start"
         finally:
             _server_services.pop(found).stop()

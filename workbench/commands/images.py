@@ -19,6 +19,12 @@ def _import(given: argparse.Namespace) -> None:
     card = dataset.card
     following = "curate" if card["counts"]["conversations"] else "generate"
     told = f"next: workbench {following} {given.out}"
+    counts = card["counts"]
+    if following == "generate" and counts.get("videos") and not counts["images"]:
+        told = (
+            f"next: workbench open {given.out}; nothing is generated about videos: conversations about them come with"
+        )
+        told += " a LLaVA or ShareGPT file (workbench import FILE.json)"
     if not card["counts"]["status"].get("ok"):
         what = "picture or video" if card["counts"].get("videos") else "picture"
         told = f"no {what} in {given.out} can be used"
@@ -67,8 +73,13 @@ def _open(given: argparse.Namespace) -> None:
 
         open(given.dataset, **options)
     print("Ctrl-C closes it", flush=True)
-    while not threading.Event().wait(0.5):  # a wait without an end is not always interrupted
-        pass
+    try:
+        while not threading.Event().wait(0.5):  # a wait without an end is not always interrupted
+            pass
+    finally:
+        from workbench.curation.refresh import take_in
+
+        take_in(given.dataset)
 
 
 def _versions(given: argparse.Namespace) -> None:

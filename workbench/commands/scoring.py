@@ -151,7 +151,7 @@ def add_verbs(verb: AddVerb) -> None:
         nargs="+",
         default=["question"],
         metavar="TASK",
-        help="conversations of a dataset (default: question)",
+        help="conversations of a dataset (default: question); of several turns the last question is asked",
     )
     told = "how a dataset's answers are compared: exact, normalised, choice, numeric, relaxed, iou or judge"
     add("--scorer", default="normalised", help=f"{told} (default: %(default)s)")

@@ -47,7 +47,7 @@ def _changes(given: argparse.Namespace) -> None:
     show(given, "\n".join([*lines, f"written: {page}"]), {"sets": told, "written": str(page)})
 
 
-def _compare_models(given: argparse.Namespace) -> None:
+def _compare_models(given: argparse.Namespace) -> int:
     from workbench.evaluation.side_by_side import QUESTION, compare_models
 
     found = compare_models(
@@ -55,6 +55,7 @@ def _compare_models(given: argparse.Namespace) -> None:
         device=given.device, max_tokens=given.max_tokens,
     )  # fmt: skip
     show(given, found, found.summary())
+    return 1 if found.silent else 0
 
 
 def add_verbs(verb: AddVerb) -> None:

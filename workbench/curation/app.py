@@ -17,10 +17,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from workbench.conversation import Media
 from workbench.curation.database import open_fiftyone
@@ -31,7 +33,7 @@ from workbench.curation.review import person
 from workbench.curation.server import free_port, is_free
 from workbench.data.dataset import Dataset
 from workbench.errors import DataError
-from workbench.resources import import_path
+from workbench.resources import import_path, make_folder, state_folder
 
 if TYPE_CHECKING:
     import fiftyone as fo
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 PANEL = "workbench_review"
 """The name of the panel Conversations, as `fiftyone.yml` has it."""
+LOG = "app_server.log"
+"""What the App's server says, below the state folder."""
 STARTS = 5
 """So often another port is tried where other programs take those that were free."""
 _sessions: list[Any] = []
@@ -194,12 +198,17 @@ def _start_server(port: int) -> None:
 
     if port in _server_services:
         return
+    log = make_folder(state_folder() / "fiftyone") / LOG
     try:
-        _server_services[port] = Server(port, address=LOOPBACK, do_not_track=True)
+        with log.open("wb") as words:
+            # It outlives this process by a minute: whoever reads our output must not have to wait for it.
+            started = partial(service.psutil.Popen, stdout=words, stderr=words)
+            with patch.object(service.psutil, "Popen", started):
+                _server_services[port] = Server(port, address=LOOPBACK, do_not_track=True)
     except service.ServiceListenTimeout:
         if not is_free(port):
             raise PortTaken(f"port {port}", found="a program that uses it", fix="choose another") from None
-        fix = "try again, when the machine has less to do"
+        fix = f"see {log}, or try again, when the machine has less to do"
         raise DataError("the App", found=f"no server on port {port} after a minute", fix=fix) from None
 
 

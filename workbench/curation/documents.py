@@ -34,6 +34,8 @@ LABELS = "conversations.classifications"
 STATUS_TAGS = {"quarantined": "broken", "removed": "removed"}
 RESERVED_TAGS = {*SPLITS, *STATUS_TAGS.values()}
 """Tags that stand for a column; all others are a person's own."""
+SHOWN = "shown"
+"""What of tags and label the folder gave, so that what a person changed of them is told apart."""
 _TAKEN = ("id", "tags", "index", "mask", "mask_path", "attributes", "bounding_box", "instance", "confidence")
 """Names that FiftyOne's Detection uses itself."""
 
@@ -45,13 +47,14 @@ def documents(
 
     A video is its poster, with its own path in `video`.
     """
-    now, shown = datetime.now(UTC), posters(dataset, images)
+    now, films = datetime.now(UTC), posters(dataset, images)
     for row, path in zip(images.iter_rows(named=True), image_paths(dataset, images), strict=True):
         document = {
             "_id": ObjectId(),
-            "filepath": str(shown.get(row["id"], path)),
+            "filepath": str(films.get(row["id"], path)),
             "video": str(path) if row["media"] == "video" else None,
             "tags": tags_of(row),
+            SHOWN: shown_of(row),
             "metadata": _metadata(row),
             "_media_type": "image",
             "_rand": random.random(),  # FiftyOne shuffles and takes samples by it
@@ -103,6 +106,11 @@ def tags_of(row: Mapping[str, Any]) -> list[str]:
     """Split and status of a row as tags, then a person's own."""
     tags = [row["split"], STATUS_TAGS.get(row["status"]), *(row.get("tags") or [])]
     return [tag for tag in tags if tag]
+
+
+def shown_of(row: Mapping[str, Any]) -> Document:
+    """What `SHOWN` holds of a row."""
+    return {"tags": tags_of(row), "label": row["label"]}
 
 
 def _metadata(row: Mapping[str, Any]) -> Document | None:

@@ -92,6 +92,10 @@ def curate(
     """
     dataset = Dataset.open(dataset)
     filters, engine = _filters(recipe)
+    if view is not None:
+        from workbench.curation.marks import take_marks
+
+        take_marks(view, dataset)
     left = dataset.images.filter(pl.col("status") != "removed")
     table: list[tuple[str, int, int, int]] = []
     removed = [pl.DataFrame(schema={"id": pl.String, "filter": pl.String, "reason": pl.String, "status": pl.String})]

@@ -34,8 +34,9 @@ def posters(dataset: Dataset, images: pl.DataFrame) -> dict[str, Path]:
     paths = dict(zip(rows["id"], image_paths(dataset, rows), strict=True))
     missing = [(paths[name], place) for name, place in places.items() if not place.is_file()]
     workers = 1 if len(missing) < POOL_FROM else None
-    for _ in map_batches(_make, missing, "posters of videos", workers=workers, engine="local"):
-        pass
+    if missing:  # else nothing is to be said
+        for _ in map_batches(_make, missing, "posters of videos", workers=workers, engine="local"):
+            pass
     return {name: place for name, place in places.items() if place.is_file()}
 
 

@@ -7,10 +7,12 @@ Does not know: how a view is made (`table.py`), or the App (`app.py`).
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.curation.database import database_errors, open_fiftyone
 from workbench.curation.documents import LABELS, Document, conversation_labels, label_list
+from workbench.curation.marks import take_marks
 from workbench.curation.posters import posters
 from workbench.curation.table import mark, to_fiftyone
 from workbench.data.dataset import Dataset
@@ -28,25 +30,45 @@ def view_of(dataset: Dataset) -> fo.Dataset:
     """The FiftyOne dataset of a folder, as the folder is now: the one that is there, or a new one.
 
     It bears the dataset's name; where that is taken by another one, a few characters for the folder are added. One
-    that is there is built anew only if images came or went. Raises as `open_fiftyone` does.
+    that is there is built anew only if images came or went; what a person marked in it is taken into the folder first.
+    Raises as `open_fiftyone` does, and as `take_in`.
     """
+    with database_errors():
+        name, made = _found(dataset)
+        if made is not None and _refresh(made, dataset):
+            return made
+        return _stamped(to_fiftyone(dataset, name=name), dataset)
+
+
+def take_in(dataset: Dataset | str | Path) -> int:
+    """What was marked on a dataset in FiftyOne (tags, splits, labels) into its folder, where `curate`, `plan`, `train`
+    and `evaluate` look; returns on how many pictures and videos. `open` does it whenever it shows a dataset.
+
+    Raises `DataError` for one that was given two splits, and as `open_fiftyone` does.
+    """
+    opened = Dataset.open(dataset)
+    with database_errors():
+        _, made = _found(opened)
+        return 0 if made is None else take_marks(made, opened)
+
+
+def _found(dataset: Dataset) -> tuple[str, fo.Dataset | None]:
+    """The name of the view of a folder, and the view where there is one."""
     fiftyone = open_fiftyone()
     path = str(dataset.path.absolute())
-    with database_errors():
-        for name in (dataset.name, f"{dataset.name}-{hashlib.sha256(path.encode()).hexdigest()[:6]}"):
-            made = fiftyone.load_dataset(name) if fiftyone.dataset_exists(name) else None
-            if made is not None and (made.info.get("workbench") or {}).get("dataset") != path:
-                continue  # another one's
-            if made is not None and _refresh(made, dataset):
-                return made
-            break
-        return _stamped(to_fiftyone(dataset, name=name), dataset)
+    own = f"{dataset.name}-{hashlib.sha256(path.encode()).hexdigest()[:6]}"
+    for name in (dataset.name, own):
+        made = fiftyone.load_dataset(name) if fiftyone.dataset_exists(name) else None
+        if made is None or (made.info.get("workbench") or {}).get("dataset") == path:
+            return name, made
+    return own, None  # both are others'
 
 
 def _refresh(made: fo.Dataset, dataset: Dataset) -> bool:
     """Whether the view could be brought up to date."""
     if sorted(made.values("workbench_id")) != sorted(dataset.images["id"]):
         return False
+    take_marks(made, dataset)
     posters(dataset, dataset.images)  # somebody may have emptied the state folder since
     if made.info["workbench"].get("images") != _state(dataset):
         mark(made, dataset)
@@ -87,7 +109,7 @@ def _with_own(label: Document, kept: dict[str, dict[str, Any]]) -> Document:
 
 def _state(dataset: Dataset) -> str:
     """Changes whenever what FiftyOne's tags say of the images does."""
-    columns = [name for name in ("id", "split", "status", "reason", "tags") if name in dataset.images.columns]
+    columns = [name for name in ("id", "split", "label", "status", "reason", "tags") if name in dataset.images.columns]
     text = dataset.images.select(columns).sort("id").write_ndjson()
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

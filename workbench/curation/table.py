@@ -16,6 +16,7 @@ Does not know: why an image was left out (`filters.py`), or how to write the tru
                      messages (JSON, the Hugging Face chat shape), text (the same to read), split, status, reason,
                      verdict
     status, reason, phash    as in the dataset
+    shown            which tags and label the dataset gave: what a person changed of them is told by it (`marks.py`)
 
 Saved views: `ok`, `broken`, `removed`. The FiftyOne dataset is a view of the truth: `to_fiftyone` builds it anew.
 """
@@ -28,18 +29,20 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from workbench.conversation import SPLITS
 from workbench.curation.brain import show_measures
 from workbench.curation.database import database_errors, open_fiftyone
 from workbench.curation.documents import (
     LABELS,
     RESERVED_TAGS,
+    SHOWN,
     STATUS_TAGS,
     attribute_types,
     conversation_labels,
     documents,
+    shown_of,
     tags_of,
 )
+from workbench.curation.marks import COLUMNS, label_tags, row_back, take_marks
 from workbench.data.dataset import Dataset
 from workbench.errors import DataError
 
@@ -63,13 +66,13 @@ def to_fiftyone(
     """A FiftyOne dataset with every image and video, the broken and removed ones too; one made before is replaced.
 
     `name` is the dataset's own by default. `measures` (id and a column each, as `image_measures` gives them) become
-    fields to sort and filter by. Tags that were set in FiftyOne and not brought back are gone, so take
-    `changes` first. Raises `DataError` where the name belongs to a dataset that was not made here.
+    fields to sort and filter by. What was marked in the one before is taken into the folder first. Raises `DataError`
+    where the name belongs to a dataset that was not made here, and as `marks.take_marks` does.
     """
     fo = open_fiftyone()
     name = name or dataset.name
     with database_errors():
-        _remove_old(fo, name)
+        tagged = _remove_old(fo, name, dataset)
         made = fo.Dataset(name, persistent=persistent)
         roots = [[root, str(folder)] for root, folder in dataset.roots.items()]  # a key must not hold a dot
         made.info = {_MADE_BY: {"dataset": str(dataset.path.absolute()), "name": dataset.name, "roots": roots}}
@@ -78,6 +81,8 @@ def to_fiftyone(
         types = attribute_types(images["objects"])
         _declare_fields(fo, made, types, videos=bool((images["media"] == "video").any()))
         said = conversation_labels(dataset) if conversations else {}
+        for label in (label for labels in said.values() for label in labels):
+            label["tags"] = tagged.get(label["conversation_id"], label["tags"])
         rows = ({**document, "_dataset_id": made._doc.id} for document in documents(dataset, images, types, said))
         fo.core.odm.insert_documents(rows, made._sample_collection)
         made.create_index("workbench_id", unique=True)
@@ -90,17 +95,22 @@ def to_fiftyone(
 
 
 def mark(view: SampleCollection, dataset: Dataset) -> None:
-    """Bring status, reason and the tags for status and split up to date, without building the view anew."""
-    rows = {row["id"]: row for row in dataset.images.select("id", "split", "status", "reason").iter_rows(named=True)}
-    new: dict[str, dict[str, Any]] = {"status": {}, "reason": {}, "tags": {}}
-    for name, tags, *said in zip(*view.values(["workbench_id", "tags", "status", "reason"]), strict=True):
+    """Bring status, reason, tags and label up to date, without building the view anew. A person's own tags stay; what
+    else was marked is to be taken in before (`marks.take_marks`)."""
+    rows = {row["id"]: row for row in dataset.images.iter_rows(named=True)}
+    known = view.has_field(SHOWN)
+    new: dict[str, dict[str, Any]] = {key: {} for key in ("status", "reason", "tags", "label", *([SHOWN] * known))}
+    fields = ["workbench_id", *(f"{key}.label" if key == "label" else key for key in new)]
+    for name, *said in zip(*view.values(fields), strict=True):
         row = rows[name]
-        own = [tag for tag in tags if tag not in RESERVED_TAGS]
-        for field, old, value in zip(
-            new, (*said, tags), (row["status"], row["reason"], tags_of(row) + own), strict=True
-        ):
+        shown = (said[-1] if known else None) or {}
+        own = [tag for tag in said[2] if tag not in RESERVED_TAGS and tag not in shown.get("tags", ())]
+        now = [row["status"], row["reason"], list(dict.fromkeys(tags_of(row) + own)), row["label"], shown_of(row)]
+        for field, old, value in zip(new, said, now, strict=False):
             if old != value:
                 new[field][name] = value
+    made = open_fiftyone().Classification
+    new["label"] = {name: None if label is None else made(label=label) for name, label in new["label"].items()}
     for field, values in new.items():
         if values:
             view.set_values(field, values, key_field="workbench_id")
@@ -118,9 +128,10 @@ def from_fiftyone(view: SampleCollection) -> pl.DataFrame:
     an image with two splits.
     """
     fields = ("workbench_id", "tags", "label.label", "status", "reason")
-    rows = [_row_back(*values) for values in zip(*view.values(list(fields)), strict=True)]
-    schema: dict[str, Any] = {key: pl.String for key in ("id", "split", "label", "status", "reason")}
-    return pl.DataFrame(rows, schema={**schema, "tags": pl.List(pl.String)}, orient="row")
+    where = f"FiftyOne dataset {view._root_dataset.name!r}"
+    read = zip(*view.values(list(fields)), strict=True)
+    rows = [row_back(name, tags, label, status, reason, where) for name, tags, label, status, reason in read]
+    return pl.DataFrame(rows, schema=COLUMNS, orient="row")
 
 
 def changes(view: SampleCollection, dataset: Dataset) -> pl.DataFrame:
@@ -155,28 +166,24 @@ def verdict_of(name: str, tags: Iterable[str], verdict: str | None) -> str | Non
     return said[0] if said else verdict
 
 
-def _row_back(name: str, tags: list[str], label: str | None, status: str, reason: str | None) -> tuple[Any, ...]:
-    splits = [tag for tag in tags if tag in SPLITS]
-    if len(splits) > 1:
-        raise DataError(f"image {name}", found=f"the splits {', '.join(splits)} as tags", expected="one at most")
-    removed = STATUS_TAGS["removed"] in tags
-    if removed != (status == "removed") and status != "quarantined":
-        status, reason = ("removed", "removed by hand") if removed else ("ok", None)
-    own = sorted(set(tags) - RESERVED_TAGS)
-    return name, splits[0] if splits else None, label, status, reason, own
-
-
 # --- fields ---------------------------------------------------------------------------------------------------
 
 
-def _remove_old(fo: ModuleType, name: str) -> None:
+def _remove_old(fo: ModuleType, name: str, dataset: Dataset) -> dict[str, list[str]]:
+    """Delete the one of this name, once what was marked there is in the folder; returns its `label_tags`."""
     if not fo.dataset_exists(name):
-        return
-    if _MADE_BY not in fo.load_dataset(name).info:
+        return {}
+    old = fo.load_dataset(name)
+    if _MADE_BY not in old.info:
         raise DataError(
             f"FiftyOne dataset {name!r}", found="one that was not made from a dataset folder", fix="choose another name"
         )
+    tagged = {}
+    if old.info[_MADE_BY].get("dataset") == str(dataset.path.absolute()):
+        take_marks(old, dataset)
+        tagged = label_tags(old)
     fo.delete_dataset(name)
+    return tagged
 
 
 def _declare_fields(fo: ModuleType, made: fo.Dataset, attributes: Mapping[str, type], *, videos: bool) -> None:
@@ -191,6 +198,7 @@ def _declare_fields(fo: ModuleType, made: fo.Dataset, attributes: Mapping[str, t
         **{key: "" for key in ("workbench_id", "status", "reason", "phash", *(["video"] if videos else []))},
         metadata=fo.ImageMetadata(width=1, height=1, mime_type=""),
         captions=[""],
+        **{SHOWN: {"tags": [""], "label": ""}},
         label=fo.Classification(label=""),
         objects=fo.Detections(detections=[thing]),
         conversations=fo.Classifications(classifications=[fo.Classification(label="", **said)]),

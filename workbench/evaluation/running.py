@@ -50,7 +50,7 @@ def run(
     evaluation: Evaluation, model: ChatModel, out: Path | str | None, asking: Asking, description: str = "asking"
 ) -> Results:
     """Ask, read, keep, count. Rows that failed are asked again when it goes on; all others never."""
-    evaluation = replace(evaluation, notes=[*evaluation.notes, *_frames(evaluation, model)])
+    evaluation = replace(evaluation, notes=[*evaluation.notes, *_turns(evaluation), *_frames(evaluation, model)])
     ask = asker(model, evaluation, asking.reuse, asking.likelihood)
     settings = _settings(evaluation, model, asking)
     if out is not None:
@@ -82,6 +82,15 @@ def run(
         counts = {"rows": len(ordered), "errors": scored["errors"], "unparsed": scored["unparsed"]}
         return folder.finish(scored, counts=counts, finished=_now())
     return Results(table(ordered), settings, scored)
+
+
+def _turns(evaluation: Evaluation) -> list[str]:
+    """A note where conversations have more questions than the one that is asked."""
+    several = sum(sum(turn.role == "user" for turn in one.messages) > 1 for one in evaluation.conversations)
+    if not several:
+        return []
+    which = "1 conversation of several turns is" if several == 1 else f"{several:,} conversations of several turns are"
+    return [f"{which} asked the last question alone, with all before it as it stands there"]
 
 
 def _frames(evaluation: Evaluation, model: ChatModel) -> list[str]:

@@ -97,7 +97,8 @@ def evaluate(
 
     model: a `ChatModel`, or what `open_model` opens. questions: conversations (the model opens their pictures its own
     way), a dataset folder (its held-out `split`, of these `tasks`; None is all, and a conversation without a task is a
-    question), or a benchmark's name with its published files in `data` and pictures below `images`.
+    question), or a benchmark's name with its published files in `data` and pictures below `images`. Of a conversation
+    of several turns the last question is asked, with all before it as it stands there.
     prompts: `llava`, worded as LLaVA's evaluation does, or `question`. frames: of a benchmark's videos, as pictures; by
     default whole videos for a model that reads them, and their middle frame for another.
     scorer: how answers to a person's own questions are compared; a benchmark has its own rule.

@@ -42,6 +42,17 @@ def from_llava(pinpoints: Iterable[Sequence[int]]) -> list[list[int]]:
     return [[height, width] for width, height in pinpoints]
 
 
+def check_pinpoints(pinpoints: Sequence[Sequence[int]], side: int, where: str = "") -> None:
+    """Raise `ModelError` for a grid that is not whole tiles `side` pixels wide. where: whose grids they are."""
+    told = f"{where}: image_grid_pinpoints" if where else "image_grid_pinpoints"
+    for pinpoint in pinpoints:
+        if len(pinpoint) != 2 or any(edge < side or edge % side for edge in pinpoint):
+            expected = f"multiples of {side}, the vision tower's image size"
+            raise ModelError(told, found=str(list(pinpoint)), expected=expected)
+    if not pinpoints:
+        raise ModelError(told, found="none", expected="at least one")
+
+
 @dataclass(frozen=True)
 class AnyRes:
     """Grids of tiles for pictures of any size. The first tile is the whole picture, squashed.
@@ -67,12 +78,7 @@ class AnyRes:
     def __post_init__(self) -> None:
         if self.frames:
             self.films.check()
-        for pinpoint in self.pinpoints:
-            if len(pinpoint) != 2 or any(edge < self.side or edge % self.side for edge in pinpoint):
-                expected = f"multiples of {self.side}, the vision tower's image size"
-                raise ModelError("image_grid_pinpoints", found=str(list(pinpoint)), expected=expected)
-        if not self.pinpoints:
-            raise ModelError("image_grid_pinpoints", found="none", expected="at least one")
+        check_pinpoints(self.pinpoints, self.side)
 
     @property
     def mixes(self) -> bool:

@@ -92,10 +92,12 @@ def layout_of(source: str | Path) -> str | None:
         return "projector" if folder.suffix in (".bin", ".pt", ".pth") else None
     if not folder.is_dir():
         return None
-    if (folder / "adapter_config.json").is_file() and (folder / TRAINABLES).is_file():
-        return "lora"
     config = folder / "config.json"
-    if config.is_file() and says_llava(read_json(config)) and has_weights(folder):
+    own = config.is_file() and says_llava(read_json(config))
+    beside = (folder / TRAINABLES).is_file() or (own and not has_weights(folder))  # without it: `read_original` says so
+    if beside and (folder / "adapter_config.json").is_file():
+        return "lora"
+    if own and has_weights(folder):
         return "full"
     return "projector" if (folder / PROJECTOR_FILE).is_file() else None
 
@@ -129,6 +131,9 @@ def read_original(source: str | Path) -> Original:
         return Original(folder, kind, config, _named(read_weights(folder), folder))
     if kind == "projector":
         return Original(folder, kind, config, _named(_only_projector(read_pickle(folder / PROJECTOR_FILE)), folder))
+    if not (folder / TRAINABLES).is_file():
+        fix = "copy it from where these LoRA weights were trained"
+        raise CheckpointError(str(folder), found=f"no {TRAINABLES}", expected="the projector beside the rest", fix=fix)
     rest = {_without_lora(name): tensor for name, tensor in read_pickle(folder / TRAINABLES).items()}
     lora = _adapter(folder)
     check_numbers(lora, str(folder))
@@ -191,8 +196,9 @@ def ours(name: str) -> str | None:
 
 def theirs(name: str, projector: str) -> str:
     """The name in LLaVA's layout of a parameter of transformers' LLaVA."""
-    if projector == "linear" and name.startswith(NAMES[2][1]):
-        return NAMES[2][0] + name.removeprefix(NAMES[2][1])
+    there, own = NAMES[2]
+    if name.startswith(own) and (projector == "linear" or name[len(own)].isdigit()):  # of more layers than two
+        return there + name.removeprefix(own)
     return next(there + name.removeprefix(own) for there, own in NAMES if name.startswith(own))
 
 

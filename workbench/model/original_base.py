@@ -29,6 +29,7 @@ from workbench.model.original import (
     tower_inside,
     weight_files,
 )
+from workbench.model.original_tiles import COUNT
 from workbench.model.parts import language_config
 from workbench.model.precision import LANGUAGE
 from workbench.model.proof import sha256
@@ -155,8 +156,8 @@ def base_hashes(folder: Path) -> dict[str, str]:
 def text_config(config: Mapping[str, Any], where: Path) -> Any:
     """The language model's configuration inside one of LLaVA's."""
     check_config(config, where)
-    own = ("mm_", "image_", "tune_", "freeze_", "unfreeze_", "use_mm_", "tokenizer_", "base_sha256", "architectures",
-           "vision_", "use_pos_skipping", "pos_skipping")  # fmt: skip
+    own = ("mm_", "image_", "tune_", "freeze_", "unfreeze_", "use_mm_", "tokenizer_", COUNT, "base_sha256",
+           "architectures", "vision_", "use_pos_skipping", "pos_skipping")  # fmt: skip
     held = {key: value for key, value in config.items() if not key.startswith(own) and key != "model_type"}
     return CONFIG_MAPPING[language_of(config, where)].from_dict(held)
 

@@ -16,16 +16,19 @@ from peft import LoraConfig
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModel, PreTrainedModel
 
 from workbench.errors import CheckpointError, ModelError
+from workbench.model.anyres import check_pinpoints, from_llava
 from workbench.model.hf_folder import mode_of
 from workbench.model.llava import NEWLINE, Llava, assemble
 from workbench.model.lora import VISION, adapter_parameters, attach_config, target_pattern
 from workbench.model.mode_names import ANYRES, ANYRES_VIDEO, limit_in, pictures_in, reads_videos
 from workbench.model.original import (
+    LORA,
     PATCH,
     PROJECTOR,
     Original,
     read_original,
     settings_of,
+    theirs,
     tower_inside,
     usual_template,
 )
@@ -85,6 +88,7 @@ def load_original(
     }
     if tiles_of(found.config):
         record["pinpoints"] = pinpoints_in(found.config, found.folder, seeing.image_size)
+        check_pinpoints(from_llava(record["pinpoints"]), seeing.image_size, str(found.folder))
     if ANYRES_VIDEO.fullmatch(record["image_mode"]):
         record["spatial_pool"] = pool_of(found.config)
     chosen = template if template is not None else _template(found.folder, below)
@@ -115,7 +119,7 @@ def _tower_folder(found: Original, given: str | Path | None) -> Path:
     """
     named_there = found.config.get("mm_vision_tower") or found.config.get("vision_tower")
     if given is None and named_there is None:
-        raise ModelError(str(found.folder), found="no vision tower named", fix="say --vision-tower DIR")
+        raise ModelError(str(found.folder), found="no vision tower named", fix=_tower_fix(found))
     inside = found.folder / str(named_there)
     if given is None and inside.is_dir():
         return inside
@@ -127,15 +131,21 @@ def _tower_folder(found: Original, given: str | Path | None) -> Path:
     except ModelError as error:
         if given is not None:
             raise
-        fix = "say where a folder with it lies: --vision-tower DIR"
-        raise ModelError(f"the vision tower {named_there!r}", found=error.found or str(error), fix=fix) from error
+        where = f"the vision tower {named_there!r} of {found.folder}"
+        raise ModelError(where, found=error.found or str(error), fix=_tower_fix(found)) from error
+
+
+def _tower_fix(found: Original) -> str:
+    return (
+        f"say where a folder with it lies: workbench export {found.folder} OUT --as hf --vision-tower DIR; then use OUT"
+    )
 
 
 def _image_mode(found: Original, given: str | None, settings: Mapping[str, Any]) -> str:
     """The image mode of its configuration, or another one that the model can have. Raises `ModelError`."""
     own, told = tiles_of(found.config), found.config.get("image_aspect_ratio")
     if given is not None and own and reads_videos(own) and pictures_in(given) == pictures_in(own):
-        return given  # how many frames it does not say
+        return given  # with another number of frames
     if given is not None and given != own and (own or given.startswith(ANYRES)):
         kind = "1.5" if own is None else "OneVision" if limit_in(own) else "NeXT"
         kind, expected = f"{kind}{'-Video' if ANYRES_VIDEO.fullmatch(own or '') else ''}", own or "square, pad or crop"
@@ -190,7 +200,7 @@ def _tower(found: Original, config: Any, folder: Path, dtype: torch.dtype, devic
         tower = load_tower(folder, dtype, device)
         return seen_part(tower) if is_siglip(config) else tower
     tower = AutoModel.from_config(seen_config(config) if is_siglip(config) else config, dtype=dtype).to(device)
-    fill(dict(tower.named_parameters()), inside, where=str(found.folder), dtype=dtype)
+    fill(dict(tower.named_parameters()), inside, where=str(found.folder), dtype=dtype, called=_tower_name)
     return tower
 
 
@@ -221,7 +231,8 @@ def _fill_projector(llava: Llava, found: Original) -> None:
     tensors = {name: tensor for name, tensor in found.tensors.items() if name.startswith((PROJECTOR, NEWLINE))}
     start = PROJECTOR + ("linear_1." if found.projector == "linear" else "")
     held = None if found.kind == "lora" else llava.held  # beside adapters it keeps the type it was trained in
-    fill(named(llava.model, (start, NEWLINE)), tensors, where=str(found.folder), dtype=held)
+    called = partial(theirs, projector=found.projector)
+    fill(named(llava.model, (start, NEWLINE)), tensors, where=str(found.folder), dtype=held, called=called)
 
 
 def _fill_rows(llava: Llava, tensors: Mapping[str, torch.Tensor], where: str) -> None:
@@ -254,4 +265,15 @@ def _attach(llava: Llava, found: Original) -> None:
     )
     attach_config(llava, config)
     adapter = {name: tensor.float() for name, tensor in found.adapter.items()}
-    fill(adapter_parameters(llava.model), adapter, where=str(found.folder))
+    fill(adapter_parameters(llava.model), adapter, where=str(found.folder), called=_adapter_name)
+
+
+# --- names as the person's files have them ----------------------------------------------------------------------
+
+
+def _tower_name(name: str) -> str:
+    return theirs(VISION + name, "")
+
+
+def _adapter_name(name: str) -> str:
+    return LORA + theirs(name.removeprefix(LORA), "")

@@ -3,7 +3,7 @@ and back.
 
 Knows: that NeXT's pictures are `anyres` and OneVision's `anyres_max_N`, both with `spatial_unpad`; that grids are
 written as (width, height), as a list, as text, or as a range of tiles such as "(1x1),...,(6x6)"; that a NeXT with a
-stride of pooling is a NeXT-Video; how a OneVision whose videos are read here is said to show them.
+stride of pooling is a NeXT-Video; how a OneVision whose videos are read here is said to show them, and how many frames.
 Does not know: tensors (`original.py`), what a grid does (`anyres.py`).
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 from workbench.errors import ModelError
 from workbench.model.anyres import from_llava
 from workbench.model.film import POOLS
-from workbench.model.mode_names import ANYRES, FRAMES, limit_in, pictures_in, with_frames
+from workbench.model.mode_names import ANYRES, FRAMES, frames_in, limit_in, pictures_in, with_frames
 
 UNPAD = "spatial_unpad"
 """`mm_patch_merge_type`: tiles beside each other, black borders taken off, a newline after each row."""
@@ -29,24 +29,28 @@ VIDEO = {"mm_spatial_pool_mode": "bilinear", "mm_newline_position": "one_token"}
 """How a OneVision's videos are shown: what its own code looks for, and what is so where nothing is said."""
 FASTER = "add_faster_video"
 """Whether frames are shown a second time with fewer tokens (some LLaVA-Videos)."""
+COUNT = "num_frames"
+"""How many frames of a video at most, by transformers' name. LLaVA's code has that as an argument (`frames_upbound`,
+0 for all of them), and its configuration says nothing: ours does where it is not `FRAMES`."""
 POOLED, STRIDE = "spatial_pool", 2
 """`mm_resampler_type` of a LLaVA-NeXT-Video, and how many tokens across and down become one."""
 
 
 def tiles_of(config: Mapping[str, Any]) -> str | None:
-    """The image mode of a configuration that cuts pictures into tiles: `anyres`, `anyres_max_N`, or `anyres_video_8`,
-    of whose frames it says no number; None for 1.5. A OneVision that shows videos in another way than the published
-    ones (LLaVA-Video) is `anyres_max_N_video_0`: its pictures are read."""
+    """The image mode of a configuration that cuts pictures into tiles: `anyres`, `anyres_max_N`, or `anyres_video_N`,
+    of `FRAMES` frames unless it says a number (`COUNT`); None for 1.5. A OneVision that shows videos in another way
+    than the published ones (LLaVA-Video) is `anyres_max_N_video_0`: its pictures are read."""
     ratio = str(config.get("image_aspect_ratio"))
     if _merge(config) != UNPAD:
         return None
+    frames = config.get(COUNT, FRAMES)
     if ratio == ANYRES:
-        return f"{ANYRES}_video_{FRAMES}" if pool_of(config) else ANYRES
+        return f"{ANYRES}_video_{frames}" if pool_of(config) else ANYRES
     if limit_in(ratio) is None or pictures_in(ratio) != ratio:
         return None
     stride = config.get("mm_spatial_pool_stride") or STRIDE
     usual = all((config.get(key) or value) == value for key, value in VIDEO.items())
-    return with_frames(ratio, FRAMES if usual and stride == STRIDE and not config.get(FASTER) else 0)
+    return with_frames(ratio, frames if usual and stride == STRIDE and not config.get(FASTER) else 0)
 
 
 def pool_of(config: Mapping[str, Any]) -> str | None:
@@ -77,6 +81,9 @@ def check_tiles(config: Mapping[str, Any], where: Path) -> None:
     if ratio == ANYRES and pool and (pool not in POOLS or config.get("mm_spatial_pool_stride") != STRIDE):
         found = f"mm_spatial_pool_mode {pool} with mm_spatial_pool_stride {config.get('mm_spatial_pool_stride')}"
         raise ModelError(str(where), found=found, expected=f"{' or '.join(POOLS)} with {STRIDE}: no weights of its own")
+    frames, least = config.get(COUNT, FRAMES), 1 if pool else 0
+    if tiles and (type(frames) is not int or frames < least):
+        raise ModelError(str(where), found=f"{COUNT}: {frames!r}", expected=f"a whole number of frames from {least} on")
     if tiles:
         pinpoints_in(config, where)
 
@@ -110,11 +117,13 @@ def tile_fields(
     told = tiles_of(config)
     seen, known = pictures_in(mode), pictures_in(told or "")
     pools = not film or pool_of(config) == film["mm_spatial_pool_mode"]
-    if seen == known and pools and pinpoints_in(config, where, side) == pinpoints:
-        return {}  # as it stands there, be it a list or text; how many frames it does not say
-    more = {key: config.get(key, usual) for key, usual in VIDEO.items()} if limit_in(mode) else film
-    ratio = ANYRES if film else seen
-    return {"image_aspect_ratio": ratio, "mm_patch_merge_type": UNPAD, GRIDS: from_llava(pinpoints), **more}
+    changed: dict[str, Any] = {}
+    if seen != known or not pools or pinpoints_in(config, where, side) != pinpoints:  # else as there, list or text
+        more = {key: config.get(key, usual) for key, usual in VIDEO.items()} if limit_in(mode) else film
+        ratio = ANYRES if film else seen
+        changed = {"image_aspect_ratio": ratio, "mm_patch_merge_type": UNPAD, GRIDS: from_llava(pinpoints), **more}
+    frames = frames_in(mode)
+    return changed if frames == frames_in(tiles_of({**config, **changed}) or "") else changed | {COUNT: frames}
 
 
 def _range(told: str, side: int) -> list[list[int]]:

@@ -27,6 +27,7 @@ from transformers.utils import logging
 from workbench.errors import ModelError
 from workbench.model.precision import let_go_of_file, quantisation
 from workbench.model.sources import read_json, safetensors_files
+from workbench.model.tensors import WHOLE
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<image>", "<video>"
 TOWERS = ("clip_vision_model", "siglip_vision_model")
@@ -110,7 +111,9 @@ def check_report(where: Path | str, report: dict[str, Any], allowed: tuple[str, 
     ):
         if keys:
             some = ", ".join(sorted(keys)[:3]) + (" ..." if len(keys) > 3 else "")
-            raise ModelError(str(where), found=f"{len(keys)} {what} tensors: {some}", expected="exactly the model's")
+            fix = WHOLE if what == "missing" else ""
+            found = f"{len(keys)} {what} tensors: {some}"
+            raise ModelError(str(where), found=found, expected="exactly the model's", fix=fix)
 
 
 def add_media_tokens(

@@ -57,8 +57,9 @@ def write(template: Template, conversation: Conversation, bos: str, eos: str, *,
             raise RenderError(where, found=found, expected=expected, fix=fix)
         if not videos and any(isinstance(part, Video) for part in message.media):
             where = f"{conversation.id}, message {number}"
-            fix = "put frames of it into the message as images, or train with image_mode=anyres_video_8, "
-            fix += "or without what is about videos: --set data.videos=false"
+            fix = "put frames of it into the message as images, or train with image_mode: anyres_video_8 (LLaVA-NeXT-"
+            fix += "Video) or anyres_max_9_video_8 (LLaVA-OneVision), or without what is about videos: "
+            fix += "--set data.videos=false"
             raise RenderError(where, found="a video", expected="images: the model reads no videos", fix=fix)
         content = _content(template, message, number)
         made += _fill(form, number, tokens, system=wrapped, content=content)

@@ -5,7 +5,7 @@ Knows: safetensors, and every way in which a file and a model can disagree. Does
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from workbench.errors import CheckpointError
+
+WHOLE = "copy or download it whole again"
+"""What to do where something is missing."""
 
 
 def named(model: nn.Module, prefixes: tuple[str, ...]) -> dict[str, nn.Parameter]:
@@ -88,10 +91,12 @@ def fill(
     *,
     where: str,
     dtype: torch.dtype | None = None,
+    called: Callable[[str], str] = str,
 ) -> None:
     """Give each parameter the tensor of its name, in the tensor's own type unless `dtype` says otherwise.
 
-    Nothing is touched unless names and shapes agree exactly. Raises `CheckpointError` naming what does not.
+    called: what a name is in the file that a person has. Nothing is touched unless names and shapes agree exactly.
+    Raises `CheckpointError` naming what does not.
     """
     for what, names in (
         ("missing", parameters.keys() - tensors.keys()),
@@ -103,7 +108,8 @@ def fill(
             shapes = ""
             if what == "misshapen":
                 shapes = f" is {tuple(tensors[first].shape)}, not {tuple(parameters[first].shape)}"
-            found = f"{len(names)} {what} tensors, the first: {first}{shapes}"
-            raise CheckpointError(where, found=found, expected="exactly the tensors of this model")
+            found = f"{len(names)} {what} tensors, the first: {called(first)}{shapes}"
+            fix = WHOLE if what == "missing" else ""
+            raise CheckpointError(where, found=found, expected="exactly the tensors of this model", fix=fix)
     for name, parameter in parameters.items():
         parameter.data = tensors[name].to(parameter.device, dtype or tensors[name].dtype)

@@ -41,7 +41,8 @@ def write_cards(source: str | Path, about: dict[str, Any], folder: Path) -> None
     facts = about | origins(source)
     facts |= {"gradio": importlib.metadata.version("gradio"), "license_name": "see-the-model-card"}
     (folder / "README.md").write_text(fill("space.md.jinja", facts), encoding="utf-8")
-    write_model_card(source, folder, facts | {"page": True})
+    frames = (about.get("videos") or {}).get("frames")
+    write_model_card(source, folder, facts | {"page": True, "frames": frames})
 
 
 def write_model_card(source: str | Path, folder: Path, about: Mapping[str, Any]) -> None:

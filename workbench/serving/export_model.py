@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.model import export as layouts
+from workbench.model.mode_names import frames_in
+from workbench.model.original_tiles import tiles_of
 from workbench.model.parts import video_settings
 from workbench.model.unpickle import is_pickled
 from workbench.serving.cards import write_model_card
@@ -72,4 +74,5 @@ def _about(folder: Path, weights: str) -> dict[str, Any]:
     config = folder / "config.json"
     held = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     told = {"weights": weights, "dtype": held.get("dtype") or held.get("torch_dtype")}
-    return told | {"frames": video_settings(folder).get("num_frames"), "processor_note": processor_note(folder)}
+    frames = video_settings(folder).get("num_frames") or frames_in(tiles_of(held) or "")
+    return told | {"frames": frames, "processor_note": processor_note(folder)}
