@@ -24,7 +24,7 @@ def _plan(given: argparse.Namespace) -> int:
     if (given.rate and given.cards is None) or (given.conversations and not given.rate):
         expected = "--cards with --rate, and --conversations with both"
         raise WorkbenchError("--rate and --conversations", found="one without the other", expected=expected)
-    _check_model(recipe)
+    _check_model(recipe, projector=given.cards is None)  # which counts the same whether stage 1 was run or not
     if given.cards is not None:
         from workbench.training.cards import CONVERSATIONS, SIZES, cards
 
@@ -93,12 +93,12 @@ def _train(given: argparse.Namespace) -> int:
     return 0 if finished else 130  # so that a script does not go on with half a model
 
 
-def _check_model(recipe: Recipe) -> None:
+def _check_model(recipe: Recipe, *, projector: bool = True) -> None:
     """A model that cannot be had is told before torch is loaded, and before there is a run folder."""
     from workbench.model.sources import check_there
 
     model = recipe.model
-    check_there(model.checkpoint, model.vision, model.language, model.projector_from)
+    check_there(model.checkpoint, model.vision, model.language, model.projector_from if projector else None)
 
 
 def _check_data(recipe: Recipe, out: str) -> None:

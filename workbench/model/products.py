@@ -8,11 +8,15 @@ Knows: which processors those are. Does not know: layers.
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from functools import cache
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.utils.flop_counter import register_flop_formula
 
 FEW = 8
 """Rows below which MKL is as fast."""
@@ -39,3 +43,11 @@ def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None =
     if fits(rows, weight):
         return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return functional.linear(rows, weight, bias)
+
+
+if torch.backends.mkldnn.is_available():
+
+    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+    def _operations(rows: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+        """Of such a product, by the shapes, for whoever counts operations as torch does."""
+        return 2 * prod(rows) * weight[0]

@@ -216,8 +216,8 @@ class Meter(TorchDispatchMode):
     def _kernel(self, func: Any, args: Any) -> None:
         """Count the kernels that oneDNN makes and keeps for each product of half-precision matrices of a new shape."""
         tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
-        own = func.overloadpacket is PRODUCT
-        if tensors[0].device.type != "cpu" or (tensors[0].dtype not in self._kept and not own):
+        kept = tensors[0].dtype in self._kept or "mkldnn" in str(func)
+        if tensors[0].device.type != "cpu" or not kept:
             return
         if "attention" not in str(func):
             self.kernels[func, *((tensor.shape, tensor.stride()) for tensor in tensors)] = KERNEL
@@ -266,10 +266,8 @@ def part_of(name: str) -> str:
 
 
 _ops = torch.ops.aten
-PRODUCT = torch.ops.mkldnn._linear_pointwise if torch.backends.mkldnn.is_available() else None
 COUNTS: dict[Any, Any] = {
     **flop_registry,
-    PRODUCT: lambda rows, weight, *_, **__: 2 * rows.numel() * len(weight),
     _ops._scaled_dot_product_flash_attention_for_cpu: flop_registry[_ops._scaled_dot_product_flash_attention],
     _ops._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
         _ops._scaled_dot_product_flash_attention_backward
