@@ -262,8 +262,9 @@ class TrainSpec(Section):
     memory_gb: Positive | None = None
     """Memory the run may fill, in GB; what is free on the device when absent. For planning a run of another machine."""
     compile: bool = False
-    """Compile the language model's norms and MLPs: about a tenth less time on a CPU, once they are compiled (seconds).
-    The last digits differ from a run without it."""
+    """Compile the language model's norms and MLPs: about a tenth less time on a CPU, once they are compiled (seconds);
+    more time in float32 on AMD processors with AVX-512, whose products are quicker uncompiled. The last digits differ
+    from a run without it."""
     allocator: Literal["auto", "fast", "tight"] = "auto"
     """CPU under Linux: whether freed memory is kept for later (fast, and up to twice the memory) or given back at once
     (tight). auto: fast where there is room for it."""

@@ -29,7 +29,8 @@ class FastLinear(nn.Linear):
     """torch's linear with another forward."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if hasattr(self.weight, "ds_id") or not fits(x.reshape(-1, x.shape[-1]), self.weight):
+        plain = torch.compiler.is_compiling() or hasattr(self.weight, "ds_id")
+        if plain or not fits(x.reshape(-1, x.shape[-1]), self.weight):
             return super().forward(x)
         return _Product.apply(x, self.weight, self.bias)  # type: ignore[no-any-return]
 
@@ -61,7 +62,7 @@ class SummedLinear(Linear):
     """peft's linear with another forward."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if args or kwargs or not self._summed(x):
+        if args or kwargs or torch.compiler.is_compiling() or not self._summed(x):
             return super().forward(x, *args, **kwargs)
         (name,) = self.active_adapters
         base, down, up = self.base_layer, self.lora_A[name].weight, self.lora_B[name].weight

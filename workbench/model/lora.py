@@ -68,8 +68,9 @@ def attach(llava: Llava, lora: LoraSpec, *, language: bool = True, vision: bool 
         if not _matches(llava, target_pattern(llava, {part: names})):
             found = f"no linear of the {part} part named {', '.join(names)}"
             raise ModelError("lora.targets", found=found, expected=_linears(llava))
-    for number, name in enumerate(lora.targets):
-        if not any(_matches(llava, target_pattern(llava, {part: [names[number]]})) for part, names in targets.items()):
+    for name in lora.targets:  # one list serves both parts, of which the tower has no gate_proj
+        every = {"language": [name], "vision": [TOWER_NAMES.get(name, name)]}
+        if not _matches(llava, target_pattern(llava, every)):
             raise _no_linear(name, _linears(llava))
     config = LoraConfig(
         r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=target_pattern(llava, targets)

@@ -34,6 +34,8 @@ def by_onednn() -> bool:
 
 def fits(rows: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether this product goes to oneDNN. `rows` (n, in), `weight` (out, in)."""
+    if torch.compiler.is_compiling():  # no product of its own is known to the compiler
+        return False
     plain = rows.device.type == "cpu" and rows.dtype == weight.dtype == torch.float32
     return plain and len(rows) >= FEW and by_onednn() and not torch.is_autocast_enabled("cpu")
 

@@ -136,8 +136,8 @@ class Forecast:
         room = f"of {self.free / 1e6:,.0f} MB on {self.device}"
         lines.append(f"  {'in all':<16} {self.memory.peak / 1e6:>12,.1f} MB {room}")
         if self.loading > self.memory.peak:
-            told = "pages of the files among it, which the system takes back if it needs room"
-            lines.append(f"  {'while loading':<16} {self.loading / 1e6:>12,.1f} MB, {told}")
+            pages = "pages of the files among it, which the system takes back if it needs room"
+            lines.append(f"  {'while loading':<16} {self.loading / 1e6:>12,.1f} MB, {pages}")
         lines.append(f"  activations are computed again {LAYERS[self.checkpointed]} (train.checkpointing)")
         lines.append(str(self.cache))
         lines.append(self._time())

@@ -154,7 +154,8 @@ def at_most(llava: Llava, tokens: int) -> int:
     tiling = llava.tiling
     images = tiling.most_squares * max(CHUNK, tokens // tiling.each) * (tiling.each + 1)
     weights = sum(p.numel() * (16 if p.requires_grad else 2 + p.element_size()) for p in llava.model.parameters())
-    return weights + kept(text, tokens) + kept(vision, images) + 16 * min(tokens, HEAD_ROWS) * text.vocab_size
+    computed = kept(text, tokens) + kept(vision, images) + 16 * min(tokens, HEAD_ROWS) * text.vocab_size
+    return weights + computed + 100 * KERNEL
 
 
 class Meter(TorchDispatchMode):
