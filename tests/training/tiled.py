@@ -115,7 +115,7 @@ def assert_foreseen(recipe: Any, worst: Any, make_llava: Made) -> None:
     """Shapes alone take the memory that the real step takes."""
     foreseen = Foresight(outlined(recipe), recipe.train).peak(worst)
     real = Foresight(Real(make_llava(recipe)), recipe.train).peak(worst)  # type: ignore[arg-type]
-    # of models this small a copy of the tower's rows that or projector's rows that is foreseen and not made is seen: 1,024 bytes and more a tile
+    # of models this small copies of rows that are foreseen and not made are seen: 1,024 bytes a tile and more
     assert foreseen.items == pytest.approx(real.items, rel=0.002, abs=40_000)
     assert (foreseen.phase, foreseen.flops) == (real.phase, real.flops)
     llava = make_llava(recipe)
