@@ -60,6 +60,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     plain = products.fits
     monkeypatch.setattr(products, "by_onednn", lambda: True)
+    monkeypatch.setattr(products, "LARGE", 1)
     monkeypatch.setattr(linears, "by_onednn", lambda: True)
     monkeypatch.setattr(products, "fits", lambda *args: plain(*args) and not calls.append(1))  # type: ignore[func-returns-value]
     return calls
@@ -116,18 +117,32 @@ def test_every_other_case_is_left_to_peft(case: str, summed: list[int]) -> None:
 
 @pytest.mark.parametrize("trains", [False, True], ids=["frozen", "trains"])
 @pytest.mark.parametrize("bias", [False, True])
-def test_fast_linears_give_what_torch_gives(trains: bool, bias: bool, fast: list[int]) -> None:
+@pytest.mark.parametrize("rows", [64, 51], ids=["as many as a block", "filled up"])
+def test_fast_linears_give_what_torch_gives(trains: bool, bias: bool, rows: int, fast: list[int]) -> None:
     torch.manual_seed(0)
-    plain = nn.Sequential(nn.Linear(24, 40, bias=bias)).requires_grad_(trains)
+    plain = nn.Sequential(nn.Linear(64, 128, bias=bias)).requires_grad_(trains)
     other = copy.deepcopy(plain)
     linears.use(other)
     assert type(other[0]) is FastLinear
-    ours, theirs = (
-        run(net, torch.randn(3, 17, 24, generator=torch.Generator().manual_seed(1))) for net in (other, plain)
-    )
-    assert len(fast) == (3 if trains else 2) and len(ours) == 2 + trains * (1 + bias)
+    x = torch.randn(1, rows, 64, generator=torch.Generator().manual_seed(1))
+    ours, theirs = run(other, x), run(plain, x)
+    assert len(fast) == (3 if trains and rows == 64 else 2) and len(ours) == 2 + trains * (1 + bias)
+    assert ours[0].shape == (1, rows, 128)
     for one, two in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
+def test_products_of_shapes_that_would_each_need_code_stay_with_torch(fast: list[int]) -> None:
+    linear = products.linear
+    linear(torch.ones(5, 63), torch.ones(3, 63)), linear(torch.ones(5, 64).bfloat16(), torch.ones(3, 64).bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        linear(torch.ones(5, 64), torch.ones(3, 64))
+    assert fast == []
+    products.LARGE = 1 << 20  # the fixture puts it back
+    linear(torch.ones(5, 64), torch.ones(3, 64))
+    assert fast == []
+    linear(torch.ones(1 << 13, 64), torch.ones(3, 64))
+    assert fast == [1]
 
 
 def test_a_processor_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
