@@ -175,4 +175,5 @@ def test_of_a_tower_whose_weights_are_in_the_checkpoint_only_settings_are_downlo
     told["mm_vision_tower"] = "nobody/model"
     (tmp_path / "llava" / "config.json").write_text(json.dumps(told))
     said = resolve([str(tmp_path / "llava")], hub, tmp_path / "cache", CONVERT)
-    assert "the vision tower 'nobody/model': found neither a folder nor a repository on the Hub; say where" in said
+    assert "the vision tower 'nobody/model' of " in said
+    assert "llava: found neither a folder nor a repository on the Hub; say where" in said
