@@ -115,8 +115,8 @@ def assert_foreseen(recipe: Any, worst: Any, make_llava: Made) -> None:
     """Shapes alone take the memory that the real step takes."""
     foreseen = Foresight(outlined(recipe), recipe.train).peak(worst)
     real = Foresight(Real(make_llava(recipe)), recipe.train).peak(worst)  # type: ignore[arg-type]
-    # of models this small copies of rows that are foreseen and not made are seen: 1,024 bytes a tile and more
-    assert foreseen.items == pytest.approx(real.items, rel=0.002, abs=40_000)
+    # of models this small a copy of the tower's rows that is foreseen and not made is seen: 1,024 bytes a tile
+    assert foreseen.items == pytest.approx(real.items, rel=0.002, abs=16384)
     assert (foreseen.phase, foreseen.flops) == (real.phase, real.flops)
     llava = make_llava(recipe)
     prepare(llava, recipe.train, say=lambda text: None)
