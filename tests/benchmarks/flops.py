@@ -4,7 +4,8 @@
 
 The step is the product's own, on the rows and the model of `training_peers.py`. Only useful operations count: a frozen
 linear layer 2 forward and 2 for the gradient of its input, per weight and token; a padded or recomputed token none. The
-multiplications are those of the step's packs, one by one on warm random matrices. Times are processor seconds.
+multiplications are those of the step's packs, one by one on warm random matrices, each by torch's own product and by
+oneDNN's, whichever is faster here. Times are processor seconds.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,13 @@ from peers.jobs import WORKLOADS, prepare
 from peers.watch import last_line, watch
 
 from workbench.model.llava import build
+from workbench.model.products import linear
 from workbench.model.stages import prepare as free
 from workbench.recipe import Recipe
 from workbench.training.flops import pairs, step_cost
 from workbench.training.last_layer import predicting_parts
 
+Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Shapes = Counter[tuple[int, int, int]]
 """(rows, inner, columns) of a multiplication -> how often a step makes it."""
 
@@ -62,19 +66,24 @@ def products(llava: Any, packs: list[int], supervised: int, images: int) -> Shap
     return shapes
 
 
-def speed(shapes: Shapes, repeats: int = 3) -> float:
+def speed(shapes: Shapes) -> float:
     """Operations per processor second of these multiplications, each as often as the step makes it."""
     operations, seconds = 0.0, 0.0
     for (rows, inner, columns), count in shapes.items():
         one, other = torch.randn(rows, inner), torch.randn(columns, inner)
-        taken = []
-        for _ in range(repeats + 1):
-            began = time.process_time()
-            torch.nn.functional.linear(one, other)
-            taken.append(time.process_time() - began)
-        seconds += count * statistics.median(taken[1:])
+        seconds += count * min(taken(product, one, other) for product in (torch.nn.functional.linear, linear))
         operations += count * 2 * rows * inner * columns
     return operations / seconds
+
+
+def taken(product: Product, one: torch.Tensor, other: torch.Tensor, repeats: int = 3) -> float:
+    """Median processor seconds of a multiplication, after a first one."""
+    seconds = []
+    for _ in range(repeats + 1):
+        began = time.process_time()
+        product(one, other)
+        seconds.append(time.process_time() - began)
+    return statistics.median(seconds[1:])
 
 
 def main(args: argparse.Namespace) -> None:
