@@ -133,6 +133,15 @@ def ids(step: list[Tree]) -> list[list[int]]:
     return [[entry.number for entry in tree.members] for tree in step]
 
 
+@given(choices, st.integers(1, 7), st.integers(1, 5))
+def test_smaller_packs_change_no_step(drawn: list[tuple[int | None, int, int]], batch_size: int, share: int) -> None:
+    settings: dict[str, Any] = {"batch_size": batch_size, "share": True, "max_share": share, "seed": 0}
+    large, small = (Plan(made(drawn), max_tokens=most, **settings) for most in (1000, 12))
+    for step in range(2 * large.steps_per_epoch):
+        assert numbers(small.step(step)) == numbers(large.step(step))
+        assert all(len(tree) == 1 or tree.tokens <= 12 for tree in small.step(step))
+
+
 def test_the_plan_follows_from_seed_and_step_alone() -> None:
     examples = made([(n % 5, 7, 3) for n in range(30)])
     arguments = {"batch_size": 4, "share": True, "max_share": 3, "max_tokens": 100}

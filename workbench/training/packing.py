@@ -9,6 +9,7 @@ and conversations without one, laid end to end: it is what goes through the mode
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ def group(entries: Iterable[Entry], *, share: bool = True) -> list[list[Entry]]:
     return list(groups.values())
 
 
-def trees(groups: Iterable[Sequence[Entry]], *, max_share: int, max_tokens: int) -> list[Tree]:
+def trees(groups: Iterable[Sequence[Entry]], *, max_share: int, max_tokens: float = math.inf) -> list[Tree]:
     """Cut each group into trees of at most `max_share` conversations and `max_tokens` tokens.
 
     A single conversation is never cut, however long.
@@ -181,7 +182,8 @@ class Plan:
 
     Every epoch sees every conversation once; every optimiser step but an epoch's last sees exactly `batch_size`, of
     one image at most `max_share` unless hardly anything else is left. A conversation that a mixture repeats comes back
-    after equal parts of the epoch.
+    after equal parts of the epoch. Which conversations a step has does not depend on `max_tokens`: trees are cut to it
+    within their step, so that a run is the same one with packs of any size.
     """
 
     def __init__(
@@ -211,7 +213,8 @@ class Plan:
         epoch, within = divmod(number, self.steps_per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = epoch, self._plan_epoch(epoch)
-        return self._epoch[1][within]
+        whole = (tree.members for tree in self._epoch[1][within])
+        return trees(whole, max_share=self.max_share, max_tokens=self.max_tokens)
 
     def epoch(self, most: int | None = None) -> Iterator[Tree]:
         """The trees of the first epoch, step by step; of `most` steps at most, which stand for all: order is random."""
@@ -221,7 +224,7 @@ class Plan:
     def _plan_epoch(self, epoch: int) -> list[list[Tree]]:
         rng = np.random.default_rng([self.seed, epoch])
         groups = [members if len(members) == 1 else self._shuffled(members, rng) for members in self.groups]
-        made = trees(groups, max_share=self.max_share, max_tokens=self.max_tokens)
+        made = trees(groups, max_share=self.max_share)
         ordered = [made[i] for i in rng.permutation(len(made))]
         return fill_steps(self._repeated(ordered), self.batch_size, self.max_share)
 
