@@ -10,10 +10,11 @@ import pytest
 
 from workbench.conversation import Conversation
 from workbench.errors import TrainingError
-from workbench.model.renderer import Rendered
+from workbench.model.renderer import Rendered, Renderer
 from workbench.resources import state_folder
 from workbench.training.examples import Examples, to_example
 from workbench.training.lengths import Lengths, measure
+from workbench.training.plan import plan
 from workbench.training.source import read_source
 
 pytestmark = pytest.mark.usefixtures("own_state")
@@ -108,3 +109,22 @@ def test_conversations_that_cannot_be_rendered_are_all_named_and_the_others_kept
     for name in ("c0.1", "text"):
         dataset.edit({"table": "conversations", "id": name, "set": {"messages": good}})
     assert look(dataset)[1] == ["c0.1", "text"]
+
+
+def test_a_second_plan_renders_neither_what_trains_nor_the_few_of_validation(
+    make_recipe: Made, make_dataset: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    render = Renderer.render
+
+    def noted(self: Renderer, conversation: Conversation) -> Rendered:
+        asked.append(conversation.id)
+        return render(self, conversation)
+
+    monkeypatch.setattr(Renderer, "render", noted)
+    recipe = make_recipe(make_dataset(), "data.val_fraction=0.1")
+    plan(recipe)
+    assert len(set(asked)) == 19
+    asked.clear()
+    plan(recipe)
+    assert asked == []

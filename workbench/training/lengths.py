@@ -29,6 +29,9 @@ from workbench.training.rows import STAMPS, stamps
 from workbench.training.source import Bad, reason_of, refuse
 
 CHUNK = 1_000
+VALIDATION = " (validation)"
+"""Behind the name of a dataset: its validation conversations, whose index is one of their own, since an index forgets
+conversations that are not among the last it was asked for."""
 SAVE_EVERY = 100_000
 """Conversations measured between two saves, so that a build that is killed goes on."""
 COLUMNS: dict[str, Any] = {

@@ -33,7 +33,7 @@ from workbench.training.feature_choice import choose
 from workbench.training.flops import measured_peak, tower_cost
 from workbench.training.forecast import LAYERS, Forecast
 from workbench.training.head import CHUNK
-from workbench.training.lengths import Lengths, measure
+from workbench.training.lengths import VALIDATION, Lengths, measure
 from workbench.training.loading import while_loading
 from workbench.training.meetings import meetings
 from workbench.training.memory import Foresight, Memory, at_most, part_of
@@ -89,7 +89,8 @@ def plan(
     check_window(llava, train.max_tokens)
     name = str(dataset.path if dataset else recipe.data.dataset)
     sizes = find_sizes(source, files, llava.tiling)
-    lengths, val = (_measure(Examples(rows, llava, sizes), name, source.mend) for rows in (source.train, source.val))
+    parts = ((source.train, name), (source.val, name + VALIDATION))
+    lengths, val = (_measure(Examples(rows, llava, sizes), of, source.mend) for rows, of in parts)
     too_long, untrained, good = _unfit(lengths, val, train.max_tokens)
     foresight, entries = Foresight(made, train), good.entries()
     order = Plan.of(entries, train)

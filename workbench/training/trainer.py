@@ -42,7 +42,7 @@ from workbench.training.faults import named_images, refuse_loss
 from workbench.training.feature_choice import choose
 from workbench.training.features import FeatureStore, open_store
 from workbench.training.feed import Feed, Piece
-from workbench.training.lengths import Lengths, measure
+from workbench.training.lengths import VALIDATION, Lengths, measure
 from workbench.training.meetings import meetings
 from workbench.training.meter import Meter, told_beside
 from workbench.training.mixture import read_sources
@@ -132,7 +132,8 @@ class Loop:
         examples, self.val_examples = (Examples(rows, self.llava, sizes) for rows in (source.train, source.val))
         name = str(dataset.path if dataset else recipe.data.dataset)
         with processes.main_first():
-            lengths, val = (self._measure(each, name, source.mend) for each in (examples, self.val_examples))
+            parts = ((examples, name), (self.val_examples, name + VALIDATION))
+            lengths, val = (self._measure(each, of, source.mend) for each, of in parts)
         groups = prepare(self.llava, spec, say=self._say)
         plan = Plan.of(lengths.entries(), spec)
         met = meetings(plan, spec, source.train, source.val, self.llava.tiling)
