@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,21 +25,17 @@ from workbench.recipe import Recipe, as_recipe
 from workbench.training.blank import some_places
 from workbench.training.forecast import LAYERS, human_time
 from workbench.training.memory import Foresight, Memory, Meter, labels, part_of
-from workbench.training.room import MARGIN, held_images
+from workbench.training.room import MARGIN
 from workbench.training.sharded_memory import in_shards
 from workbench.training.usual import PICTURE, context, full_pack, operations
 
 SIZES = (16, 24, 40, 80)
 """Memory of common cards in GB (10**9 bytes)."""
-MANY = 600_000
-"""Pictures of a large dataset: their features do not stay in memory."""
 CONTEXT = 2048
 """Tokens of picture, question and answer together, where the picture leaves room in them."""
 CONVERSATIONS = 100_000
 """For how many conversations hours are told unless somebody says."""
 FORMATS = ("bf16", "8bit", "4bit")
-NOT_ON_A_CARD = {"kernels": 0}
-"""What a CPU that counts in a card's place would keep for its own products, more or less of it by its kind."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +148,7 @@ def cards(
     """
     recipe = as_on_a_card(as_recipe(recipe))
     made = _outlined(recipe)
-    foresight = Foresight(made, recipe.train)
+    foresight = Foresight(made, recipe.train, card=True)
     parameters: dict[str, int] = {}
     for name, parameter in made.llava.model.named_parameters():
         parameters[part_of(name)] = parameters.get(part_of(name), 0) + parameter.numel()
@@ -210,7 +206,7 @@ def answer_memory(recipe: Recipe, load: str) -> int:
         embedded = torch.cat([image, torch.empty(shape, dtype=image.dtype)], 1)
         made_of = llava.model.model.language_model(inputs_embeds=embedded, use_cache=True)
         llava.model.lm_head(made_of.last_hidden_state[:, -1])
-        return sum({**meter.fullest(), **NOT_ON_A_CARD}.values())
+        return sum(held for part, held in meter.fullest().items() if part != "kernels")  # a CPU's, which counts here
 
 
 def _outlined(recipe: Recipe, **model: str) -> Outline:
@@ -242,8 +238,7 @@ def try_out(foresight: Foresight, recipe: Recipe, tokens: int, every: int, proce
     """What training takes with packs of so many tokens, every so-many-th layer computed again."""
     llava, train = foresight.llava, recipe.train
     pack = full_pack(tokens, llava.tiling)
-    memory = foresight.peak(pack, every=every, held=held_images(llava, MANY, train))
-    memory = replace(memory, items={**memory.items, **NOT_ON_A_CARD})
+    memory = foresight.peak(pack, every=every)
     per_token = memory.flops / sum(tree.tokens for tree in pack)
     cut = in_shards(memory, llava, processes) if train.shard and processes > 1 else memory
     return Trial(tokens, every, cut, operations(llava, train, per_token))

@@ -100,7 +100,7 @@ def measure(recipe: Recipe, pack: Pack, pieces: int, every: int, held: int) -> d
     side = llava.model.config.vision_config.image_size
     if not llava.vision_trains:
         with torch.no_grad():
-            opened = torch.randn(CHUNK * llava.tiling.most, 3, side, side)
+            opened = torch.randn(CHUNK * llava.tiling.most_squares, 3, side, side)
             llava.tower_features(opened[: group_of(device)])
             del opened
     checkpoint_layers(llava, every)

@@ -31,7 +31,7 @@ from workbench.model.stages import ParamGroup, prepare
 from workbench.recipe import TrainSpec
 from workbench.training.blank import blank
 from workbench.training.checkpointing import recompute
-from workbench.training.features import CHUNK, group_of
+from workbench.training.features import CHUNK, GROUP, group_of
 from workbench.training.forward import token_losses
 from workbench.training.head import CHUNK as HEAD_ROWS
 from workbench.training.optim import make_optimizer
@@ -69,10 +69,15 @@ class Memory:
 
 
 class Foresight:
-    """A recipe's training on shapes: prepared once, asked for any pack and any setting of checkpointing."""
+    """A recipe's training on shapes: prepared once, asked for any pack and any setting of checkpointing.
 
-    def __init__(self, outline: Outline, train: TrainSpec) -> None:
+    card: what is foreseen is the memory of a card, wherever it is counted: opened images and kept features lie in the
+    machine's own beside it, and a CPU's kernels are not there.
+    """
+
+    def __init__(self, outline: Outline, train: TrainSpec, *, card: bool = False) -> None:
         self.outline, self.llava, self.train = outline, outline.llava, train
+        self.card = card or self.llava.device.type != "cpu"
         with outline.shapes():
             self.groups: list[ParamGroup] = prepare(self.llava, train, say=lambda text: None)
             self.params = [parameter for group in self.groups for parameter in group.params]
@@ -83,27 +88,29 @@ class Foresight:
         """The fullest moment if this is the worst pack.
 
         `every`: as in `recompute`. `pieces`: packs of an optimiser step; from the second on gradients are there while
-        activations grow. `held`: bytes of image features or pixels that stay in memory.
+        activations grow. `held`: bytes of image features or pixels that stay in the machine's memory.
         """
         pieces = min(pieces, 2)
         with self.outline.shapes(), recompute(self.llava, every), Meter() as meter:
             for name, tensor in (*self.llava.model.named_parameters(), *self.llava.model.named_buffers()):
                 meter.add(tensor, part_of(name))
-            meter.by["images"] = held
+            meter.by["images"] = 0 if self.card else held
             moments = [("images", self._encode(meter))] if not self.llava.vision_trains else []
             optimizer = self._optimizer(meter)
             meter.flops = 0
             self._step(meter, pack, pieces, optimizer)
             moments.append(("step", meter.fullest()))
         phase, items = max(moments, key=lambda moment: sum(moment[1].values()))
+        items = items | {"kernels": 0} if self.card else items
         return Memory({name: items.get(name, 0) for name in ITEMS}, phase, meter.flops)
 
     def _encode(self, meter: Meter) -> dict[str, int]:
         """A chunk of opened images, a group of which is on its way through a frozen tower."""
         side = self.llava.model.config.vision_config.image_size
+        group = GROUP if self.card else group_of(self.llava.device)
         with torch.no_grad(), meter.label("vision tower"):
-            opened = torch.empty(CHUNK * self.llava.tiling.most_squares, 3, side, side)
-            self.llava.tower_features(opened[: group_of(self.llava.device)])
+            opened = torch.empty(group if self.card else CHUNK * self.llava.tiling.most_squares, 3, side, side)
+            self.llava.tower_features(opened[:group])
         return meter.fullest()
 
     def _optimizer(self, meter: Meter) -> torch.optim.Optimizer:

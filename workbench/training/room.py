@@ -73,8 +73,8 @@ def _left_by_the_container() -> int:
 
 
 def held_images(llava: Llava, count: int, train: TrainSpec) -> int:
-    """Bytes of the features (pixels where the tower trains) of so many tiles, if they are kept in memory; else of
-    the images that are opened ahead."""
+    """Bytes of the machine's memory for the features (pixels where the tower trains) of so many tiles, if they are kept
+    there; else for the images that are opened ahead."""
     pixels = 3 * llava.model.config.vision_config.image_size**2 * 4
     kept = count * pixels if llava.vision_trains else kept_images(llava, count, train)
     return kept if 0 < kept <= BUDGET else min(count, PENDING * llava.tiling.most_squares) * pixels
