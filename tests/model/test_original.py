@@ -253,19 +253,34 @@ def test_a_model_of_transformers_goes_there_and_back(make: Any, projector: str, 
     assert torch.equal(one.image_mode.pixels(picture), two.image_mode.pixels(picture))
 
 
-def test_a_tower_in_the_checkpoints_own_file_is_the_one_that_is_used(published: Made, tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", [{"unfreeze_mm_vision_tower": True}, {"mm_tunable_parts": "mm_vision_tower"}, {}])
+def test_a_tower_in_the_checkpoints_own_file_is_the_one_that_is_used_and_kept(
+    said: dict[str, Any], published: Made, tmp_path: Path
+) -> None:
     source = published(dtype=torch.float32)
-    source.config |= {"unfreeze_mm_vision_tower": True}
-    tower = CLIPVisionModel.from_pretrained(source.tower)
-    own = {f"model.vision_tower.vision_tower.vision_model.{name.removeprefix('vision_model.')}": tensor + 0.01
-           for name, tensor in tower.state_dict().items() if not name.endswith("position_ids")}  # fmt: skip
+    source.config |= said
+    own = own_tower(source.tower)
     folder = source.save(**own)
     first = export_hf(folder, tmp_path / "hf", vision_tower=source.tower, device="cpu")
     llava = load(first, device="cpu")
     held = llava.tower.embeddings.patch_embedding.weight
     assert torch.equal(held, own["model.vision_tower.vision_tower.vision_model.embeddings.patch_embedding.weight"])
-    back = read_weights(export_original(first, tmp_path / "back", device="cpu"))
-    assert own.keys() <= back.keys() and all(torch.equal(own[name], back[name]) for name in own)
+    straight = export_original(folder, tmp_path / "straight", vision_tower=source.tower, device="cpu")
+    whole = {name: each for name, each in (source.tensors() | own).items() if not name.endswith("inv_freq")}
+    for back in (export_original(first, tmp_path / "back", device="cpu"), straight):
+        equal(read_weights(back), whole)
+        config = json.loads((back / "config.json").read_text())
+        assert config == source.config | (said or {"unfreeze_mm_vision_tower": True}), "LLaVA looks for it there"
+        assert layout_of(back) == "full" and not (back / "vision_tower").exists()
+    again = export_hf(straight, tmp_path / "again", vision_tower=source.tower, device="cpu")
+    equal(load_file(first / "model.safetensors"), load_file(again / "model.safetensors"))
+
+
+def own_tower(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a tower that was trained, as they are in a checkpoint's own file."""
+    tower = CLIPVisionModel.from_pretrained(folder)
+    return {f"model.vision_tower.vision_tower.vision_model.{name.removeprefix('vision_model.')}": tensor + 0.01
+            for name, tensor in tower.state_dict().items() if not name.endswith("position_ids")}  # fmt: skip
 
 
 def test_it_is_opened_like_any_other_model(published: Made) -> None:

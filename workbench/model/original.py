@@ -49,6 +49,8 @@ NAMES = (
 """How a tensor's name begins in LLaVA's layout, and in transformers'; of several that fit the first."""
 COMPUTED = re.compile(r".*\.rotary_emb\.inv_freq|.*\.embeddings\.position_ids")
 """Names of what older files keep although it follows from the configuration."""
+INSIDE = {"unfreeze_mm_vision_tower": True}
+"""What says that a tower is in the checkpoint's own file."""
 LORA = "base_model.model."
 PROJECTOR = "model.multi_modal_projector."
 

@@ -90,6 +90,12 @@ def base_of(found: Original, given: str | Path | None) -> Base:
     return Base(folder, text, _untied(spoken(whole.tensors), text, folder), beside)
 
 
+def carries_tower(found: Original) -> bool:
+    """Whether there are a tower's tensors among those that were read, whatever its configuration says: LLaVA's full
+    training saves the tower that it did not train, too, and says nothing of it."""
+    return any(name.startswith(VISION) for name in found.tensors)
+
+
 def inherit(found: Original, base: Base) -> Original:
     """What was trained on a LLaVA, with all of that LLaVA's which was not. A projector is taken whole from either."""
     own = any(name.startswith(PROJECTOR) for name in found.tensors)
@@ -142,8 +148,9 @@ def check_base(found: Original, folder: Path, text: Any) -> None:
 
 
 def _check_tower(found: Original, whole: Original) -> None:
-    """Raise `CheckpointError` for a LLaVA with a tower in its own file, if what was trained on one says it had none."""
-    if found.config and any(name.startswith(VISION) for name in whole.tensors) and not tower_inside(found.config):
+    """Raise `CheckpointError` for a LLaVA that says it has a tower in its own file, if what was trained on one says it
+    had none. Where neither says so, but there is one, it was saved beside the rest, and is taken."""
+    if found.config and carries_tower(whole) and tower_inside(whole.config) and not tower_inside(found.config):
         expected = f"one without: {found.folder} names its tower and does not say that it was trained"
         raise CheckpointError(str(whole.folder), found="a wrong base: a vision tower of its own", expected=expected)
 

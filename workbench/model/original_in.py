@@ -32,7 +32,7 @@ from workbench.model.original import (
     tower_inside,
     usual_template,
 )
-from workbench.model.original_base import Base, base_of, inherit, spoken
+from workbench.model.original_base import Base, base_of, carries_tower, inherit, spoken
 from workbench.model.original_siglip import SEEN, is_siglip, seen_config, seen_part
 from workbench.model.original_tiles import pinpoints_in, pool_of, tiles_of
 from workbench.model.parts import check_report, image_settings, load_tower, quietly, tower_config
@@ -64,7 +64,8 @@ def load_original(
 
     vision_tower: a CLIP's or SigLIP's folder or Hub name (default: what its config.json names). base: the language
     model, or the LLaVA in LLaVA's own layout, that a LoRA folder or projector was trained on (default: what it names).
-    `load=None`: as its weights are, and float32 where they have several types, so that no bit is lost. Raises
+    The record says `tower_inside` where the tower's tensors are in a checkpoint's own file and its config.json does not
+    say so. `load=None`: as its weights are, and float32 where they have several types, so that no bit is lost. Raises
     `CheckpointError` for a missing, surplus or misshapen tensor, a wrong base and a pickle that would run code;
     `ModelError` for a LLaVA that is not read here, or a tower or base that is not found.
     """
@@ -73,6 +74,7 @@ def load_original(
     below = base_of(found, base)
     extra = {} if found.kind == "full" else spoken(found.tensors)
     found = inherit(found, below)
+    carried = carries_tower(found) and not tower_inside(found.config)
     seeing = tower_config(tower)
     settings = image_settings(tower, seeing)
     weighed = {} if found.kind == "lora" else found.tensors
@@ -85,6 +87,7 @@ def load_original(
         "seed": 0,
         "image_mode": _image_mode(found, image_mode, settings),
         "trained": [],
+        **({"tower_inside": True} if carried else {}),
     }
     if tiles_of(found.config):
         record["pinpoints"] = pinpoints_in(found.config, found.folder, seeing.image_size)
@@ -125,7 +128,7 @@ def _tower_folder(found: Original, given: str | Path | None) -> Path:
         return inside
     told = str(given or named_there)
     try:
-        if tower_inside(found.config):
+        if tower_inside(found.config) or carries_tower(found):
             return local(told, "vision") or small_files(told, SMALL)
         return resolve(told, part="vision")
     except ModelError as error:
