@@ -276,6 +276,16 @@ def test_a_tower_in_the_checkpoints_own_file_is_the_one_that_is_used_and_kept(
     equal(load_file(first / "model.safetensors"), load_file(again / "model.safetensors"))
 
 
+def test_a_tower_that_is_said_to_be_there_and_is_not_is_missed(published: Made, tmp_path: Path) -> None:
+    source = published(dtype=torch.float32)
+    source.config |= {"unfreeze_mm_vision_tower": True}
+    message = r"missing tensors, the first: model.vision_tower.vision_tower.vision_model.*copy or download it whole again"
+    assert_refused(source, {}, message, tmp_path / "out")
+    folder, _ = lora_folder(published("tuned"), published("base").save(), unfreeze_mm_vision_tower=True)
+    with pytest.raises(CheckpointError, match=message):
+        load_original(folder, vision_tower=source.tower, device="cpu")
+
+
 def own_tower(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of a tower that was trained, as they are in a checkpoint's own file."""
     tower = CLIPVisionModel.from_pretrained(folder)

@@ -197,9 +197,9 @@ def _held(tensors: list[torch.Tensor]) -> str:
 
 
 def _tower(found: Original, config: Any, folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The tower in the checkpoint's own file, where it was trained, else that of the folder."""
+    """The tower in the checkpoint's own file, where it is or is said to be, else that of the folder."""
     inside = {name.removeprefix(VISION): each for name, each in found.tensors.items() if name.startswith(VISION)}
-    if not inside:
+    if not inside and not tower_inside(found.config):  # said to be there and gone: `fill` tells
         tower = load_tower(folder, dtype, device)
         return seen_part(tower) if is_siglip(config) else tower
     tower = AutoModel.from_config(seen_config(config) if is_siglip(config) else config, dtype=dtype).to(device)
