@@ -413,6 +413,35 @@ def test_a_tensor_too_few_too_many_or_of_another_shape_is_refused(name: str, pub
     assert_refused(published(), *WRONG[name], tmp_path / "out")
 
 
+TWICE = {
+    "pytorch_model.bin": ("model.mm_projector.0.weight", "model.mm_projector.weight"),
+    "mm_projector.bin": ("model.mm_projector.0.weight", "foo.mm_projector.0.weight"),
+    "non_lora_trainables.bin": ("base_model.model.model.mm_projector.0.weight", "model.mm_projector.0.weight"),
+}
+
+
+@pytest.mark.parametrize("file", TWICE)
+def test_two_names_of_one_tensor_are_refused_and_both_named(file: str, published: Made, tmp_path: Path) -> None:
+    source, (first, second) = published(dtype=torch.float32), TWICE[file]
+    base = source.base(tmp_path / "base")
+    if file == "non_lora_trainables.bin":
+        folder, _ = lora_folder(source, base)
+        held = torch.load(folder / file)
+    else:
+        folder = source.describe()
+        held = {name: each for name, each in source.tensors().items() if file.startswith("py") or "mm_proj" in name}
+    torch.save(held | {second: torch.ones(64, 32)}, folder / file)
+    with pytest.raises(CheckpointError, match=f"found {first} and {second}, two names of one tensor"):
+        load_original(folder, vision_tower=source.tower, base=None if file.startswith("py") else base)
+
+
+def test_two_names_of_a_towers_tensor_are_refused(published: Made, tmp_path: Path) -> None:
+    source, own = published(), own_tower(published().tower)
+    own["model.vision_tower.vision_tower.post_layernorm.bias"] = torch.zeros(32)
+    message = "vision_model.post_layernorm.bias and .*vision_tower.post_layernorm.bias, two names of one tensor"
+    assert_refused(source, own, message, tmp_path / "out")
+
+
 @pytest.mark.parametrize(("name", "value"), [(NORM, float("nan")), (UP, float("-inf"))])
 def test_weights_that_are_no_numbers_are_refused_by_name_and_place(
     name: str, value: float, published: Made, tmp_path: Path

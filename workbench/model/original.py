@@ -8,8 +8,9 @@ Does not know: how a model is made of them (`original_in.py`) or how they are wr
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,20 +127,20 @@ def read_original(source: str | Path) -> Original:
     if kind is None:
         raise ModelError(str(source), found="no checkpoint of LLaVA's own", expected="config.json and its weights")
     if folder.is_file():
-        return Original(folder, kind, {}, _named(_only_projector(read_pickle(folder)), folder))
+        return Original(folder, kind, {}, _named(_only_projector(folder), folder))
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     check_config(config, folder)
     if kind == "full":
         return Original(folder, kind, config, _named(read_weights(folder), folder))
     if kind == "projector":
-        return Original(folder, kind, config, _named(_only_projector(read_pickle(folder / PROJECTOR_FILE)), folder))
+        return Original(folder, kind, config, _named(_only_projector(folder / PROJECTOR_FILE), folder))
     if not (folder / TRAINABLES).is_file():
         fix = "copy it from where these LoRA weights were trained"
         raise CheckpointError(str(folder), found=f"no {TRAINABLES}", expected="the projector beside the rest", fix=fix)
-    rest = {_without_lora(name): tensor for name, tensor in read_pickle(folder / TRAINABLES).items()}
+    rest = _renamed(read_pickle(folder / TRAINABLES), _without_lora, folder / TRAINABLES)
     lora = _adapter(folder)
     check_numbers(lora, str(folder))
-    adapter = {_adapter_name(name, folder): tensor for name, tensor in lora.items()}
+    adapter = _renamed(lora, partial(_adapter_name, where=folder), folder)
     return Original(folder, kind, config, _named(rest, folder), adapter, read_json(folder / "adapter_config.json"))
 
 
@@ -212,12 +213,25 @@ def _named(tensors: Mapping[str, torch.Tensor], where: Path) -> dict[str, torch.
         found = f"{len(strange)} surplus tensors, the first: {strange[0]}"
         raise CheckpointError(str(where), found=found, expected="exactly the tensors of a LLaVA")
     check_numbers(kept, str(where))
-    return {str(ours(name)): tensor for name, tensor in kept.items()}
+    return _renamed(kept, lambda name: str(ours(name)), where)
 
 
-def _only_projector(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _renamed(
+    tensors: Mapping[str, torch.Tensor], called: Callable[[str], str], where: Path
+) -> dict[str, torch.Tensor]:
+    """Under other names. Raises `CheckpointError` for two that get the same: either could be the one that was meant."""
+    before: dict[str, str] = {}
+    for name in tensors:
+        first = before.setdefault(called(name), name)
+        if first != name:
+            found = f"{first} and {name}, two names of one tensor"
+            raise CheckpointError(str(where), found=found, expected="each tensor once", fix="leave out the wrong one")
+    return {new: tensors[old] for new, old in before.items()}
+
+
+def _only_projector(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a projector's file, whatever stands before `mm_projector` in their names."""
-    return {re.sub(r"^.*?\bmm_projector\.", "model.mm_projector.", name): each for name, each in tensors.items()}
+    return _renamed(read_pickle(path), partial(re.sub, r"^.*?\bmm_projector\.", "model.mm_projector."), path)
 
 
 def _without_lora(name: str) -> str:
