@@ -545,6 +545,15 @@ def test_files_that_are_missing_or_damaged_are_named(published: Made, tmp_path: 
         load_original(folder, vision_tower=source.tower)
 
 
+@pytest.mark.parametrize("files", [{"a": None}, {"a": ["model.bin"]}, {}, [], None])
+def test_an_index_that_names_no_files_is_told(files: Any, published: Made) -> None:
+    source = published()
+    index = source.save("shards") / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": files}))
+    with pytest.raises(CheckpointError, match="bin.index.json: found a weight_map .*; expected the name of a file for"):
+        load_original(source.folder, vision_tower=source.tower)
+
+
 def test_a_base_of_another_shape_is_refused(published: Made, parts: Any, tmp_path: Path) -> None:
     source = published(dtype=torch.float32)
     folder, _ = lora_folder(source, source.base(tmp_path / "base"))

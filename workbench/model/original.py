@@ -20,7 +20,7 @@ from workbench.errors import CheckpointError, ModelError
 from workbench.model.joint import PROJECTORS
 from workbench.model.original_tiles import check_tiles
 from workbench.model.pickles import read_pickle
-from workbench.model.sources import read_json
+from workbench.model.sources import read_json, weight_map
 from workbench.model.tensors import check_numbers, read_tensors
 from workbench.resources import expanded
 
@@ -258,7 +258,7 @@ def weight_files(folder: Path) -> list[Path]:
     """A model folder's weights, safetensors or pickles. Raises `CheckpointError` if a listed file is missing."""
     for whole, index in zip(_WHOLE, _INDEXES, strict=True):
         if (folder / index).is_file():
-            names = sorted({str(name) for name in _weight_map(folder / index).values()})
+            names = sorted(set(weight_map(folder / index).values()))
             missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
             if missing:
                 raise CheckpointError(str(folder), found=f"no {missing[0]}", expected="every file its index lists")
@@ -277,17 +277,10 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
             raise CheckpointError(str(path), found=f"{twice[0]} a second time", expected="each tensor in one file")
         tensors |= read
     index = next((folder / name for name in _INDEXES if (folder / name).is_file()), None)
-    if index is not None and (odd := sorted(_weight_map(index).keys() ^ tensors.keys())):
+    if index is not None and (odd := sorted(weight_map(index).keys() ^ tensors.keys())):
         found = f"{len(odd)} tensors that only the index or only the files have, the first: {odd[0]}"
         raise CheckpointError(str(folder), found=found, expected="the tensors its index lists")
     return tensors
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    held = read_json(index).get("weight_map")
-    if not isinstance(held, dict):
-        raise CheckpointError(str(index), found="no weight_map", expected="an index of weights")
-    return held
 
 
 def _adapter(folder: Path) -> dict[str, torch.Tensor]:
