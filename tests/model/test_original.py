@@ -334,6 +334,23 @@ def test_a_lora_folder_is_merged_onto_its_base(published: Made, tmp_path: Path) 
     assert not next(folder.glob("model*"), None)  # nothing was written there
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("r", None), ("r", "4"), ("r", 0), ("r", 2.5), ("lora_alpha", None), ("lora_alpha", "x"),
+                        ("lora_dropout", None), ("lora_alpha", ...)]
+)  # fmt: skip
+def test_settings_of_an_adapter_that_are_no_numbers_are_named(
+    name: str, value: Any, published: Made, tmp_path: Path
+) -> None:
+    source = published(dtype=torch.float32)
+    folder, _ = lora_folder(source, source.base(tmp_path / "base"))
+    told = json.loads((folder / "adapter_config.json").read_text()) | {name: value}
+    held = {key: each for key, each in told.items() if each is not ...}
+    (folder / "adapter_config.json").write_text(json.dumps(held))
+    message = f"adapter_config.json: found {name}: .*; expected a {'whole number from 1 on' if name == 'r' else 'number'}"
+    with pytest.raises(ModelError, match=message):
+        load_original(folder, vision_tower=source.tower, device="cpu")
+
+
 def test_a_projector_file_is_taken_by_a_recipe_and_by_export(published: Made, parts: Any, tmp_path: Path) -> None:
     source = published(dtype=torch.float32)
     base = source.base(tmp_path / "base")
@@ -505,6 +522,16 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
         "architectures LlavaGemmaForCausalLM; expected LlavaLlamaForCausalLM or LlavaMistralForCausalLM or",
     ),
     "several scales": ({"s2": True}, "several scales"),
+    "another choice of features": (
+        {"mm_vision_select_feature": "cls"},
+        "source: config.json: found mm_vision_select_feature 'cls'; expected patch or cls_patch",
+    ),
+    "features of several layers": (
+        {"mm_vision_select_layer": [-2, -5]},
+        r"config.json: found mm_vision_select_layer \[-2, -5\]; expected a whole number",
+    ),
+    "no layer": ({"mm_vision_select_layer": None}, "found mm_vision_select_layer None; expected a whole number"),
+    "a layer in words": ({"mm_vision_select_layer": "-2"}, "found mm_vision_select_layer '-2'; expected a whole"),
 }
 
 

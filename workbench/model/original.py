@@ -35,6 +35,8 @@ TEMPLATES = {"llama": "v1", "mistral": "mistral", "qwen2": "qwen"}
 MARKS = {"<|start_header_id|>": "llama_3", "<|im_start|>": "chatml"}
 """A token of a Llama's tokenizer -> the template it is there for: Llama 3, Nous-Hermes-2-Yi-34B."""
 PATCH = "<im_patch>"
+SELECTED = {"patch": "default", "cls_patch": "full"}
+"""`mm_vision_select_feature` -> what transformers calls it."""
 NAMES = (
     ("model.mm_projector.0.", "model.multi_modal_projector.linear_1."),
     ("model.mm_projector.2.", "model.multi_modal_projector.linear_2."),
@@ -171,13 +173,16 @@ def language_of(config: Mapping[str, Any], where: Path) -> str:
 
 
 def settings_of(original: Original) -> dict[str, Any]:
-    """The fields of our record that its configuration decides."""
+    """The fields of our record that its configuration decides. Raises `ModelError` for a value that decides nothing."""
     feature = original.config.get("mm_vision_select_feature") or "patch"
-    return {
-        "projector": original.projector,
-        "vision_layer": int(original.config.get("mm_vision_select_layer", -2)),
-        "vision_select": {"patch": "default", "cls_patch": "full"}[feature],
-    }
+    layer, where = original.config.get("mm_vision_select_layer", -2), f"{original.folder}: config.json"
+    if str(feature) not in SELECTED:
+        found, expected = f"mm_vision_select_feature {feature!r}", " or ".join(SELECTED)
+        raise ModelError(where, found=found, expected=expected)
+    if type(layer) is not int:
+        found, expected = f"mm_vision_select_layer {layer!r}", "a whole number, such as -2"
+        raise ModelError(where, found=found, expected=expected)
+    return {"projector": original.projector, "vision_layer": layer, "vision_select": SELECTED[str(feature)]}
 
 
 def usual_template(language: str, words: Container[str]) -> str | None:

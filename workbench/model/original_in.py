@@ -260,15 +260,25 @@ def _attach(llava: Llava, found: Original) -> None:
             raise ModelError(str(found.folder), found=f"{name}: {told[name]!r}", expected="plain LoRA, as LLaVA's")
     names = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name in found.adapter})
     config = LoraConfig(
-        r=told["r"],
-        lora_alpha=told["lora_alpha"],
-        lora_dropout=told.get("lora_dropout", 0.0),
+        r=_number(found, "r"),
+        lora_alpha=_number(found, "lora_alpha"),
+        lora_dropout=_number(found, "lora_dropout", usual=0.0),
         use_rslora=told.get("use_rslora", False),
         target_modules=target_pattern(llava, {"language": names}),
     )
     attach_config(llava, config)
     adapter = {name: tensor.float() for name, tensor in found.adapter.items()}
     fill(adapter_parameters(llava.model), adapter, where=str(found.folder), called=_adapter_name)
+
+
+def _number(found: Original, name: str, usual: float | None = None) -> Any:
+    """A setting of the adapter's. Raises `ModelError` for one that is missing, or no number that LoRA can have."""
+    held = found.lora.get(name, usual)
+    fits = type(held) is int and held > 0 if name == "r" else type(held) in (int, float)
+    if not fits:
+        what, expected = "nothing" if held is None else repr(held), "a whole number from 1 on" if name == "r" else "a number"
+        raise ModelError(f"{found.folder}: adapter_config.json", found=f"{name}: {what}", expected=expected)
+    return held
 
 
 # --- names as the person's files have them ----------------------------------------------------------------------
