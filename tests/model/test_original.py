@@ -362,7 +362,7 @@ def test_a_projector_file_is_taken_by_a_recipe_and_by_export(published: Made, pa
         spec = ModelSpec(vision=str(parts["clip"]), language=str(base), projector_from=str(given), device="cpu")
         llava = build(spec, template="v1", image_mode="pad")
         assert torch.equal(llava.projector.linear_2.weight, projector["model.mm_projector.2.weight"])
-    with pytest.raises(ModelError, match="the base 'somewhere/else': .*--base DIR"):
+    with pytest.raises(ModelError, match="'somewhere/else' of .*: workbench export .* OUT --as hf --base DIR; then"):
         load_original(folder, vision_tower=source.tower)
     out = export_hf(folder, tmp_path / "hf", vision_tower=source.tower, base=str(base), device="cpu")
     llava = load(out, device="cpu")

@@ -106,14 +106,18 @@ def inherit(found: Original, base: Base) -> Original:
 def _folder(found: Original, given: str | Path | None) -> Path:
     told = given or found.lora.get("base_model_name_or_path") or found.config.get("_name_or_path")
     if not told:
-        raise ModelError(str(found.folder), found="no base named", fix="say --base DIR, its language model")
+        raise ModelError(str(found.folder), found="no base named", fix=_base_fix(found))
     try:
         return resolve_any(told)
     except ModelError as error:
         if given is not None:
             raise
-        fix = "say where its folder lies: --base DIR"
-        raise ModelError(f"the base {str(told)!r}", found=error.found or str(error), fix=fix) from error
+        where = f"the base {str(told)!r} of {found.folder}"
+        raise ModelError(where, found=error.found or str(error), fix=_base_fix(found)) from error
+
+
+def _base_fix(found: Original) -> str:
+    return f"say where its folder lies: workbench export {found.folder} OUT --as hf --base DIR; then use OUT"
 
 
 def resolve_any(source: str | Path) -> Path:
