@@ -530,6 +530,9 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
         {"mm_vision_select_layer": [-2, -5]},
         r"config.json: found mm_vision_select_layer \[-2, -5\]; expected a whole number",
     ),
+    "a count in words": ({"num_hidden_layers": "two"}, "config.json: found a setting amiss .*num_hidden_layers.* got str"),
+    "no attention heads": ({"num_attention_heads": 0}, "config.json: found a setting amiss .*zero"),
+    "a type that torch has not": ({"torch_dtype": "float99"}, "config.json: found a setting amiss .*float99"),
     "no layer": ({"mm_vision_select_layer": None}, "found mm_vision_select_layer None; expected a whole number"),
     "a layer in words": ({"mm_vision_select_layer": "-2"}, "found mm_vision_select_layer '-2'; expected a whole"),
 }
@@ -569,6 +572,14 @@ def test_files_that_are_missing_or_damaged_are_named(published: Made, tmp_path: 
     assert not (tmp_path / "mark").exists()
     torch.save([1, 2], shard)
     with pytest.raises(CheckpointError, match="a pickle of something else; expected tensors by their names"):
+        load_original(folder, vision_tower=source.tower)
+
+
+def test_an_added_token_without_an_id_is_told(published: Made) -> None:
+    source = published()
+    folder = source.save()
+    (folder / "added_tokens.json").write_text('{"<x>": "y", "<z>": 3}')
+    with pytest.raises(ModelError, match="added_tokens.json: found <x> as 'y'; expected the id of each token"):
         load_original(folder, vision_tower=source.tower)
 
 

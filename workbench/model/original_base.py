@@ -165,12 +165,18 @@ def base_hashes(folder: Path) -> dict[str, str]:
 
 
 def text_config(config: Mapping[str, Any], where: Path) -> Any:
-    """The language model's configuration inside one of LLaVA's."""
+    """The language model's configuration inside one of LLaVA's. Raises `ModelError` for one that describes none."""
     check_config(config, where)
     own = ("mm_", "image_", "tune_", "freeze_", "unfreeze_", "use_mm_", "tokenizer_", COUNT, "base_sha256",
            "architectures", "vision_", "use_pos_skipping", "pos_skipping")  # fmt: skip
     held = {key: value for key, value in config.items() if not key.startswith(own) and key != "model_type"}
-    return CONFIG_MAPPING[language_of(config, where)].from_dict(held)
+    kind = CONFIG_MAPPING[language_of(config, where)]
+    try:
+        return kind.from_dict(held)
+    except Exception as error:  # the many shapes of a value that no language model has
+        told = " ".join(str(error).split())
+        expected = "the settings of a language model"
+        raise ModelError(f"{where}: config.json", found=f"a setting amiss ({told})", expected=expected) from error
 
 
 def spoken(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -173,7 +173,9 @@ def _template(folder: Path, below: Base) -> str | Template:
 def _added_tokens(config: Mapping[str, Any], folder: Path) -> list[str]:
     """Tokens with rows in the embeddings that a bare tokenizer.model does not know, in the order of their ids."""
     path = folder / "added_tokens.json"
-    held: dict[str, int] = dict(read_json(path)) if path.is_file() else {}
+    held = read_json(path) if path.is_file() else {}
+    if odd := next((f"{token} as {id!r}" for token, id in held.items() if type(id) is not int), ""):
+        raise ModelError(str(path), found=odd, expected="the id of each token, a whole number")
     known = sorted(held, key=lambda token: held[token])
     return [*known, *([PATCH] if config.get("mm_use_im_patch_token") and PATCH not in held else [])]
 
