@@ -616,6 +616,22 @@ def test_training_from_it_is_refused_before_a_weight_is_read(published: Made) ->
             make(spec, template="v1", image_mode="pad")
 
 
+def test_a_name_in_the_hubs_cache_takes_a_tower(
+    published: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    source, commit = published(), "a" * 40
+    kept = tmp_path / "cache" / "models--somebody--llava"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text(commit)
+    shutil.copytree(source.save("safetensors"), kept / "snapshots" / commit)
+    back = export_original("somebody/llava", tmp_path / "back", vision_tower=source.tower, device="cpu")
+    straight = export_original(source.folder, tmp_path / "straight", vision_tower=source.tower, device="cpu")
+    equal(read_weights(back), read_weights(straight))
+    out = export_hf("somebody/llava", tmp_path / "hf", vision_tower=source.tower, device="cpu")
+    assert (out / "original" / "tokenizer.model").is_file()
+
+
 def test_the_command_converts_both_ways_and_says_what_is_wrong(
     published: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
