@@ -80,7 +80,7 @@ class Published:
             "pad_token_id": 0,
             "tie_word_embeddings": False,
             "use_mm_proj": True,
-            "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+            "mm_vision_tower": "openai/clip-vit-small-patch12",
             "mm_hidden_size": 32,
             "mm_projector_type": projector,
             "mm_vision_select_layer": -2,
@@ -291,6 +291,13 @@ def own_tower(folder: Path) -> dict[str, torch.Tensor]:
     tower = CLIPVisionModel.from_pretrained(folder)
     return {f"model.vision_tower.vision_tower.vision_model.{name.removeprefix('vision_model.')}": tensor + 0.01
             for name, tensor in tower.state_dict().items() if not name.endswith("position_ids")}  # fmt: skip
+
+
+def test_a_tower_of_another_resolution_than_its_name_says_is_refused(published: Made, tmp_path: Path) -> None:
+    source = published()
+    source.config["mm_vision_tower"] = "openai/clip-vit-large-patch14-336"
+    message = "clip: found a vision tower of 48 pixels; expected one of 336 pixels: .* with openai/clip-vit-large-patch14"
+    assert_refused(source, {}, message, tmp_path / "out")
 
 
 def test_it_is_opened_like_any_other_model(published: Made) -> None:

@@ -6,6 +6,7 @@ Does not know: the files and names (`original.py`), what was trained on what (`o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,8 @@ from workbench.model.tokenizers import load_tokenizer
 
 SMALL = ["*.json"]
 """What is downloaded of a tower whose weights are elsewhere."""
+SIZE = re.compile(r"-(\d{3})$")
+"""How a tower's name says for how many pixels it is, such as openai/clip-vit-large-patch14-336."""
 PLAIN = {"bias": ("none",), "use_dora": (False,), "modules_to_save": (None, []), "rank_pattern": ({},),
          "alpha_pattern": ({},), "fan_in_fan_out": (False,)}  # fmt: skip
 """What LLaVA's own LoRA has of peft's settings."""
@@ -76,6 +79,7 @@ def load_original(
     found = inherit(found, below)
     carried = carries_tower(found) and not tower_inside(found.config)
     seeing = tower_config(tower)
+    _check_size(found, vision_tower, seeing)
     settings = image_settings(tower, seeing)
     weighed = {} if found.kind == "lora" else found.tensors
     record = settings_of(found) | (SEEN if is_siglip(seeing) else {})
@@ -136,6 +140,19 @@ def _tower_folder(found: Original, given: str | Path | None) -> Path:
             raise
         where = f"the vision tower {named_there!r} of {found.folder}"
         raise ModelError(where, found=error.found or str(error), fix=_tower_fix(found)) from error
+
+
+def _check_size(found: Original, given: str | Path | None, seeing: Any) -> None:
+    """Raise `ModelError` for a given tower of another resolution than the name of the one it stands for says.
+
+    It would fit, and give other tokens. A tower in the checkpoint's own file is compared tensor by tensor.
+    """
+    told = str(found.config.get("mm_vision_tower") or "")
+    size = SIZE.search(told)
+    if given is None or size is None or carries_tower(found) or int(size[1]) == seeing.image_size:
+        return
+    expected = f"one of {size[1]} pixels: {found.folder} was trained with {told}"
+    raise ModelError(str(given), found=f"a vision tower of {seeing.image_size} pixels", expected=expected)
 
 
 def _tower_fix(found: Original) -> str:
