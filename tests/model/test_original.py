@@ -428,6 +428,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"model.mm_projector.7.weight": torch.ones(2)},
         "surplus tensors, .*: model.mm_projector.7.weight",
     ),
+    "of a type that would be rounded": (
+        {NORM: torch.rand(64, dtype=torch.float64)},
+        "source: found model.norm.weight in float64; expected float32, bfloat16 or float16",
+    ),
+    "of whole numbers": ({UP: torch.ones(64, 32, dtype=torch.int64)}, "found model.mm_projector.0.weight in int64"),
     "a NeXT's newline": ({"model.image_newline": torch.ones(64)}, "surplus tensors, the first: model.image_newline"),
 }
 
@@ -464,6 +469,18 @@ def test_two_names_of_a_towers_tensor_are_refused(published: Made, tmp_path: Pat
     own["model.vision_tower.vision_tower.post_layernorm.bias"] = torch.zeros(32)
     message = "vision_model.post_layernorm.bias and .*vision_tower.post_layernorm.bias, two names of one tensor"
     assert_refused(source, own, message, tmp_path / "out")
+
+
+def test_adapters_and_bases_of_a_type_that_would_be_rounded_are_refused(published: Made, tmp_path: Path) -> None:
+    source = published(dtype=torch.float32)
+    folder, _ = lora_folder(source, source.base(tmp_path / "base"))
+    for weights in (folder / "adapter_model.safetensors", tmp_path / "base" / "model.safetensors"):
+        held = load_file(weights)
+        finer = {name: tensor.double() for name, tensor in held.items()}
+        save_file(finer, weights, {"format": "pt"})
+        with pytest.raises(CheckpointError, match="weight in float64; expected float32, bfloat16 or float16"):
+            load_original(folder, vision_tower=source.tower, device="cpu")
+        save_file(held, weights, {"format": "pt"})
 
 
 @pytest.mark.parametrize(("name", "value"), [(NORM, float("nan")), (UP, float("-inf"))])

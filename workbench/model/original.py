@@ -21,7 +21,7 @@ from workbench.model.joint import PROJECTORS
 from workbench.model.original_tiles import check_tiles
 from workbench.model.pickles import read_pickle
 from workbench.model.sources import read_json, weight_map
-from workbench.model.tensors import check_numbers, read_tensors
+from workbench.model.tensors import check_numbers, check_types, read_tensors
 from workbench.resources import expanded
 
 ORIGINAL = "original"
@@ -141,6 +141,7 @@ def read_original(source: str | Path) -> Original:
         raise CheckpointError(str(folder), found=f"no {TRAINABLES}", expected="the projector beside the rest", fix=fix)
     rest = _renamed(read_pickle(folder / TRAINABLES), _without_lora, folder / TRAINABLES)
     lora = _adapter(folder)
+    check_types(lora, str(folder))
     check_numbers(lora, str(folder))
     adapter = _renamed(lora, partial(_adapter_name, where=folder), folder)
     return Original(folder, kind, config, _named(rest, folder), adapter, read_json(folder / "adapter_config.json"))
@@ -217,6 +218,7 @@ def _named(tensors: Mapping[str, torch.Tensor], where: Path) -> dict[str, torch.
     if strange:
         found = f"{len(strange)} surplus tensors, the first: {strange[0]}"
         raise CheckpointError(str(where), found=found, expected="exactly the tensors of a LLaVA")
+    check_types(kept, str(where))
     check_numbers(kept, str(where))
     return _renamed(kept, lambda name: str(ours(name)), where)
 

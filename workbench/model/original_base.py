@@ -34,7 +34,7 @@ from workbench.model.parts import language_config
 from workbench.model.precision import LANGUAGE
 from workbench.model.proof import sha256
 from workbench.model.sources import read_json, resolve
-from workbench.model.tensors import same_bits
+from workbench.model.tensors import check_types, same_bits
 from workbench.resources import expanded
 
 SHAPES = (
@@ -76,7 +76,9 @@ def base_of(found: Original, given: str | Path | None) -> Base:
         _refuse_others(folder)
         text = language_config(folder)
         check_base(found, folder, text)
-        return Base(folder, text, _untied(_inside_llava(read_weights(folder)), text, folder))
+        language = _inside_llava(read_weights(folder))
+        check_types(language, str(folder))
+        return Base(folder, text, _untied(language, text, folder))
     if layout_of(folder) != "full":
         found_there, fix = f"a {layout_of(folder)} folder as base", f"workbench export {folder} OUT --as llava, once"
         expected = "a language model or a full LLaVA"

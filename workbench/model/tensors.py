@@ -66,6 +66,14 @@ def check_numbers(tensors: Mapping[str, torch.Tensor], where: str) -> None:
         raise CheckpointError(where, found=found, expected="numbers", fix=fix)
 
 
+def check_types(tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Raise `CheckpointError` for a tensor of a type that no model is held in here: float32 would round it."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            found = f"{name} in {str(tensor.dtype).removeprefix('torch.')}"
+            raise CheckpointError(where, found=found, expected="float32, bfloat16 or float16")
+
+
 def read_tensors(path: Path, *, containing: str = "") -> dict[str, torch.Tensor]:
     """The file's tensors whose names contain a text. Raises `CheckpointError` if the file is missing or cut off."""
     with _opened(path) as file:
