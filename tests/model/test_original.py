@@ -279,7 +279,9 @@ def test_a_tower_in_the_checkpoints_own_file_is_the_one_that_is_used_and_kept(
 def test_a_tower_that_is_said_to_be_there_and_is_not_is_missed(published: Made, tmp_path: Path) -> None:
     source = published(dtype=torch.float32)
     source.config |= {"unfreeze_mm_vision_tower": True}
-    message = r"missing tensors, the first: model.vision_tower.vision_tower.vision_model.*copy or download it whole again"
+    message = (
+        "missing tensors, the first: model.vision_tower.vision_tower.vision_model.*copy or download it whole again"
+    )
     assert_refused(source, {}, message, tmp_path / "out")
     folder, _ = lora_folder(published("tuned"), published("base").save(), unfreeze_mm_vision_tower=True)
     with pytest.raises(CheckpointError, match=message):
@@ -296,7 +298,7 @@ def own_tower(folder: Path) -> dict[str, torch.Tensor]:
 def test_a_tower_of_another_resolution_than_its_name_says_is_refused(published: Made, tmp_path: Path) -> None:
     source = published()
     source.config["mm_vision_tower"] = "openai/clip-vit-large-patch14-336"
-    message = "clip: found a vision tower of 48 pixels; expected one of 336 pixels: .* with openai/clip-vit-large-patch14"
+    message = "clip: found a vision tower of 48 pixels; expected one of 336 pixels: .* with openai/clip-vit-large"
     assert_refused(source, {}, message, tmp_path / "out")
 
 
@@ -353,7 +355,8 @@ def test_settings_of_an_adapter_that_are_no_numbers_are_named(
     told = json.loads((folder / "adapter_config.json").read_text()) | {name: value}
     held = {key: each for key, each in told.items() if each is not ...}
     (folder / "adapter_config.json").write_text(json.dumps(held))
-    message = f"adapter_config.json: found {name}: .*; expected a {'whole number from 1 on' if name == 'r' else 'number'}"
+    expected = "a whole number from 1 on" if name == "r" else "a number"
+    message = f"adapter_config.json: found {name}: .*; expected {expected}"
     with pytest.raises(ModelError, match=message):
         load_original(folder, vision_tower=source.tower, device="cpu")
 
@@ -554,7 +557,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
         {"mm_vision_select_layer": [-2, -5]},
         r"config.json: found mm_vision_select_layer \[-2, -5\]; expected a whole number",
     ),
-    "a count in words": ({"num_hidden_layers": "two"}, "config.json: found a setting amiss .*num_hidden_layers.* got str"),
+    "a count in words": ({"num_hidden_layers": "two"}, "found a setting amiss .*num_hidden_layers.* got str"),
     "no attention heads": ({"num_attention_heads": 0}, "config.json: found a setting amiss .*zero"),
     "a type that torch has not": ({"torch_dtype": "float99"}, "config.json: found a setting amiss .*float99"),
     "no layer": ({"mm_vision_select_layer": None}, "found mm_vision_select_layer None; expected a whole number"),

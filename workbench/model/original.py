@@ -223,9 +223,7 @@ def _named(tensors: Mapping[str, torch.Tensor], where: Path) -> dict[str, torch.
     return _renamed(kept, lambda name: str(ours(name)), where)
 
 
-def _renamed(
-    tensors: Mapping[str, torch.Tensor], called: Callable[[str], str], where: Path
-) -> dict[str, torch.Tensor]:
+def _renamed(tensors: Mapping[str, torch.Tensor], called: Callable[[str], str], where: Path) -> dict[str, torch.Tensor]:
     """Under other names. Raises `CheckpointError` for two that get the same: either could be the one that was meant."""
     before: dict[str, str] = {}
     for name in tensors:

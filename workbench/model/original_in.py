@@ -295,8 +295,8 @@ def _number(found: Original, name: str, usual: float | None = None) -> Any:
     held = found.lora.get(name, usual)
     fits = type(held) is int and held > 0 if name == "r" else type(held) in (int, float)
     if not fits:
-        what, expected = "nothing" if held is None else repr(held), "a whole number from 1 on" if name == "r" else "a number"
-        raise ModelError(f"{found.folder}: adapter_config.json", found=f"{name}: {what}", expected=expected)
+        expected = "a whole number from 1 on" if name == "r" else "a number"
+        raise ModelError(f"{found.folder}: adapter_config.json", found=f"{name}: {held!r}", expected=expected)
     return held
 
 
