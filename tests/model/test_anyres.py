@@ -205,7 +205,7 @@ def test_a_picture_turned_by_its_exif_is_counted_as_it_is_seen() -> None:
 
 
 @pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "avif"])
 def test_a_file_header_tells_the_size_that_the_picture_has(tmp_path: Any, orientation: int, suffix: str) -> None:
     exif = Picture.Exif()
     exif[0x0112] = orientation

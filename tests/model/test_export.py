@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from workbench.cli import main
 from workbench.conversation import Conversation, Image, Message, to_chat
 from workbench.errors import CheckpointError, ModelError
 from workbench.model.checkpoint import save
@@ -151,6 +152,19 @@ def test_weights_that_are_no_numbers_are_not_written(make, tmp_path):
     for export in (export_hf, export_original):
         with pytest.raises(CheckpointError, match=r"whole: found 1 of .* of lm_head.weight .* \[0, 1\]"):
             export(whole, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("as_", ["hf", "llava"])
+def test_weights_that_are_cut_off_are_told_in_one_line(make, tmp_path, capsys, as_):
+    folder = write_folder(make(), tmp_path / "whole")
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"version https://git-lfs.github.com/spec/v1\nsize 12\n"):
+        weights.write_bytes(damaged)
+        assert main(["export", str(folder), str(tmp_path / "out"), "--as", as_]) == 1
+        told = capsys.readouterr().err
+        assert "model.safetensors: found a damaged or cut-off file (" in told and told.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

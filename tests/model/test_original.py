@@ -80,7 +80,7 @@ class Published:
             "pad_token_id": 0,
             "tie_word_embeddings": False,
             "use_mm_proj": True,
-            "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+            "mm_vision_tower": "openai/clip-vit-small-patch12",
             "mm_hidden_size": 32,
             "mm_projector_type": projector,
             "mm_vision_select_layer": -2,
@@ -253,19 +253,53 @@ def test_a_model_of_transformers_goes_there_and_back(make: Any, projector: str, 
     assert torch.equal(one.image_mode.pixels(picture), two.image_mode.pixels(picture))
 
 
-def test_a_tower_in_the_checkpoints_own_file_is_the_one_that_is_used(published: Made, tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", [{"unfreeze_mm_vision_tower": True}, {"mm_tunable_parts": "mm_vision_tower"}, {}])
+def test_a_tower_in_the_checkpoints_own_file_is_the_one_that_is_used_and_kept(
+    said: dict[str, Any], published: Made, tmp_path: Path
+) -> None:
     source = published(dtype=torch.float32)
-    source.config |= {"unfreeze_mm_vision_tower": True}
-    tower = CLIPVisionModel.from_pretrained(source.tower)
-    own = {f"model.vision_tower.vision_tower.vision_model.{name.removeprefix('vision_model.')}": tensor + 0.01
-           for name, tensor in tower.state_dict().items() if not name.endswith("position_ids")}  # fmt: skip
+    source.config |= said
+    own = own_tower(source.tower)
     folder = source.save(**own)
     first = export_hf(folder, tmp_path / "hf", vision_tower=source.tower, device="cpu")
     llava = load(first, device="cpu")
     held = llava.tower.embeddings.patch_embedding.weight
     assert torch.equal(held, own["model.vision_tower.vision_tower.vision_model.embeddings.patch_embedding.weight"])
-    back = read_weights(export_original(first, tmp_path / "back", device="cpu"))
-    assert own.keys() <= back.keys() and all(torch.equal(own[name], back[name]) for name in own)
+    straight = export_original(folder, tmp_path / "straight", vision_tower=source.tower, device="cpu")
+    whole = {name: each for name, each in (source.tensors() | own).items() if not name.endswith("inv_freq")}
+    for back in (export_original(first, tmp_path / "back", device="cpu"), straight):
+        equal(read_weights(back), whole)
+        config = json.loads((back / "config.json").read_text())
+        assert config == source.config | (said or {"unfreeze_mm_vision_tower": True}), "LLaVA looks for it there"
+        assert layout_of(back) == "full" and not (back / "vision_tower").exists()
+    again = export_hf(straight, tmp_path / "again", vision_tower=source.tower, device="cpu")
+    equal(load_file(first / "model.safetensors"), load_file(again / "model.safetensors"))
+
+
+def test_a_tower_that_is_said_to_be_there_and_is_not_is_missed(published: Made, tmp_path: Path) -> None:
+    source = published(dtype=torch.float32)
+    source.config |= {"unfreeze_mm_vision_tower": True}
+    message = (
+        "missing tensors, the first: model.vision_tower.vision_tower.vision_model.*copy or download it whole again"
+    )
+    assert_refused(source, {}, message, tmp_path / "out")
+    folder, _ = lora_folder(published("tuned"), published("base").save(), unfreeze_mm_vision_tower=True)
+    with pytest.raises(CheckpointError, match=message):
+        load_original(folder, vision_tower=source.tower, device="cpu")
+
+
+def own_tower(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a tower that was trained, as they are in a checkpoint's own file."""
+    tower = CLIPVisionModel.from_pretrained(folder)
+    return {f"model.vision_tower.vision_tower.vision_model.{name.removeprefix('vision_model.')}": tensor + 0.01
+            for name, tensor in tower.state_dict().items() if not name.endswith("position_ids")}  # fmt: skip
+
+
+def test_a_tower_of_another_resolution_than_its_name_says_is_refused(published: Made, tmp_path: Path) -> None:
+    source = published()
+    source.config["mm_vision_tower"] = "openai/clip-vit-large-patch14-336"
+    message = "clip: found a vision tower of 48 pixels; expected one of 336 pixels: .* with openai/clip-vit-large"
+    assert_refused(source, {}, message, tmp_path / "out")
 
 
 def test_it_is_opened_like_any_other_model(published: Made) -> None:
@@ -309,6 +343,24 @@ def test_a_lora_folder_is_merged_onto_its_base(published: Made, tmp_path: Path) 
     assert not next(folder.glob("model*"), None)  # nothing was written there
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("r", None), ("r", "4"), ("r", 0), ("r", 2.5), ("lora_alpha", None), ("lora_alpha", "x"),
+                        ("lora_dropout", None), ("lora_alpha", ...)]
+)  # fmt: skip
+def test_settings_of_an_adapter_that_are_no_numbers_are_named(
+    name: str, value: Any, published: Made, tmp_path: Path
+) -> None:
+    source = published(dtype=torch.float32)
+    folder, _ = lora_folder(source, source.base(tmp_path / "base"))
+    told = json.loads((folder / "adapter_config.json").read_text()) | {name: value}
+    held = {key: each for key, each in told.items() if each is not ...}
+    (folder / "adapter_config.json").write_text(json.dumps(held))
+    expected = "a whole number from 1 on" if name == "r" else "a number"
+    message = f"adapter_config.json: found {name}: .*; expected {expected}"
+    with pytest.raises(ModelError, match=message):
+        load_original(folder, vision_tower=source.tower, device="cpu")
+
+
 def test_a_projector_file_is_taken_by_a_recipe_and_by_export(published: Made, parts: Any, tmp_path: Path) -> None:
     source = published(dtype=torch.float32)
     base = source.base(tmp_path / "base")
@@ -320,7 +372,7 @@ def test_a_projector_file_is_taken_by_a_recipe_and_by_export(published: Made, pa
         spec = ModelSpec(vision=str(parts["clip"]), language=str(base), projector_from=str(given), device="cpu")
         llava = build(spec, template="v1", image_mode="pad")
         assert torch.equal(llava.projector.linear_2.weight, projector["model.mm_projector.2.weight"])
-    with pytest.raises(ModelError, match="the base 'somewhere/else': .*--base DIR"):
+    with pytest.raises(ModelError, match="'somewhere/else' of .*: workbench export .* OUT --as hf --base DIR; then"):
         load_original(folder, vision_tower=source.tower)
     out = export_hf(folder, tmp_path / "hf", vision_tower=source.tower, base=str(base), device="cpu")
     llava = load(out, device="cpu")
@@ -379,6 +431,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"model.mm_projector.7.weight": torch.ones(2)},
         "surplus tensors, .*: model.mm_projector.7.weight",
     ),
+    "of a type that would be rounded": (
+        {NORM: torch.rand(64, dtype=torch.float64)},
+        "source: found model.norm.weight in float64; expected float32, bfloat16 or float16",
+    ),
+    "of whole numbers": ({UP: torch.ones(64, 32, dtype=torch.int64)}, "found model.mm_projector.0.weight in int64"),
     "a NeXT's newline": ({"model.image_newline": torch.ones(64)}, "surplus tensors, the first: model.image_newline"),
 }
 
@@ -386,6 +443,47 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_a_tensor_too_few_too_many_or_of_another_shape_is_refused(name: str, published: Made, tmp_path: Path) -> None:
     assert_refused(published(), *WRONG[name], tmp_path / "out")
+
+
+TWICE = {
+    "pytorch_model.bin": ("model.mm_projector.0.weight", "model.mm_projector.weight"),
+    "mm_projector.bin": ("model.mm_projector.0.weight", "foo.mm_projector.0.weight"),
+    "non_lora_trainables.bin": ("base_model.model.model.mm_projector.0.weight", "model.mm_projector.0.weight"),
+}
+
+
+@pytest.mark.parametrize("file", TWICE)
+def test_two_names_of_one_tensor_are_refused_and_both_named(file: str, published: Made, tmp_path: Path) -> None:
+    source, (first, second) = published(dtype=torch.float32), TWICE[file]
+    base = source.base(tmp_path / "base")
+    if file == "non_lora_trainables.bin":
+        folder, _ = lora_folder(source, base)
+        held = torch.load(folder / file)
+    else:
+        folder = source.describe()
+        held = {name: each for name, each in source.tensors().items() if file.startswith("py") or "mm_proj" in name}
+    torch.save(held | {second: torch.ones(64, 32)}, folder / file)
+    with pytest.raises(CheckpointError, match=f"found {first} and {second}, two names of one tensor"):
+        load_original(folder, vision_tower=source.tower, base=None if file.startswith("py") else base)
+
+
+def test_two_names_of_a_towers_tensor_are_refused(published: Made, tmp_path: Path) -> None:
+    source, own = published(), own_tower(published().tower)
+    own["model.vision_tower.vision_tower.post_layernorm.bias"] = torch.zeros(32)
+    message = "vision_model.post_layernorm.bias and .*vision_tower.post_layernorm.bias, two names of one tensor"
+    assert_refused(source, own, message, tmp_path / "out")
+
+
+def test_adapters_and_bases_of_a_type_that_would_be_rounded_are_refused(published: Made, tmp_path: Path) -> None:
+    source = published(dtype=torch.float32)
+    folder, _ = lora_folder(source, source.base(tmp_path / "base"))
+    for weights in (folder / "adapter_model.safetensors", tmp_path / "base" / "model.safetensors"):
+        held = load_file(weights)
+        finer = {name: tensor.double() for name, tensor in held.items()}
+        save_file(finer, weights, {"format": "pt"})
+        with pytest.raises(CheckpointError, match="weight in float64; expected float32, bfloat16 or float16"):
+            load_original(folder, vision_tower=source.tower, device="cpu")
+        save_file(held, weights, {"format": "pt"})
 
 
 @pytest.mark.parametrize(("name", "value"), [(NORM, float("nan")), (UP, float("-inf"))])
@@ -451,6 +549,19 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
         "architectures LlavaGemmaForCausalLM; expected LlavaLlamaForCausalLM or LlavaMistralForCausalLM or",
     ),
     "several scales": ({"s2": True}, "several scales"),
+    "another choice of features": (
+        {"mm_vision_select_feature": "cls"},
+        "source: config.json: found mm_vision_select_feature 'cls'; expected patch or cls_patch",
+    ),
+    "features of several layers": (
+        {"mm_vision_select_layer": [-2, -5]},
+        r"config.json: found mm_vision_select_layer \[-2, -5\]; expected a whole number",
+    ),
+    "a count in words": ({"num_hidden_layers": "two"}, "found a setting amiss .*num_hidden_layers.* got str"),
+    "no attention heads": ({"num_attention_heads": 0}, "config.json: found a setting amiss .*zero"),
+    "a type that torch has not": ({"torch_dtype": "float99"}, "config.json: found a setting amiss .*float99"),
+    "no layer": ({"mm_vision_select_layer": None}, "found mm_vision_select_layer None; expected a whole number"),
+    "a layer in words": ({"mm_vision_select_layer": "-2"}, "found mm_vision_select_layer '-2'; expected a whole"),
 }
 
 
@@ -491,6 +602,23 @@ def test_files_that_are_missing_or_damaged_are_named(published: Made, tmp_path: 
         load_original(folder, vision_tower=source.tower)
 
 
+def test_an_added_token_without_an_id_is_told(published: Made) -> None:
+    source = published()
+    folder = source.save()
+    (folder / "added_tokens.json").write_text('{"<x>": "y", "<z>": 3}')
+    with pytest.raises(ModelError, match="added_tokens.json: found <x> as 'y'; expected the id of each token"):
+        load_original(folder, vision_tower=source.tower)
+
+
+@pytest.mark.parametrize("files", [{"a": None}, {"a": ["model.bin"]}, {}, [], None])
+def test_an_index_that_names_no_files_is_told(files: Any, published: Made) -> None:
+    source = published()
+    index = source.save("shards") / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": files}))
+    with pytest.raises(CheckpointError, match="bin.index.json: found a weight_map .*; expected the name of a file for"):
+        load_original(source.folder, vision_tower=source.tower)
+
+
 def test_a_base_of_another_shape_is_refused(published: Made, parts: Any, tmp_path: Path) -> None:
     source = published(dtype=torch.float32)
     folder, _ = lora_folder(source, source.base(tmp_path / "base"))
@@ -513,6 +641,22 @@ def test_training_from_it_is_refused_before_a_weight_is_read(published: Made) ->
     for make in (build, outline):
         with pytest.raises(ModelError, match="LLaVA's own layout; .*convert it once: workbench export"):
             make(spec, template="v1", image_mode="pad")
+
+
+def test_a_name_in_the_hubs_cache_takes_a_tower(
+    published: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    source, commit = published(), "a" * 40
+    kept = tmp_path / "cache" / "models--somebody--llava"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text(commit)
+    shutil.copytree(source.save("safetensors"), kept / "snapshots" / commit)
+    back = export_original("somebody/llava", tmp_path / "back", vision_tower=source.tower, device="cpu")
+    straight = export_original(source.folder, tmp_path / "straight", vision_tower=source.tower, device="cpu")
+    equal(read_weights(back), read_weights(straight))
+    out = export_hf("somebody/llava", tmp_path / "hf", vision_tower=source.tower, device="cpu")
+    assert (out / "original" / "tokenizer.model").is_file()
 
 
 def test_the_command_converts_both_ways_and_says_what_is_wrong(

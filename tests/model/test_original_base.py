@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.model.test_original import Harmful, Made, Published, lora_folder, ours
+from tests.model.test_original import Harmful, Made, Published, lora_folder, ours, own_tower
 from tests.model.test_original_next import PublishedNext, logits, picture
 from tests.model.test_original_next import ours as ours_next
 from workbench.errors import CheckpointError, ModelError
@@ -99,6 +99,29 @@ def test_a_nexts_newline_and_trained_tower_are_the_bases(parts: dict[str, Path],
     second.describe(unfreeze_mm_vision_tower=False)
     with pytest.raises(CheckpointError, match="a wrong base: a vision tower of its own; expected one without"):
         load_original(folder, vision_tower=second.tower, device="cpu")
+
+
+def test_a_tower_that_a_base_holds_and_does_not_tell_of_is_taken_and_told(published: Made, tmp_path: Path) -> None:
+    first, second = published("base", **FP32), published("tuned", **FP32)
+    tower = own_tower(first.tower)
+    folder, _ = trained_on(first.save(**tower), second)
+    out = export_hf(folder, tmp_path / "hf", vision_tower=second.tower, device="cpu")
+    back = export_original(out, tmp_path / "back", device="cpu")
+    straight = export_original(folder, tmp_path / "straight", vision_tower=second.tower, device="cpu")
+    light = export_original(folder, tmp_path / "light", weights="adapter", vision_tower=second.tower, device="cpu")
+    for written in (back, straight, light):
+        assert json.loads((written / "config.json").read_text())["unfreeze_mm_vision_tower"] is True
+    for written in (back, straight):
+        held = read_weights(written)
+        assert all(torch.equal(each, held[name]) for name, each in tower.items())
+    again = load_original(light, base=first.folder, vision_tower=second.tower, device="cpu")
+    expected = ours(load_original(folder, vision_tower=second.tower, device="cpu"))
+    torch.testing.assert_close(ours(again), expected, rtol=1e-5, atol=1e-5)
+    bare = second.projector.state_dict()
+    torch.save({f"model.mm_projector.{name}": each for name, each in bare.items()}, tmp_path / "mm_projector.bin")
+    given: Any = {"vision_tower": second.tower, "base": str(first.folder), "device": "cpu"}
+    held = read_weights(export_original(tmp_path / "mm_projector.bin", tmp_path / "bare", **given))
+    assert all(torch.equal(each, held[name]) for name, each in tower.items())
 
 
 def test_a_bare_projector_is_put_onto_the_llava_it_was_trained_on(published: Made, tmp_path: Path) -> None:

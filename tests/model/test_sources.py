@@ -56,5 +56,10 @@ def test_weights_that_an_index_lists_must_all_be_there(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
     with pytest.raises(ModelError, match="found no model-1.safetensors"):
         safetensors_files(tmp_path)
+    for odd in ("null", "[]", '{"a": null}', "{}"):
+        (tmp_path / "model.safetensors.index.json").write_text(f'{{"weight_map": {odd}}}')
+        with pytest.raises(ModelError, match="index.json: found a weight_map .*; expected the name of a file for each"):
+            safetensors_files(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
     (tmp_path / "model-1.safetensors").touch()
     assert safetensors_files(tmp_path) == [tmp_path / "model-1.safetensors"]

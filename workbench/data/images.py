@@ -57,6 +57,8 @@ _DEEP = ("I", "F")
 _ORIENTATION = 0x0112
 _SIDEWAYS = 5
 """From this orientation on width and height change places."""
+_TURNED = ("TIFF",)
+"""Formats whose pictures Pillow turns itself while it reads them, and whose size it gives as it will be then."""
 _TURNS = {
     2: PILImage.Transpose.FLIP_LEFT_RIGHT,
     3: PILImage.Transpose.ROTATE_180,
@@ -118,7 +120,7 @@ def image_size(path: Path) -> tuple[int, int]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with PILImage.open(path, formats=_OPENED_AS) as opened:
-                turned = _orientation(opened) >= _SIDEWAYS
+                turned = _orientation(opened) >= _SIDEWAYS and opened.format not in _TURNED
                 return (opened.height, opened.width) if turned else opened.size
     except Exception:  # `load_image` says what is wrong with it
         return load_image(path).size

@@ -103,22 +103,22 @@ def opened(
     source: str | Path, base: str, device: str, vision_tower: str | Path | None, template: str | None
 ) -> tuple[Llava, str]:
     """(the model with all its bits, the way to merge it)."""
-    if layout_of(source):
+    from workbench.model.checkpoint import checkpoint_folder  # builds on this module
+
+    folder = checkpoint_folder(source)
+    if layout_of(folder):  # a name of the Hub says nothing of it
         named = None if base == "nf4" else base
-        return load_original(source, vision_tower=vision_tower, base=named, device=device, template=template), "nf4"
+        return load_original(folder, vision_tower=vision_tower, base=named, device=device, template=template), "nf4"
     if vision_tower is not None:
         fix = "leave --vision-tower out"
         raise ModelError(str(source), found="a model with its tower", expected="one of LLaVA's own", fix=fix)
-    found = load(source, load=saved_as(source), device=device, template=template)
+    found = load(source, load=saved_as(folder), device=device, template=template)
     check_numbers(dict(found.model.named_parameters()), str(source))
     return found, base
 
 
-def saved_as(source: str | Path) -> str | None:
+def saved_as(folder: Path) -> str | None:
     """The number format of a Hugging Face folder's weights, float32 where they have several; None for a run of ours."""
-    from workbench.model.checkpoint import checkpoint_folder  # builds on this module
-
-    folder = checkpoint_folder(source)
     if not is_llava(folder):
         return None
     types = {name for path in safetensors_files(folder) for name in types_of(path)}

@@ -8,8 +8,9 @@ Does not know: how a model is made of them (`original_in.py`) or how they are wr
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from workbench.errors import CheckpointError, ModelError
 from workbench.model.joint import PROJECTORS
 from workbench.model.original_tiles import check_tiles
 from workbench.model.pickles import read_pickle
-from workbench.model.sources import read_json
-from workbench.model.tensors import check_numbers, read_tensors
+from workbench.model.sources import read_json, weight_map
+from workbench.model.tensors import check_numbers, check_types, read_tensors
 from workbench.resources import expanded
 
 ORIGINAL = "original"
@@ -34,6 +35,8 @@ TEMPLATES = {"llama": "v1", "mistral": "mistral", "qwen2": "qwen"}
 MARKS = {"<|start_header_id|>": "llama_3", "<|im_start|>": "chatml"}
 """A token of a Llama's tokenizer -> the template it is there for: Llama 3, Nous-Hermes-2-Yi-34B."""
 PATCH = "<im_patch>"
+SELECTED = {"patch": "default", "cls_patch": "full"}
+"""`mm_vision_select_feature` -> what transformers calls it."""
 NAMES = (
     ("model.mm_projector.0.", "model.multi_modal_projector.linear_1."),
     ("model.mm_projector.2.", "model.multi_modal_projector.linear_2."),
@@ -49,6 +52,8 @@ NAMES = (
 """How a tensor's name begins in LLaVA's layout, and in transformers'; of several that fit the first."""
 COMPUTED = re.compile(r".*\.rotary_emb\.inv_freq|.*\.embeddings\.position_ids")
 """Names of what older files keep although it follows from the configuration."""
+INSIDE = {"unfreeze_mm_vision_tower": True}
+"""What says that a tower is in the checkpoint's own file."""
 LORA = "base_model.model."
 PROJECTOR = "model.multi_modal_projector."
 
@@ -124,20 +129,21 @@ def read_original(source: str | Path) -> Original:
     if kind is None:
         raise ModelError(str(source), found="no checkpoint of LLaVA's own", expected="config.json and its weights")
     if folder.is_file():
-        return Original(folder, kind, {}, _named(_only_projector(read_pickle(folder)), folder))
+        return Original(folder, kind, {}, _named(_only_projector(folder), folder))
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     check_config(config, folder)
     if kind == "full":
         return Original(folder, kind, config, _named(read_weights(folder), folder))
     if kind == "projector":
-        return Original(folder, kind, config, _named(_only_projector(read_pickle(folder / PROJECTOR_FILE)), folder))
+        return Original(folder, kind, config, _named(_only_projector(folder / PROJECTOR_FILE), folder))
     if not (folder / TRAINABLES).is_file():
         fix = "copy it from where these LoRA weights were trained"
         raise CheckpointError(str(folder), found=f"no {TRAINABLES}", expected="the projector beside the rest", fix=fix)
-    rest = {_without_lora(name): tensor for name, tensor in read_pickle(folder / TRAINABLES).items()}
+    rest = _renamed(read_pickle(folder / TRAINABLES), _without_lora, folder / TRAINABLES)
     lora = _adapter(folder)
+    check_types(lora, str(folder))
     check_numbers(lora, str(folder))
-    adapter = {_adapter_name(name, folder): tensor for name, tensor in lora.items()}
+    adapter = _renamed(lora, partial(_adapter_name, where=folder), folder)
     return Original(folder, kind, config, _named(rest, folder), adapter, read_json(folder / "adapter_config.json"))
 
 
@@ -168,13 +174,16 @@ def language_of(config: Mapping[str, Any], where: Path) -> str:
 
 
 def settings_of(original: Original) -> dict[str, Any]:
-    """The fields of our record that its configuration decides."""
+    """The fields of our record that its configuration decides. Raises `ModelError` for a value that decides nothing."""
     feature = original.config.get("mm_vision_select_feature") or "patch"
-    return {
-        "projector": original.projector,
-        "vision_layer": int(original.config.get("mm_vision_select_layer", -2)),
-        "vision_select": {"patch": "default", "cls_patch": "full"}[feature],
-    }
+    layer, where = original.config.get("mm_vision_select_layer", -2), f"{original.folder}: config.json"
+    if str(feature) not in SELECTED:
+        found, expected = f"mm_vision_select_feature {feature!r}", " or ".join(SELECTED)
+        raise ModelError(where, found=found, expected=expected)
+    if type(layer) is not int:
+        found, expected = f"mm_vision_select_layer {layer!r}", "a whole number, such as -2"
+        raise ModelError(where, found=found, expected=expected)
+    return {"projector": original.projector, "vision_layer": layer, "vision_select": SELECTED[str(feature)]}
 
 
 def usual_template(language: str, words: Container[str]) -> str | None:
@@ -209,13 +218,25 @@ def _named(tensors: Mapping[str, torch.Tensor], where: Path) -> dict[str, torch.
     if strange:
         found = f"{len(strange)} surplus tensors, the first: {strange[0]}"
         raise CheckpointError(str(where), found=found, expected="exactly the tensors of a LLaVA")
+    check_types(kept, str(where))
     check_numbers(kept, str(where))
-    return {str(ours(name)): tensor for name, tensor in kept.items()}
+    return _renamed(kept, lambda name: str(ours(name)), where)
 
 
-def _only_projector(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _renamed(tensors: Mapping[str, torch.Tensor], called: Callable[[str], str], where: Path) -> dict[str, torch.Tensor]:
+    """Under other names. Raises `CheckpointError` for two that get the same: either could be the one that was meant."""
+    before: dict[str, str] = {}
+    for name in tensors:
+        first = before.setdefault(called(name), name)
+        if first != name:
+            found = f"{first} and {name}, two names of one tensor"
+            raise CheckpointError(str(where), found=found, expected="each tensor once", fix="leave out the wrong one")
+    return {new: tensors[old] for new, old in before.items()}
+
+
+def _only_projector(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a projector's file, whatever stands before `mm_projector` in their names."""
-    return {re.sub(r"^.*?\bmm_projector\.", "model.mm_projector.", name): each for name, each in tensors.items()}
+    return _renamed(read_pickle(path), partial(re.sub, r"^.*?\bmm_projector\.", "model.mm_projector."), path)
 
 
 def _without_lora(name: str) -> str:
@@ -242,7 +263,7 @@ def weight_files(folder: Path) -> list[Path]:
     """A model folder's weights, safetensors or pickles. Raises `CheckpointError` if a listed file is missing."""
     for whole, index in zip(_WHOLE, _INDEXES, strict=True):
         if (folder / index).is_file():
-            names = sorted({str(name) for name in _weight_map(folder / index).values()})
+            names = sorted(set(weight_map(folder / index).values()))
             missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
             if missing:
                 raise CheckpointError(str(folder), found=f"no {missing[0]}", expected="every file its index lists")
@@ -261,17 +282,10 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
             raise CheckpointError(str(path), found=f"{twice[0]} a second time", expected="each tensor in one file")
         tensors |= read
     index = next((folder / name for name in _INDEXES if (folder / name).is_file()), None)
-    if index is not None and (odd := sorted(_weight_map(index).keys() ^ tensors.keys())):
+    if index is not None and (odd := sorted(weight_map(index).keys() ^ tensors.keys())):
         found = f"{len(odd)} tensors that only the index or only the files have, the first: {odd[0]}"
         raise CheckpointError(str(folder), found=found, expected="the tensors its index lists")
     return tensors
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    held = read_json(index).get("weight_map")
-    if not isinstance(held, dict):
-        raise CheckpointError(str(index), found="no weight_map", expected="an index of weights")
-    return held
 
 
 def _adapter(folder: Path) -> dict[str, torch.Tensor]:

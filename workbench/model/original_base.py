@@ -34,7 +34,7 @@ from workbench.model.parts import language_config
 from workbench.model.precision import LANGUAGE
 from workbench.model.proof import sha256
 from workbench.model.sources import read_json, resolve
-from workbench.model.tensors import same_bits
+from workbench.model.tensors import check_types, same_bits
 from workbench.resources import expanded
 
 SHAPES = (
@@ -76,7 +76,9 @@ def base_of(found: Original, given: str | Path | None) -> Base:
         _refuse_others(folder)
         text = language_config(folder)
         check_base(found, folder, text)
-        return Base(folder, text, _untied(_inside_llava(read_weights(folder)), text, folder))
+        language = _inside_llava(read_weights(folder))
+        check_types(language, str(folder))
+        return Base(folder, text, _untied(language, text, folder))
     if layout_of(folder) != "full":
         found_there, fix = f"a {layout_of(folder)} folder as base", f"workbench export {folder} OUT --as llava, once"
         expected = "a language model or a full LLaVA"
@@ -90,6 +92,12 @@ def base_of(found: Original, given: str | Path | None) -> Base:
     return Base(folder, text, _untied(spoken(whole.tensors), text, folder), beside)
 
 
+def carries_tower(found: Original) -> bool:
+    """Whether there are a tower's tensors among those that were read, whatever its configuration says: LLaVA's full
+    training saves the tower that it did not train, too, and says nothing of it."""
+    return any(name.startswith(VISION) for name in found.tensors)
+
+
 def inherit(found: Original, base: Base) -> Original:
     """What was trained on a LLaVA, with all of that LLaVA's which was not. A projector is taken whole from either."""
     own = any(name.startswith(PROJECTOR) for name in found.tensors)
@@ -100,14 +108,18 @@ def inherit(found: Original, base: Base) -> Original:
 def _folder(found: Original, given: str | Path | None) -> Path:
     told = given or found.lora.get("base_model_name_or_path") or found.config.get("_name_or_path")
     if not told:
-        raise ModelError(str(found.folder), found="no base named", fix="say --base DIR, its language model")
+        raise ModelError(str(found.folder), found="no base named", fix=_base_fix(found))
     try:
         return resolve_any(told)
     except ModelError as error:
         if given is not None:
             raise
-        fix = "say where its folder lies: --base DIR"
-        raise ModelError(f"the base {str(told)!r}", found=error.found or str(error), fix=fix) from error
+        where = f"the base {str(told)!r} of {found.folder}"
+        raise ModelError(where, found=error.found or str(error), fix=_base_fix(found)) from error
+
+
+def _base_fix(found: Original) -> str:
+    return f"say where its folder lies: workbench export {found.folder} OUT --as hf --base DIR; then use OUT"
 
 
 def resolve_any(source: str | Path) -> Path:
@@ -142,8 +154,9 @@ def check_base(found: Original, folder: Path, text: Any) -> None:
 
 
 def _check_tower(found: Original, whole: Original) -> None:
-    """Raise `CheckpointError` for a LLaVA with a tower in its own file, if what was trained on one says it had none."""
-    if found.config and any(name.startswith(VISION) for name in whole.tensors) and not tower_inside(found.config):
+    """Raise `CheckpointError` for a LLaVA that says it has a tower in its own file, if what was trained on one says it
+    had none. Where neither says so, but there is one, it was saved beside the rest, and is taken."""
+    if found.config and carries_tower(whole) and tower_inside(whole.config) and not tower_inside(found.config):
         expected = f"one without: {found.folder} names its tower and does not say that it was trained"
         raise CheckpointError(str(whole.folder), found="a wrong base: a vision tower of its own", expected=expected)
 
@@ -154,12 +167,18 @@ def base_hashes(folder: Path) -> dict[str, str]:
 
 
 def text_config(config: Mapping[str, Any], where: Path) -> Any:
-    """The language model's configuration inside one of LLaVA's."""
+    """The language model's configuration inside one of LLaVA's. Raises `ModelError` for one that describes none."""
     check_config(config, where)
     own = ("mm_", "image_", "tune_", "freeze_", "unfreeze_", "use_mm_", "tokenizer_", COUNT, "base_sha256",
            "architectures", "vision_", "use_pos_skipping", "pos_skipping")  # fmt: skip
     held = {key: value for key, value in config.items() if not key.startswith(own) and key != "model_type"}
-    return CONFIG_MAPPING[language_of(config, where)].from_dict(held)
+    kind = CONFIG_MAPPING[language_of(config, where)]
+    try:
+        return kind.from_dict(held)
+    except Exception as error:  # the many shapes of a value that no language model has
+        told = " ".join(str(error).split())
+        expected = "the settings of a language model"
+        raise ModelError(f"{where}: config.json", found=f"a setting amiss ({told})", expected=expected) from error
 
 
 def spoken(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

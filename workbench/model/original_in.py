@@ -6,6 +6,7 @@ Does not know: the files and names (`original.py`), what was trained on what (`o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ from workbench.model.original import (
     tower_inside,
     usual_template,
 )
-from workbench.model.original_base import Base, base_of, inherit, spoken
+from workbench.model.original_base import Base, base_of, carries_tower, inherit, spoken
 from workbench.model.original_siglip import SEEN, is_siglip, seen_config, seen_part
 from workbench.model.original_tiles import pinpoints_in, pool_of, tiles_of
 from workbench.model.parts import check_report, image_settings, load_tower, quietly, tower_config
@@ -44,6 +45,8 @@ from workbench.model.tokenizers import load_tokenizer
 
 SMALL = ["*.json"]
 """What is downloaded of a tower whose weights are elsewhere."""
+SIZE = re.compile(r"-(\d{3})$")
+"""How a tower's name says for how many pixels it is, such as openai/clip-vit-large-patch14-336."""
 PLAIN = {"bias": ("none",), "use_dora": (False,), "modules_to_save": (None, []), "rank_pattern": ({},),
          "alpha_pattern": ({},), "fan_in_fan_out": (False,)}  # fmt: skip
 """What LLaVA's own LoRA has of peft's settings."""
@@ -64,7 +67,8 @@ def load_original(
 
     vision_tower: a CLIP's or SigLIP's folder or Hub name (default: what its config.json names). base: the language
     model, or the LLaVA in LLaVA's own layout, that a LoRA folder or projector was trained on (default: what it names).
-    `load=None`: as its weights are, and float32 where they have several types, so that no bit is lost. Raises
+    The record says `tower_inside` where the tower's tensors are in a checkpoint's own file and its config.json does not
+    say so. `load=None`: as its weights are, and float32 where they have several types, so that no bit is lost. Raises
     `CheckpointError` for a missing, surplus or misshapen tensor, a wrong base and a pickle that would run code;
     `ModelError` for a LLaVA that is not read here, or a tower or base that is not found.
     """
@@ -73,7 +77,9 @@ def load_original(
     below = base_of(found, base)
     extra = {} if found.kind == "full" else spoken(found.tensors)
     found = inherit(found, below)
+    carried = carries_tower(found) and not tower_inside(found.config)
     seeing = tower_config(tower)
+    _check_size(found, vision_tower, seeing)
     settings = image_settings(tower, seeing)
     weighed = {} if found.kind == "lora" else found.tensors
     record = settings_of(found) | (SEEN if is_siglip(seeing) else {})
@@ -85,6 +91,7 @@ def load_original(
         "seed": 0,
         "image_mode": _image_mode(found, image_mode, settings),
         "trained": [],
+        **({"tower_inside": True} if carried else {}),
     }
     if tiles_of(found.config):
         record["pinpoints"] = pinpoints_in(found.config, found.folder, seeing.image_size)
@@ -125,7 +132,7 @@ def _tower_folder(found: Original, given: str | Path | None) -> Path:
         return inside
     told = str(given or named_there)
     try:
-        if tower_inside(found.config):
+        if tower_inside(found.config) or carries_tower(found):
             return local(told, "vision") or small_files(told, SMALL)
         return resolve(told, part="vision")
     except ModelError as error:
@@ -133,6 +140,19 @@ def _tower_folder(found: Original, given: str | Path | None) -> Path:
             raise
         where = f"the vision tower {named_there!r} of {found.folder}"
         raise ModelError(where, found=error.found or str(error), fix=_tower_fix(found)) from error
+
+
+def _check_size(found: Original, given: str | Path | None, seeing: Any) -> None:
+    """Raise `ModelError` for a given tower of another resolution than the name of the one it stands for says.
+
+    It would fit, and give other tokens. A tower in the checkpoint's own file is compared tensor by tensor.
+    """
+    told = str(found.config.get("mm_vision_tower") or "")
+    size = SIZE.search(told)
+    if given is None or size is None or carries_tower(found) or int(size[1]) == seeing.image_size:
+        return
+    expected = f"one of {size[1]} pixels: {found.folder} was trained with {told}"
+    raise ModelError(str(given), found=f"a vision tower of {seeing.image_size} pixels", expected=expected)
 
 
 def _tower_fix(found: Original) -> str:
@@ -170,7 +190,9 @@ def _template(folder: Path, below: Base) -> str | Template:
 def _added_tokens(config: Mapping[str, Any], folder: Path) -> list[str]:
     """Tokens with rows in the embeddings that a bare tokenizer.model does not know, in the order of their ids."""
     path = folder / "added_tokens.json"
-    held: dict[str, int] = dict(read_json(path)) if path.is_file() else {}
+    held = read_json(path) if path.is_file() else {}
+    if odd := next((f"{token} as {id!r}" for token, id in held.items() if type(id) is not int), ""):
+        raise ModelError(str(path), found=odd, expected="the id of each token, a whole number")
     known = sorted(held, key=lambda token: held[token])
     return [*known, *([PATCH] if config.get("mm_use_im_patch_token") and PATCH not in held else [])]
 
@@ -194,9 +216,9 @@ def _held(tensors: list[torch.Tensor]) -> str:
 
 
 def _tower(found: Original, config: Any, folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The tower in the checkpoint's own file, where it was trained, else that of the folder."""
+    """The tower in the checkpoint's own file, where it is or is said to be, else that of the folder."""
     inside = {name.removeprefix(VISION): each for name, each in found.tensors.items() if name.startswith(VISION)}
-    if not inside:
+    if not inside and not tower_inside(found.config):  # said to be there and gone: `fill` tells
         tower = load_tower(folder, dtype, device)
         return seen_part(tower) if is_siglip(config) else tower
     tower = AutoModel.from_config(seen_config(config) if is_siglip(config) else config, dtype=dtype).to(device)
@@ -257,15 +279,25 @@ def _attach(llava: Llava, found: Original) -> None:
             raise ModelError(str(found.folder), found=f"{name}: {told[name]!r}", expected="plain LoRA, as LLaVA's")
     names = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name in found.adapter})
     config = LoraConfig(
-        r=told["r"],
-        lora_alpha=told["lora_alpha"],
-        lora_dropout=told.get("lora_dropout", 0.0),
+        r=_number(found, "r"),
+        lora_alpha=_number(found, "lora_alpha"),
+        lora_dropout=_number(found, "lora_dropout", usual=0.0),
         use_rslora=told.get("use_rslora", False),
         target_modules=target_pattern(llava, {"language": names}),
     )
     attach_config(llava, config)
     adapter = {name: tensor.float() for name, tensor in found.adapter.items()}
     fill(adapter_parameters(llava.model), adapter, where=str(found.folder), called=_adapter_name)
+
+
+def _number(found: Original, name: str, usual: float | None = None) -> Any:
+    """A setting of the adapter's. Raises `ModelError` for one that is missing, or no number that LoRA can have."""
+    held = found.lora.get(name, usual)
+    fits = type(held) is int and held > 0 if name == "r" else type(held) in (int, float)
+    if not fits:
+        expected = "a whole number from 1 on" if name == "r" else "a number"
+        raise ModelError(f"{found.folder}: adapter_config.json", found=f"{name}: {held!r}", expected=expected)
+    return held
 
 
 # --- names as the person's files have them ----------------------------------------------------------------------

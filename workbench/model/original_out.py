@@ -26,6 +26,7 @@ from workbench.model.lora import VISION, adapted, adapter_parameters, has_adapte
 from workbench.model.mode_names import ANYRES, ANYRES_VIDEO, pictures_in
 from workbench.model.original import (
     ADAPTER,
+    INSIDE,
     LANGUAGES,
     LORA,
     ORIGINAL,
@@ -99,10 +100,10 @@ def keep_original(llava: Llava, folder: Path) -> None:
     _copy(held or llava.folders["language"], kept, [*FILES, "generation_config.json"])
     config = (held or source or folder) / "config.json"
     if config.is_file():
-        told = read_json(config)
+        told = read_json(config) | _inside(llava)
         told.pop("base_sha256", None)
         if "vision" in llava.spec["trained"]:
-            told["unfreeze_mm_vision_tower"] = True  # it is in the checkpoint's own file from now on
+            told |= INSIDE  # it is in the checkpoint's own file from now on
         (kept / "config.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
@@ -113,6 +114,7 @@ def original_config(llava: Llava) -> dict[str, Any]:
     """LLaVA's `config.json`: that of the original it came from where there is one, with what has changed since."""
     kept = _kept(llava)
     config = read_json(kept / "config.json") if kept and (kept / "config.json").is_file() else _derived(llava)
+    config |= _inside(llava)
     config.pop("base_sha256", None)
     told = config.get("image_aspect_ratio")
     sees = {  # of a SigLIP LLaVA's code does not read them
@@ -134,6 +136,11 @@ def original_config(llava: Llava) -> dict[str, Any]:
             film = film_fields(llava.model.config.spatial_pool_mode, llava.tower.config.hidden_size)
         changed |= tile_fields(config, mode, grids, side, where, film)
     return config | changed
+
+
+def _inside(llava: Llava) -> dict[str, Any]:
+    """What a configuration has to say beside its own where the tower came in the checkpoint's file, and it did not."""
+    return INSIDE if llava.spec.get("tower_inside") else {}
 
 
 def _aspect_ratio(mode: str, told: Any) -> Any:

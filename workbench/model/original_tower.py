@@ -12,7 +12,7 @@ from typing import Any
 
 from workbench.model.joint import ANYRES
 from workbench.model.llava import Llava
-from workbench.model.original import tower_inside
+from workbench.model.original import INSIDE, tower_inside
 from workbench.model.original_siglip import FOLDER, KIND, PUBLISHED, is_published, is_siglip, write_whole
 from workbench.model.parts import quietly
 from workbench.model.proof import affordable
@@ -20,8 +20,6 @@ from workbench.model.sources import NAME
 
 FOLDERS = {"clip_vision_model": "vision_tower", KIND: FOLDER}
 """Kind of tower -> the folder in which it is carried, in the folder of the checkpoint."""
-INSIDE = {"unfreeze_mm_vision_tower": True}
-"""What says that a tower is in the checkpoint's own file."""
 
 
 def write_tower(llava: Llava, config: dict[str, Any], folder: Path, weights: str, temporary: Path) -> Path | None:

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import DiskError, ModelError, kind_of
+from workbench.errors import CheckpointError, DiskError, ModelError, kind_of
 from workbench.hub import describe, fetch, kept, size_and_licence
 from workbench.resources import disk_errors, expanded, tiny_folder
 
@@ -95,10 +95,13 @@ def full_name(source: str | Path) -> str:
 
 
 def safetensors_files(folder: Path) -> list[Path]:
-    """The weight files of a folder in transformers' layout, in order. Raises `ModelError`: missing, or pickles only."""
+    """The weight files of a folder in transformers' layout, in order.
+
+    Raises `ModelError`: missing, pickles only, or an index that names none.
+    """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        names = sorted(set(weight_map(index).values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise ModelError(str(folder), found=f"no {', '.join(missing)}", expected="every file its index lists")
@@ -116,6 +119,18 @@ def safetensors_files(folder: Path) -> list[Path]:
             fix=f"read it for its tensors alone, once: workbench export {folder} OUT --as hf, and name OUT instead",
         )
     raise ModelError(str(folder), found="no model.safetensors", expected="a model folder in transformers' layout")
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor, as an index of weights has it. Raises `CheckpointError` for an index that has none."""
+    held = read_json(index).get("weight_map")
+    files = list(held.values()) if isinstance(held, dict) else []
+    odd = next((f"the file {kind_of(file)}" for file in files if not isinstance(file, str)), "")
+    if odd or not files:
+        found = f"a weight_map with {odd}" if odd else f"a weight_map that is {kind_of(held)}"
+        expected = "the name of a file for each tensor"
+        raise CheckpointError(str(index), found=found, expected=expected, fix="copy or download it again")
+    return dict(held or {})
 
 
 def read_json(path: Path) -> dict[str, Any]:

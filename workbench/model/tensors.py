@@ -5,8 +5,10 @@ Knows: safetensors, and every way in which a file and a model can disagree. Does
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -64,24 +66,38 @@ def check_numbers(tensors: Mapping[str, torch.Tensor], where: str) -> None:
         raise CheckpointError(where, found=found, expected="numbers", fix=fix)
 
 
+def check_types(tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Raise `CheckpointError` for a tensor of a type that no model is held in here: float32 would round it."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            found = f"{name} in {str(tensor.dtype).removeprefix('torch.')}"
+            raise CheckpointError(where, found=found, expected="float32, bfloat16 or float16")
+
+
 def read_tensors(path: Path, *, containing: str = "") -> dict[str, torch.Tensor]:
     """The file's tensors whose names contain a text. Raises `CheckpointError` if the file is missing or cut off."""
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys() if containing in name}  # noqa: SIM118
+
+
+def types_of(path: Path) -> set[str]:
+    """The types of a file's tensors, as torch writes them, read off its header. Raises as `read_tensors` does."""
+    names = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    with _opened(path) as file:
+        held = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    return {str(names.get(name, name)) for name in held}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise CheckpointError(str(path), found="no such file", expected="a whole checkpoint folder")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys() if containing in name}  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError) as error:
         found = f"a damaged or cut-off file ({error})"
-        raise CheckpointError(str(path), found=found, expected="safetensors") from error
-
-
-def types_of(path: Path) -> set[str]:
-    """The types of a file's tensors, as torch writes them, read off its header."""
-    names = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    with safe_open(path, framework="pt") as file:
-        held = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-    return {str(names.get(name, name)) for name in held}
+        raise CheckpointError(str(path), found=found, expected="safetensors", fix=WHOLE) from error
 
 
 @torch.no_grad()
