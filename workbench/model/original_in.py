@@ -7,6 +7,7 @@ Does not know: the files and names (`original.py`), what was trained on what (`o
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -79,7 +80,7 @@ def load_original(
     found = inherit(found, below)
     carried = carries_tower(found) and not tower_inside(found.config)
     seeing = tower_config(tower)
-    _check_size(found, vision_tower, seeing)
+    _tell_size(found, vision_tower, seeing)
     settings = image_settings(tower, seeing)
     weighed = {} if found.kind == "lora" else found.tensors
     record = settings_of(found) | (SEEN if is_siglip(seeing) else {})
@@ -142,17 +143,17 @@ def _tower_folder(found: Original, given: str | Path | None) -> Path:
         raise ModelError(where, found=error.found or str(error), fix=_tower_fix(found)) from error
 
 
-def _check_size(found: Original, given: str | Path | None, seeing: Any) -> None:
-    """Raise `ModelError` for a given tower of another resolution than the name of the one it stands for says.
+def _tell_size(found: Original, given: str | Path | None, seeing: Any) -> None:
+    """Say so where a given tower sees another resolution than the name of the one it stands for says.
 
-    It would fit, and give other tokens. A tower in the checkpoint's own file is compared tensor by tensor.
+    It fits, and gives other tokens. A tower in the checkpoint's own file is compared tensor by tensor.
     """
     told = str(found.config.get("mm_vision_tower") or "")
     size = SIZE.search(told)
     if given is None or size is None or carries_tower(found) or int(size[1]) == seeing.image_size:
         return
-    expected = f"one of {size[1]} pixels: {found.folder} was trained with {told}"
-    raise ModelError(str(given), found=f"a vision tower of {seeing.image_size} pixels", expected=expected)
+    sees = f"sees {seeing.image_size} pixels, where {found.folder} was trained with {told}"
+    print(f"vision tower: {given} {sees}: another number of tokens for each image", file=sys.stderr)
 
 
 def _tower_fix(found: Original) -> str:
