@@ -42,6 +42,26 @@ def free_memory(device: torch.device, train: TrainSpec) -> int:
     return min(psutil.virtual_memory().available, _left_by_the_container())
 
 
+def answers_left_out(more: int, llava: Llava, train: TrainSpec) -> str:
+    """Why a model that is cut is not put together in every process to answer; empty where `more` bytes have room."""
+    if not more:
+        return ""
+    if llava.device.type == "cuda":
+        torch.cuda.empty_cache()  # of the model before it was cut
+    free = free_memory(llava.device, train)
+    if train.memory_gb is not None:
+        free -= sum(_part(parameter).nbytes for parameter in llava.model.parameters())
+    if more <= MARGIN * free:
+        return ""
+    takes = f"a process needs the whole model for them, {more / 1e6:,.0f} MB more of {max(free, 0) / 1e6:,.0f} MB"
+    return f"train.answers_every: no questions are answered during this run: {takes}"
+
+
+def _part(weight: torch.Tensor) -> torch.Tensor:
+    """What of a weight lies in this process, where FSDP2 or ZeRO 3 cut it."""
+    return getattr(weight, "ds_tensor", getattr(weight, "_local_tensor", weight))
+
+
 def choose_layers(peak: Callable[[int], Memory], free: int) -> tuple[int, Memory]:
     """(every, foreseen): how few layers must be checkpointed for the peak to fit; every layer if nothing else fits."""
     for every in (0, 2, 1):

@@ -51,7 +51,7 @@ from workbench.training.packing import Plan, group, packs, trees
 from workbench.training.peers import Peers
 from workbench.training.placement import place
 from workbench.training.plan import settle, settle_memory
-from workbench.training.room import tighten
+from workbench.training.room import answers_left_out, tighten
 from workbench.training.sizes import Sizes, find_sizes
 from workbench.training.source import Source, find_images, refuse_images, users_of
 from workbench.training.state import Checkpoints
@@ -182,7 +182,7 @@ class Loop:
         self.wait = DataWait(store)
         self.meter = Meter(self.llava, encodes=not store.holds_all and store.cache is None, processes=world)
         self.losses = LossFile(run.path, rank=rank, world=world)
-        asks = source.val if spec.answers_every else []
+        asks = source.val if spec.answers_every and self._may_answer() else []
         self.answers = Answers(run.path, self.llava, asks, source.resolve, keeps=self.main)
         names, settings = spec.trackers if self.main else [], recipe.model_dump(mode="json")
         self.trackers = Trackers(names, run, settings, step=self.position.step)
@@ -309,9 +309,18 @@ class Loop:
 
     def _answer(self) -> None:
         """The held-out questions, as the model answers them now."""
-        if self.answers.chosen and not self.answers.asked_at(self.position.step):
-            self.answers.ask(self.position.step)
+        step = self.position.step
+        due = self.main and self.answers.chosen and not self.answers.asked_at(step)
+        if self.processes.largest(int(bool(due))):
+            self.placement.whole(lambda: self.answers.ask(step))
             self._train_mode()
+
+    def _may_answer(self) -> bool:
+        """Whether each process has room for the whole model, where it is cut among them."""
+        why = answers_left_out(self.placement.more(self.optimizer), self.llava, self.spec)
+        if left_out := self.processes.largest(int(bool(why))):
+            self._say(why or "train.answers_every: no questions are answered: another process lacks room for the model")
+        return not left_out
 
     def save(self) -> None:
         """Write a checkpoint to resume from."""
