@@ -26,6 +26,8 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 PACK = 2048
 """Tokens of a pack where a recipe leaves them out."""
+FITTED = ("pack_tokens", "checkpointing", "feature_cache")
+"""The fields of `train` that `train.fit` chooses."""
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 

@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 
+import workbench as wb
+from tests.training.test_shards import run_ranks
 from workbench.cli import main
-from workbench.errors import ModelError, TrainingError
+from workbench.errors import ModelError, RunError, TrainingError
+from workbench.run import Run
 from workbench.training.dry_run import Measured
 from workbench.training.forward import token_losses
-from workbench.training.plan import plan
+from workbench.training.plan import plan, settle
+from workbench.training.room import MARGIN
 from workbench.training.trainer import train
 
 Made = Callable[..., Any]
@@ -158,3 +162,49 @@ def test_the_command_says_it_in_json_and_by_its_status(
     assert "it does not fit" in capsys.readouterr().out
     assert main(["plan", str(path)]) == 1
     assert "elsewhere" in capsys.readouterr().err
+
+
+def test_a_fitted_run_is_reused_and_goes_on_with_what_was_chosen(
+    tmp_path: Path, make_dataset: Made, make_recipe: Made
+) -> None:
+    recipe = make_recipe(make_dataset(), "train.fit=true", "train.max_steps=2")
+    first = wb.train(recipe, out=tmp_path / "run", progress=False)
+    assert first.recipe.train != recipe.train
+    again = wb.train(recipe, out=tmp_path / "run", reuse=True, progress=False)
+    assert again.info == first.info, "it was not trained again"
+    with pytest.raises(RunError, match="a finished run"):
+        wb.train(recipe.with_overrides("train.lr=0.5"), out=tmp_path / "run", reuse=True, progress=False)
+    with pytest.raises(RunError, match="a finished run"):  # nothing chooses them here
+        wb.train(recipe.with_overrides("train.fit=false"), out=tmp_path / "run", reuse=True, progress=False)
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(info | {"status": "running"}))
+    tight = recipe.with_overrides("train.memory_gb=0.0001")
+    assert settle(tight, tmp_path / "run", resume=True).train.pack_tokens == first.recipe.train.pack_tokens
+
+
+def test_a_new_start_after_a_failed_run_is_fitted_anew(tmp_path: Path, make_dataset: Made, make_recipe: Made) -> None:
+    """It once took what had been chosen for the run that failed."""
+    wild = ("train.lr=1e30", "train.clip=null", "train.log_every=2")
+    recipe = make_recipe(make_dataset(), "train.fit=true", "train.max_steps=2")
+    with pytest.raises(TrainingError, match="a loss of nan"):
+        train(recipe.with_overrides(*wild), out=tmp_path / "run", progress=False)
+    peak = plan(recipe.with_overrides("train.fit=false", "train.checkpointing=off")).memory.peak
+    tight = recipe.with_overrides(f"train.memory_gb={peak * 0.7 / 1e9}")
+    assert Run.open(tmp_path / "run").recipe.train.pack_tokens != plan(tight).recipe.train.pack_tokens
+    run = train(tight, out=tmp_path / "run", progress=False)
+    assert run.recipe.train.pack_tokens == plan(tight).recipe.train.pack_tokens
+
+
+def test_fit_chooses_for_the_processes_there_are(
+    tmp_path: Path, make_dataset: Made, make_recipe: Made, start_ranks: Made
+) -> None:
+    """`train` of several processes chooses what `plan --processes` says: where a model is cut, more fits."""
+    recipe = make_recipe(
+        make_dataset(), "train.fit=true", "train.shard=true", "train.language=full", "train.max_steps=1"
+    )
+    as_it_is = recipe.with_overrides("train.fit=false", "train.checkpointing=on", "train.pack_tokens=512")
+    one, two = (plan(as_it_is, processes=number).memory.peak for number in (1, 2))
+    tight = recipe.with_overrides(f"train.memory_gb={(one + two) / 2e9 / MARGIN}")
+    assert not plan(tight).fits and plan(tight, processes=2).fits
+    run = run_ranks(start_ranks, tight, tmp_path / "run")
+    assert run.recipe.train == plan(tight, processes=2).recipe.train != tight.train

@@ -24,7 +24,7 @@ from workbench.model.outline import outline, outline_of
 from workbench.model.precision import is_quantised, pick_device
 from workbench.model.stages import table
 from workbench.progress import progress
-from workbench.recipe import Recipe, TrainSpec, as_recipe
+from workbench.recipe import FITTED, Recipe, TrainSpec, as_recipe
 from workbench.run import Run
 from workbench.training.attention import check_window
 from workbench.training.describe import describe
@@ -50,8 +50,6 @@ LARGEST, SMALLEST, ON_CPU = 16_384, 512, 4096
 """Tokens of the packs that are tried when the size of a pack is to be chosen; no CPU is faster with larger ones."""
 STEPS = 2000
 """The worst pack is looked for among those of so many steps of the first epoch."""
-CHOSEN = ("pack_tokens", "checkpointing", "feature_cache")
-"""The fields that `train.fit` chooses."""
 
 
 def plan(
@@ -144,14 +142,19 @@ def _countable(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def settle(recipe: Recipe, out: str | Path, dataset: Dataset | None = None) -> Recipe:
-    """The recipe of a run in the folder `out` with what `train.fit` asks for chosen, as it was if the run goes on."""
+def settle(
+    recipe: Recipe, out: str | Path, dataset: Dataset | None = None, *, processes: int = 1, resume: bool = False
+) -> Recipe:
+    """The recipe of a run in the folder `out` with what `train.fit` asks for chosen, as it was if the run goes on.
+
+    Raises `RunError` for a folder in the way, before anything is planned.
+    """
     if not recipe.train.fit:
         return recipe
-    if Path(out, "recipe.yaml").is_file():
-        held = Run.open(out).recipe
-        return _with(recipe, **{name: getattr(held.train, name) for name in CHOSEN})
-    return plan(recipe, dataset).recipe
+    run = Run(out)
+    if run.check_folder(resume):
+        return _with(recipe, **{name: getattr(run.recipe.train, name) for name in FITTED})
+    return plan(recipe, dataset, processes=processes).recipe
 
 
 def _with(recipe: Recipe, **train: Any) -> Recipe:

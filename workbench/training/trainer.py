@@ -86,7 +86,9 @@ def train(
     with Peers(processes.rank, processes.world) as peers:
         processes.wait()  # until all of them listen: from here on no failure goes unheard
         if recipe.train.fit:
-            recipe = processes.gather(settle(recipe, out, dataset) if main else None)[0]
+            recipe = processes.gather(
+                settle(recipe, out, dataset, processes=processes.world, resume=resume) if main else None
+            )[0]
         run = Run.create(out, recipe, kind="train", resume=resume) if main else Run(out)
         with peers.failing(run.fail if main else lambda error: None), conditions(recipe.train.threads) as asked:
             with long_lived():
