@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import workbench as wb
 from tests.training.test_shards import run_ranks
@@ -18,8 +19,8 @@ from workbench.errors import ModelError, RunError, TrainingError
 from workbench.run import Run
 from workbench.training.dry_run import Measured
 from workbench.training.forward import token_losses
-from workbench.training.plan import plan, settle
-from workbench.training.room import MARGIN
+from workbench.training.plan import _lighter, plan, settle
+from workbench.training.room import MARGIN, free_memory
 from workbench.training.trainer import train
 
 Made = Callable[..., Any]
@@ -208,3 +209,29 @@ def test_fit_chooses_for_the_processes_there_are(
     assert not plan(tight).fits and plan(tight, processes=2).fits
     run = run_ranks(start_ranks, tight, tmp_path / "run")
     assert run.recipe.train == plan(tight, processes=2).recipe.train != tight.train
+
+
+def test_a_paged_optimiser_is_planned_for_the_device_that_is_asked_for(make_dataset: Made, make_recipe: Made) -> None:
+    """The plan once looked at the CPU that stands in for a GPU which is not here."""
+    paged = make_recipe(make_dataset(), "train.memory_gb=80", "train.optimizer=paged_adamw8bit")
+    assert plan(paged.with_overrides("model.device=cuda")).fits
+    with pytest.raises(TrainingError, match="train.optimizer: paged_adamw8bit: found the device cpu"):
+        plan(paged)
+
+
+@pytest.mark.parametrize(
+    "cut", ["train.shard=true", "train.deepspeed={zero_optimization: {stage: 3}}", "train.shard=false"]
+)
+def test_quantised_weights_are_not_advised_where_they_cannot_be_cut(cut: str, make_recipe: Made) -> None:
+    changes = [change for some in _lighter(make_recipe("unused", cut, "train.language=full")) for change in some]
+    assert ("model.load=4bit" in changes) is (cut == "train.shard=false")
+    assert "train.language=lora" in changes
+
+
+def test_processes_on_one_cpu_share_its_memory(make_recipe: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, cpu = make_recipe().train, torch.device("cpu")
+    monkeypatch.setattr("workbench.training.room._left_by_the_container", lambda: 8_000_000)
+    assert [free_memory(cpu, train, number) for number in (1, 4)] == [8_000_000, 2_000_000]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # two of four on each of two machines
+    assert free_memory(cpu, train, 4) == 4_000_000
+    assert free_memory(cpu, make_recipe("unused", "train.memory_gb=1").train, 4) == 1_000_000_000

@@ -74,7 +74,7 @@ def plan(
     recipe = as_recipe(recipe)
     if isinstance(dataset, str | Path):
         recipe, dataset = recipe.with_overrides(f"data.dataset={dataset}"), None
-    recipe = _countable(recipe)
+    asked, recipe = recipe.model.device, _countable(recipe)
     train = recipe.train
     source = read_sources(recipe.data, seed=train.seed, dataset=dataset, say=lambda text: None)
     files = find_images(source)
@@ -83,7 +83,7 @@ def plan(
     if recipe.model.projector_from is not None:
         projector_for(llava, recipe.model.projector_from)
     loading = while_loading(llava)  # before what trains is held in float32
-    check_optimizer(train.optimizer, llava.device)
+    check_optimizer(train.optimizer, llava.device if asked == "auto" else asked)
     check_window(llava, train.max_tokens)
     name = str(dataset.path if dataset else recipe.data.dataset)
     sizes = find_sizes(source, files, llava.tiling)
@@ -96,7 +96,8 @@ def plan(
     choice = choose(llava, train, order, met, good)
     foresight.train = choice.settled(train)
     tiles = good.tiles(len(met.keys), squares=llava.vision_trains)
-    there: dict[str, Any] = {"tiles": tiles, "free": free_memory(llava.device, train), "processes": processes}
+    free = free_memory(llava.device, train, processes)
+    there: dict[str, Any] = {"tiles": tiles, "free": free, "processes": processes}
     foreseen = Foreseen(foresight, entries, **there, order=order)
     if fit or train.fit:
         recipe = fitted(_with(recipe, feature_cache=choice.kind) if train.feature_cache == "auto" else recipe, foreseen)
@@ -168,7 +169,7 @@ def settle_memory(recipe: Recipe, llava: Llava, lengths: Lengths, images: int, p
     """
     train = recipe.train
     weights = sum(parameter.nbytes for parameter in llava.model.parameters())
-    free = free_memory(llava.device, train) + (weights if train.memory_gb is None else 0)
+    free = free_memory(llava.device, train, processes) + (weights if train.memory_gb is None else 0)
     every, tight = int(train.checkpointing == "on"), train.allocator == "tight"
     longest = max(train.tree_size, int(lengths.frame["tokens"].max() or 0))  # type: ignore[arg-type]
     tiles = lengths.tiles(images, squares=llava.vision_trains)
@@ -314,8 +315,14 @@ def _lighter(recipe: Recipe) -> Iterator[list[str]]:
         yield ["model.load=bf16"]
     if recipe.train.language == "full":
         yield ["train.language=lora", *(["model.load=bf16"] if recipe.model.load == "fp32" else [])]
-    if recipe.model.load not in ("4bit", "8bit"):
+    if recipe.model.load not in ("4bit", "8bit") and not _cuts_weights(recipe.train):
         yield ["model.load=4bit", *(["train.language=lora"] if recipe.train.language == "full" else [])]
+
+
+def _cuts_weights(train: TrainSpec) -> bool:
+    """Whether weights are cut among processes, which quantised ones cannot be."""
+    zero = (train.deepspeed or {}).get("zero_optimization")
+    return train.shard or isinstance(zero, dict) and zero.get("stage") == 3
 
 
 def _halves(tokens: int) -> list[int]:

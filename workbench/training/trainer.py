@@ -319,7 +319,7 @@ class Loop:
 
     def _may_answer(self) -> bool:
         """Whether each process has room for the whole model, where it is cut among them."""
-        why = answers_left_out(self.placement.more(self.optimizer), self.llava, self.spec)
+        why = answers_left_out(self.placement.more(self.optimizer), self.llava, self.spec, self.processes.world)
         if left_out := self.processes.largest(int(bool(why))):
             self._say(why or "train.answers_every: no questions are answered: another process lacks room for the model")
         return not left_out
