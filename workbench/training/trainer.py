@@ -38,7 +38,7 @@ from workbench.training.data_wait import DataWait
 from workbench.training.describe import describe
 from workbench.training.distributed import Processes
 from workbench.training.examples import Examples
-from workbench.training.faults import named_images, refuse_loss
+from workbench.training.faults import named_images, named_memory, refuse_loss
 from workbench.training.feature_choice import choose
 from workbench.training.features import FeatureStore, open_store
 from workbench.training.feed import Feed, Piece
@@ -248,12 +248,13 @@ class Loop:
             asked = time.perf_counter()
             piece = self._next(stream, number) if turn < work.pieces else self.spare
             waited += time.perf_counter() - asked
-            losses = self.placement.losses(piece.batch, piece.images)
-            if turn < work.pieces:
-                self.meter.see(piece.batch, losses)
-            part = losses.sum() / work.supervised * (turn < work.pieces)
-            if part.requires_grad:  # it does not for text alone where the language model is frozen
-                self.scaler.scale(part).backward()
+            with named_memory(number + 1, self.processes, piece.batch):
+                losses = self.placement.losses(piece.batch, piece.images)
+                if turn < work.pieces:
+                    self.meter.see(piece.batch, losses)
+                part = losses.sum() / work.supervised * (turn < work.pieces)
+                if part.requires_grad:  # it does not for text alone where the language model is frozen
+                    self.scaler.scale(part).backward()
             loss += part.detach()
             parts.append((piece.batch, losses.detach()))
         total = self.processes.sum(loss).item()
@@ -290,7 +291,8 @@ class Loop:
         for turn in range(self.placement.turns(len(mine))):
             with named_images(self.position.step, self.processes, self.users):
                 piece = self.feed.piece(mine[turn], self.val_examples) if turn < len(mine) else self.spare
-            losses = self.placement.losses(piece.batch, piece.images).cpu().double()
+            with named_memory(self.position.step, self.processes, piece.batch):
+                losses = self.placement.losses(piece.batch, piece.images).cpu().double()
             if turn >= len(mine):
                 continue
             numbers = torch.tensor([self.numbers[id] for id in piece.batch.ids])
