@@ -26,6 +26,8 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 PACK = 2048
 """Tokens of a pack where a recipe leaves them out."""
+FITTED = ("pack_tokens", "checkpointing", "feature_cache")
+"""The fields of `train` that `train.fit` chooses."""
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -243,7 +245,8 @@ class TrainSpec(Section):
     """Write a line of metrics every so many steps."""
     answers_every: Count | None = None
     """Have five held-out questions answered before the first step, every so many steps and after the last, to see what
-    the model says as it learns; never when absent."""
+    the model says as it learns; never when absent. Where the model is cut among processes each puts it together for
+    that; without room for it no questions are answered, and the run says so."""
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
     """Where metrics go besides `metrics.jsonl`: TensorBoard (into the run folder), Weights & Biases, trackio."""
     shard: bool = False

@@ -30,7 +30,7 @@ from workbench import resources
 from workbench.errors import DiskError, RecipeError, RunError, WorkbenchError, kind_of
 from workbench.json_lines import JsonLines, Rows, plain
 from workbench.origin import origin
-from workbench.recipe import Recipe
+from workbench.recipe import FITTED, Recipe
 from workbench.recipe_yaml import read_yaml, to_yaml
 
 if TYPE_CHECKING:
@@ -99,12 +99,14 @@ class Run:
 
     @classmethod
     def finished(cls, path: str | os.PathLike[str], recipe: Recipe | Mapping[str, Any]) -> Run | None:
-        """The finished run of this very recipe in the folder; None where there is none."""
+        """The finished run of this very recipe in the folder, whatever `train.fit` chose; None where there is none."""
         run = cls(path)
         if run.status != "finished":
             return None
         wanted = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else dict(recipe)
-        return None if differences(run.settings, json.loads(json.dumps(wanted, default=str))) else run
+        changed = differences(run.settings, json.loads(json.dumps(wanted, default=str))).keys()
+        fits = (wanted.get("train") or {}).get("fit")
+        return None if changed - ({f"train.{name}" for name in FITTED} if fits else set()) else run
 
     @staticmethod
     def list(root: str | os.PathLike[str] = "runs") -> list[Run]:

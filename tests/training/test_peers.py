@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from workbench.errors import TrainingError
 from workbench.run import Run
+from workbench.training.trainer import train
 
 Made = Callable[..., Any]
 PROMPTLY = 20
@@ -87,6 +90,23 @@ def test_a_loss_that_is_no_number_names_rank_and_conversation(
     error = run.info["error"]
     assert "step 3: found a loss of nan in " in error and "(rank 1)" in error and "(rank 0)" not in error, error
     assert len(run.metrics()) == 2
+
+
+TOO_MUCH = "torch.empty(1 << 60, dtype=torch.uint8)"
+
+
+def test_memory_that_runs_out_names_rank_and_conversations(
+    ended: Made, make_dataset: Made, make_recipe: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process once said the rank alone; one process alone showed a traceback."""
+    recipe = make_recipe(make_dataset(split=True))
+    run = ended(recipe, {1: AT_STEP_3.format(act=f"self.placement.losses = lambda *given: {TOO_MUCH}")})
+    monkeypatch.setattr("workbench.training.placement.token_losses", lambda *given: eval(TOO_MUCH, {"torch": torch}))
+    with pytest.raises(TrainingError) as alone:
+        train(recipe, out=tmp_path / "alone", progress=False)
+    for told, step, rank in ((run.info["error"], 3, "rank 1 of 2"), (str(alone.value), 1, "")):
+        assert f"step {step}, c" in told and rank in told, told
+        assert "no memory left on cpu" in told and " tokens; set train.checkpointing: on" in told, told
 
 
 def test_a_rank_that_waits_for_a_failed_one_that_hangs_ends_all_the_same(

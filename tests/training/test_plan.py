@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import workbench as wb
+from tests.training.test_shards import run_ranks
 from workbench.cli import main
-from workbench.errors import ModelError, TrainingError
+from workbench.errors import ModelError, RunError, TrainingError
+from workbench.run import Run
 from workbench.training.dry_run import Measured
 from workbench.training.forward import token_losses
-from workbench.training.plan import plan
+from workbench.training.plan import _lighter, plan, settle
+from workbench.training.room import MARGIN, free_memory
 from workbench.training.trainer import train
 
 Made = Callable[..., Any]
@@ -158,3 +163,75 @@ def test_the_command_says_it_in_json_and_by_its_status(
     assert "it does not fit" in capsys.readouterr().out
     assert main(["plan", str(path)]) == 1
     assert "elsewhere" in capsys.readouterr().err
+
+
+def test_a_fitted_run_is_reused_and_goes_on_with_what_was_chosen(
+    tmp_path: Path, make_dataset: Made, make_recipe: Made
+) -> None:
+    recipe = make_recipe(make_dataset(), "train.fit=true", "train.max_steps=2")
+    first = wb.train(recipe, out=tmp_path / "run", progress=False)
+    assert first.recipe.train != recipe.train
+    again = wb.train(recipe, out=tmp_path / "run", reuse=True, progress=False)
+    assert again.info == first.info, "it was not trained again"
+    with pytest.raises(RunError, match="a finished run"):
+        wb.train(recipe.with_overrides("train.lr=0.5"), out=tmp_path / "run", reuse=True, progress=False)
+    with pytest.raises(RunError, match="a finished run"):  # nothing chooses them here
+        wb.train(recipe.with_overrides("train.fit=false"), out=tmp_path / "run", reuse=True, progress=False)
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(info | {"status": "running"}))
+    tight = recipe.with_overrides("train.memory_gb=0.0001")
+    assert settle(tight, tmp_path / "run", resume=True).train.pack_tokens == first.recipe.train.pack_tokens
+
+
+def test_a_new_start_after_a_failed_run_is_fitted_anew(tmp_path: Path, make_dataset: Made, make_recipe: Made) -> None:
+    """It once took what had been chosen for the run that failed."""
+    wild = ("train.lr=1e30", "train.clip=null", "train.log_every=2")
+    recipe = make_recipe(make_dataset(), "train.fit=true", "train.max_steps=2")
+    with pytest.raises(TrainingError, match="a loss of nan"):
+        train(recipe.with_overrides(*wild), out=tmp_path / "run", progress=False)
+    peak = plan(recipe.with_overrides("train.fit=false", "train.checkpointing=off")).memory.peak
+    tight = recipe.with_overrides(f"train.memory_gb={peak * 0.7 / 1e9}")
+    assert Run.open(tmp_path / "run").recipe.train.pack_tokens != plan(tight).recipe.train.pack_tokens
+    run = train(tight, out=tmp_path / "run", progress=False)
+    assert run.recipe.train.pack_tokens == plan(tight).recipe.train.pack_tokens
+
+
+def test_fit_chooses_for_the_processes_there_are(
+    tmp_path: Path, make_dataset: Made, make_recipe: Made, start_ranks: Made
+) -> None:
+    """`train` of several processes chooses what `plan --processes` says: where a model is cut, more fits."""
+    recipe = make_recipe(
+        make_dataset(), "train.fit=true", "train.shard=true", "train.language=full", "train.max_steps=1"
+    )
+    as_it_is = recipe.with_overrides("train.fit=false", "train.checkpointing=on", "train.pack_tokens=512")
+    one, two = (plan(as_it_is, processes=number).memory.peak for number in (1, 2))
+    tight = recipe.with_overrides(f"train.memory_gb={(one + two) / 2e9 / MARGIN}")
+    assert not plan(tight).fits and plan(tight, processes=2).fits
+    run = run_ranks(start_ranks, tight, tmp_path / "run")
+    assert run.recipe.train == plan(tight, processes=2).recipe.train != tight.train
+
+
+def test_a_paged_optimiser_is_planned_for_the_device_that_is_asked_for(make_dataset: Made, make_recipe: Made) -> None:
+    """The plan once looked at the CPU that stands in for a GPU which is not here."""
+    paged = make_recipe(make_dataset(), "train.memory_gb=80", "train.optimizer=paged_adamw8bit")
+    assert plan(paged.with_overrides("model.device=cuda")).fits
+    with pytest.raises(TrainingError, match="train.optimizer: paged_adamw8bit: found the device cpu"):
+        plan(paged)
+
+
+@pytest.mark.parametrize(
+    "cut", ["train.shard=true", "train.deepspeed={zero_optimization: {stage: 3}}", "train.shard=false"]
+)
+def test_quantised_weights_are_not_advised_where_they_cannot_be_cut(cut: str, make_recipe: Made) -> None:
+    changes = [change for some in _lighter(make_recipe("unused", cut, "train.language=full")) for change in some]
+    assert ("model.load=4bit" in changes) is (cut == "train.shard=false")
+    assert "train.language=lora" in changes
+
+
+def test_processes_on_one_cpu_share_its_memory(make_recipe: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, cpu = make_recipe().train, torch.device("cpu")
+    monkeypatch.setattr("workbench.training.room._left_by_the_container", lambda: 8_000_000)
+    assert [free_memory(cpu, train, number) for number in (1, 4)] == [8_000_000, 2_000_000]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # two of four on each of two machines
+    assert free_memory(cpu, train, 4) == 4_000_000
+    assert free_memory(cpu, make_recipe("unused", "train.memory_gb=1").train, 4) == 1_000_000_000

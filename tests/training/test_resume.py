@@ -108,3 +108,25 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
         (folder / "projector.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match="projector.safetensors: found 0 bytes"):
         train(recipe, out=broken, resume=True, progress=False)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
+def test_a_run_that_was_begun_on_another_device_goes_on(
+    optimizer: str, tmp_path: Path, make_dataset: Made, make_recipe: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state of the optimiser names the device it was saved from, which need not be here."""
+    eight = [f"train.optimizer={optimizer}", "train.lora.r=64"]
+    recipe = make_recipe(make_dataset(each=2), "train.max_steps=4", "train.save_every=2", "train.keep_last=2", *eight)
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    with monkeypatch.context() as saving:
+        saving.setattr(torch.serialization, "location_tag", lambda storage: "cuda:63")
+        train(recipe, out=whole, progress=False)
+    shutil.copytree(whole, moved)
+    info = json.loads((moved / "run.json").read_text())
+    (moved / "run.json").write_text(json.dumps(info | {"status": "running"}))
+    shutil.rmtree(moved / "checkpoints" / "last")
+    (moved / "checkpoints" / "step-0000002").rename(moved / "checkpoints" / "last")
+    with pytest.raises(RuntimeError, match="cuda|CUDA"):
+        torch.load(moved / "checkpoints" / "last" / "trainer.pt")
+    train(recipe, out=moved, resume=True, progress=False)
+    assert_same(moved, whole)

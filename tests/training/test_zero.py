@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.training.test_resume_ranks import killed
-from tests.training.test_shards import assert_close, run_ranks
+from tests.training.test_shards import assert_answers_and_text_in_validation, assert_close, run_ranks
 from workbench.run import Run
 from workbench.training.trainer import train
 
@@ -51,6 +51,14 @@ def test_two_processes_under_zero_train_what_one_trains(
     recipe = make_recipe(make_dataset(split=True, images=7), *overrides)
     one = train(recipe, out=tmp_path / "one", progress=False)
     assert_close(run_ranks(start_ranks, recipe.with_overrides(cut), tmp_path / "two"), one)
+
+
+@pytest.mark.parametrize("cut", [zero(3), zero(3, offload_param=CPU, offload_optimizer=CPU)], ids=["3", "3-offload"])
+def test_zero_3_answers_and_validates_on_text_as_one_process_does(
+    cut: str, tmp_path: Path, make_dataset: Made, make_recipe: Made, start_ranks: Made
+) -> None:
+    made = {"make_dataset": make_dataset, "make_recipe": make_recipe, "start_ranks": start_ranks}
+    assert_answers_and_text_in_validation(cut, tmp_path=tmp_path, **made)
 
 
 @pytest.mark.parametrize("stage", [2, 3])

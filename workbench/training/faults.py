@@ -1,6 +1,7 @@
 """Which sample a failure in the middle of a run comes from, and in which process.
 
-Knows: how to name the conversations behind an image that cannot be opened or a loss that is no number.
+Knows: how to name the conversations behind an image that cannot be opened, a pack for which memory runs out, or a loss
+that is no number.
 Does not know: how the other processes hear of it (peers.py), or the refusals before step 1 (examples.py).
 """
 
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 import torch
 
 from workbench.errors import ImageError, TrainingError
+from workbench.inference.failures import short_of_memory
 from workbench.training.batch import Batch
 from workbench.training.distributed import Processes
 
@@ -30,6 +32,23 @@ def named_images(step: int, processes: Processes, users: Callable[[str], Iterabl
             where += f", {processes}"
         fix = "put the file back as it was and add --resume, or quarantine the image and start again"
         raise TrainingError(where, found=f"{error.where}: {error.found or error}", fix=fix) from error
+
+
+@contextmanager
+def named_memory(step: int, processes: Processes, batch: Batch) -> Iterator[None]:
+    """Say of memory that runs out in here which pack of conversations needed it, and in which process."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not short_of_memory(error):
+            raise
+        where = f"step {step}, {some(batch.ids)}"
+        if processes.world > 1:
+            where += f", {processes}"
+        found = f"no memory left on {processes.device} for a pack of {batch.input_ids.numel():,} tokens"
+        fix = "set train.checkpointing: on or smaller train.pack_tokens, as `workbench plan` advises, and start again; "
+        fix += "or free what else takes memory there and add --resume"
+        raise TrainingError(where, found=found, fix=fix) from error
 
 
 def no_number(parts: Sequence[tuple[Batch, torch.Tensor]]) -> list[str]:

@@ -37,7 +37,7 @@ def joint_losses(llava: Llava, batch: Batch, images: torch.Tensor | None) -> tor
 
     A piece without an image sends a blank one through projector and tower, and counts it zero.
     """
-    if images is not None or not torch.is_grad_enabled():
+    if images is not None:
         return token_losses(llava, batch, images)
     side = llava.model.config.vision_config.image_size
     with llava.autocast():

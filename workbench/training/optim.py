@@ -30,9 +30,9 @@ def lr_factor(step: int, total: int, *, warmup: float, schedule: str) -> float:
     return 1 - done if schedule == "linear" else 1.0
 
 
-def check_optimizer(name: str, device: torch.device) -> None:
+def check_optimizer(name: str, device: torch.device | str) -> None:
     """Raise `TrainingError` for a paged optimiser without a CUDA device, to whose memory the pages belong."""
-    if name.startswith("paged_") and device.type != "cuda":
+    if name.startswith("paged_") and not str(device).startswith("cuda"):
         fix = f"use train.optimizer: {name.removeprefix('paged_')}"
         raise TrainingError(f"train.optimizer: {name}", found=f"the device {device}", expected="a CUDA device", fix=fix)
 

@@ -6,7 +6,7 @@ Does not know: how a model is cut (sharding.py, zero.py), the loop, checkpoints'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -48,6 +48,12 @@ class Placement(Protocol):
         Each process divided by the tokens of all. Where the norm is no number, no step is made.
         """
 
+    def whole(self, function: Callable[[], None]) -> None:
+        """Call what computes without the other processes, while all weights lie in each of them."""
+
+    def more(self, optimizer: torch.optim.Optimizer) -> int:
+        """Bytes that `whole` takes in a process beside what it holds by then."""
+
     def gather(self) -> Held | None:
         """What to save of the model where it does not lie whole in the main process."""
 
@@ -80,6 +86,12 @@ class Whole:
     def step(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, limit: float | None) -> float:
         self.processes.sum_gradients(self.params)
         return clipped_step(optimizer, scaler, limit)
+
+    def whole(self, function: Callable[[], None]) -> None:
+        function()
+
+    def more(self, optimizer: torch.optim.Optimizer) -> int:
+        return 0
 
     def gather(self) -> Held | None:
         return None

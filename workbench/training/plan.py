@@ -24,7 +24,7 @@ from workbench.model.outline import outline, outline_of
 from workbench.model.precision import is_quantised, pick_device
 from workbench.model.stages import table
 from workbench.progress import progress
-from workbench.recipe import Recipe, TrainSpec, as_recipe
+from workbench.recipe import FITTED, Recipe, TrainSpec, as_recipe
 from workbench.run import Run
 from workbench.training.attention import check_window
 from workbench.training.describe import describe
@@ -50,8 +50,6 @@ LARGEST, SMALLEST, ON_CPU = 16_384, 512, 4096
 """Tokens of the packs that are tried when the size of a pack is to be chosen; no CPU is faster with larger ones."""
 STEPS = 2000
 """The worst pack is looked for among those of so many steps of the first epoch."""
-CHOSEN = ("pack_tokens", "checkpointing", "feature_cache")
-"""The fields that `train.fit` chooses."""
 
 
 def plan(
@@ -76,7 +74,7 @@ def plan(
     recipe = as_recipe(recipe)
     if isinstance(dataset, str | Path):
         recipe, dataset = recipe.with_overrides(f"data.dataset={dataset}"), None
-    recipe = _countable(recipe)
+    asked, recipe = recipe.model.device, _countable(recipe)
     train = recipe.train
     source = read_sources(recipe.data, seed=train.seed, dataset=dataset, say=lambda text: None)
     files = find_images(source)
@@ -85,7 +83,7 @@ def plan(
     if recipe.model.projector_from is not None:
         projector_for(llava, recipe.model.projector_from)
     loading = while_loading(llava)  # before what trains is held in float32
-    check_optimizer(train.optimizer, llava.device)
+    check_optimizer(train.optimizer, llava.device if asked == "auto" else asked)
     check_window(llava, train.max_tokens)
     name = str(dataset.path if dataset else recipe.data.dataset)
     sizes = find_sizes(source, files, llava.tiling)
@@ -99,7 +97,8 @@ def plan(
     choice = choose(llava, train, order, met, good)
     foresight.train = choice.settled(train)
     tiles = good.tiles(len(met.keys), squares=llava.vision_trains)
-    there: dict[str, Any] = {"tiles": tiles, "free": free_memory(llava.device, train), "processes": processes}
+    free = free_memory(llava.device, train, processes)
+    there: dict[str, Any] = {"tiles": tiles, "free": free, "processes": processes}
     foreseen = Foreseen(foresight, entries, **there, order=order)
     if fit or train.fit:
         recipe = fitted(_with(recipe, feature_cache=choice.kind) if train.feature_cache == "auto" else recipe, foreseen)
@@ -145,14 +144,19 @@ def _countable(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def settle(recipe: Recipe, out: str | Path, dataset: Dataset | None = None) -> Recipe:
-    """The recipe of a run in the folder `out` with what `train.fit` asks for chosen, as it was if the run goes on."""
+def settle(
+    recipe: Recipe, out: str | Path, dataset: Dataset | None = None, *, processes: int = 1, resume: bool = False
+) -> Recipe:
+    """The recipe of a run in the folder `out` with what `train.fit` asks for chosen, as it was if the run goes on.
+
+    Raises `RunError` for a folder in the way, before anything is planned.
+    """
     if not recipe.train.fit:
         return recipe
-    if Path(out, "recipe.yaml").is_file():
-        held = Run.open(out).recipe
-        return _with(recipe, **{name: getattr(held.train, name) for name in CHOSEN})
-    return plan(recipe, dataset).recipe
+    run = Run(out)
+    if run.check_folder(resume):
+        return _with(recipe, **{name: getattr(run.recipe.train, name) for name in FITTED})
+    return plan(recipe, dataset, processes=processes).recipe
 
 
 def _with(recipe: Recipe, **train: Any) -> Recipe:
@@ -166,7 +170,7 @@ def settle_memory(recipe: Recipe, llava: Llava, lengths: Lengths, images: int, p
     """
     train = recipe.train
     weights = sum(parameter.nbytes for parameter in llava.model.parameters())
-    free = free_memory(llava.device, train) + (weights if train.memory_gb is None else 0)
+    free = free_memory(llava.device, train, processes) + (weights if train.memory_gb is None else 0)
     every, tight = int(train.checkpointing == "on"), train.allocator == "tight"
     longest = max(train.tree_size, int(lengths.frame["tokens"].max() or 0))  # type: ignore[arg-type]
     tiles = lengths.tiles(images, squares=llava.vision_trains)
@@ -312,8 +316,14 @@ def _lighter(recipe: Recipe) -> Iterator[list[str]]:
         yield ["model.load=bf16"]
     if recipe.train.language == "full":
         yield ["train.language=lora", *(["model.load=bf16"] if recipe.model.load == "fp32" else [])]
-    if recipe.model.load not in ("4bit", "8bit"):
+    if recipe.model.load not in ("4bit", "8bit") and not _cuts_weights(recipe.train):
         yield ["model.load=4bit", *(["train.language=lora"] if recipe.train.language == "full" else [])]
+
+
+def _cuts_weights(train: TrainSpec) -> bool:
+    """Whether weights are cut among processes, which quantised ones cannot be."""
+    zero = (train.deepspeed or {}).get("zero_optimization")
+    return train.shard or isinstance(zero, dict) and zero.get("stage") == 3
 
 
 def _halves(tokens: int) -> list[int]:

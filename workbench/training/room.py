@@ -12,6 +12,7 @@ pack of 2,048 tokens): 1.04 GB in tensors took 1.93-2.02 GB of the process. `tig
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,13 +34,37 @@ THRESHOLD = 1 << 16
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def free_memory(device: torch.device, train: TrainSpec) -> int:
-    """Bytes free for a run on the device, or what `train.memory_gb` says there are."""
+def free_memory(device: torch.device, train: TrainSpec, processes: int = 1) -> int:
+    """Bytes free for each process of a run on its device, or what `train.memory_gb` says there are.
+
+    On a CPU those beside each other have equal parts: all of them, or as many as `torchrun` says this machine has.
+    """
     if train.memory_gb is not None:
         return int(train.memory_gb * 1e9)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return min(psutil.virtual_memory().available, _left_by_the_container())
+    beside = min(processes, int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
+    return min(psutil.virtual_memory().available, _left_by_the_container()) // beside
+
+
+def answers_left_out(more: int, llava: Llava, train: TrainSpec, processes: int = 1) -> str:
+    """Why a model that is cut is not put together in every process to answer; empty where `more` bytes have room."""
+    if not more:
+        return ""
+    if llava.device.type == "cuda":
+        torch.cuda.empty_cache()  # of the model before it was cut
+    free = free_memory(llava.device, train, processes)
+    if train.memory_gb is not None:
+        free -= sum(_part(parameter).nbytes for parameter in llava.model.parameters())
+    if more <= MARGIN * free:
+        return ""
+    takes = f"a process needs the whole model for them, {more / 1e6:,.0f} MB more of {max(free, 0) / 1e6:,.0f} MB"
+    return f"train.answers_every: no questions are answered during this run: {takes}"
+
+
+def _part(weight: torch.Tensor) -> torch.Tensor:
+    """What of a weight lies in this process, where FSDP2 or ZeRO 3 cut it."""
+    return getattr(weight, "ds_tensor", getattr(weight, "_local_tensor", weight))
 
 
 def choose_layers(peak: Callable[[int], Memory], free: int) -> tuple[int, Memory]:

@@ -7,7 +7,7 @@ Does not know: the loop, checkpoints' folders, plain data parallelism (distribut
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -63,6 +63,30 @@ class Shards:
     def step(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, limit: float | None) -> float:
         """The gradients were added up as they came."""
         return clipped_step(optimizer, scaler, limit)
+
+    def whole(self, function: Callable[[], None]) -> None:
+        """Every layer is put together first and stays so: what computes inside may take as many passes as it likes."""
+        layers = [
+            module for module in self.root.modules() if isinstance(module, FSDPModule) and module is not self.root
+        ]
+
+        def call() -> None:
+            for layer in layers:
+                layer.unshard()
+            function()
+
+        for layer in layers:
+            layer.set_reshard_after_forward(False, recurse=False)
+        self.root(call)
+        for layer in layers:
+            layer.set_reshard_after_forward(True, recurse=False)
+            layer.reshard()
+        self.root.reshard()  # type: ignore[operator]  # fully_shard gave it this method
+
+    def more(self, optimizer: torch.optim.Optimizer) -> int:
+        cut = sum(each.numel() * each.element_size() for each in self.root.parameters() if isinstance(each, DTensor))
+        mine = [each.to_local() for group in self.groups for each in group.params if isinstance(each, DTensor)]
+        return cut + (0 if optimizer.state else 2 * sum(each.nbytes for each in mine))  # AdamW's two averages
 
     def gather(self) -> Held | None:
         main = self.processes.main

@@ -96,7 +96,7 @@ class Checkpoints:
         for folder in [path for path in (self.last, *self._older()) if path.is_dir()]:
             try:
                 check_files(folder, read_manifest(folder)["files"])
-                state = torch.load(folder / STATE, weights_only=True)
+                state = torch.load(folder / STATE, weights_only=True, map_location="cpu")  # each process moves it
             except (CheckpointError, OSError) as error:
                 errors.append(error)
                 continue

@@ -38,7 +38,7 @@ from workbench.training.data_wait import DataWait
 from workbench.training.describe import describe
 from workbench.training.distributed import Processes
 from workbench.training.examples import Examples
-from workbench.training.faults import named_images, refuse_loss
+from workbench.training.faults import named_images, named_memory, refuse_loss
 from workbench.training.feature_choice import choose
 from workbench.training.features import FeatureStore, open_store
 from workbench.training.feed import Feed, Piece
@@ -51,7 +51,7 @@ from workbench.training.packing import Plan, group, packs, trees
 from workbench.training.peers import Peers
 from workbench.training.placement import place
 from workbench.training.plan import settle, settle_memory
-from workbench.training.room import tighten
+from workbench.training.room import answers_left_out, tighten
 from workbench.training.sizes import Sizes, find_sizes
 from workbench.training.source import Source, find_images, refuse_images, users_of
 from workbench.training.state import Checkpoints
@@ -86,7 +86,9 @@ def train(
     with Peers(processes.rank, processes.world) as peers:
         processes.wait()  # until all of them listen: from here on no failure goes unheard
         if recipe.train.fit:
-            recipe = processes.gather(settle(recipe, out, dataset) if main else None)[0]
+            recipe = processes.gather(
+                settle(recipe, out, dataset, processes=processes.world, resume=resume) if main else None
+            )[0]
         run = Run.create(out, recipe, kind="train", resume=resume) if main else Run(out)
         with peers.failing(run.fail if main else lambda error: None), conditions(recipe.train.threads) as asked:
             with long_lived():
@@ -183,7 +185,7 @@ class Loop:
         self.wait = DataWait(store)
         self.meter = Meter(self.llava, encodes=not store.holds_all and store.cache is None, processes=world)
         self.losses = LossFile(run.path, rank=rank, world=world)
-        asks = source.val if spec.answers_every else []
+        asks = source.val if spec.answers_every and self._may_answer() else []
         self.answers = Answers(run.path, self.llava, asks, source.resolve, keeps=self.main)
         names, settings = spec.trackers if self.main else [], recipe.model_dump(mode="json")
         self.trackers = Trackers(names, run, settings, step=self.position.step)
@@ -247,12 +249,13 @@ class Loop:
             asked = time.perf_counter()
             piece = self._next(stream, number) if turn < work.pieces else self.spare
             waited += time.perf_counter() - asked
-            losses = self.placement.losses(piece.batch, piece.images)
-            if turn < work.pieces:
-                self.meter.see(piece.batch, losses)
-            part = losses.sum() / work.supervised * (turn < work.pieces)
-            if part.requires_grad:  # it does not for text alone where the language model is frozen
-                self.scaler.scale(part).backward()
+            with named_memory(number + 1, self.processes, piece.batch):
+                losses = self.placement.losses(piece.batch, piece.images)
+                if turn < work.pieces:
+                    self.meter.see(piece.batch, losses)
+                part = losses.sum() / work.supervised * (turn < work.pieces)
+                if part.requires_grad:  # it does not for text alone where the language model is frozen
+                    self.scaler.scale(part).backward()
             loss += part.detach()
             parts.append((piece.batch, losses.detach()))
         total = self.processes.sum(loss).item()
@@ -289,7 +292,8 @@ class Loop:
         for turn in range(self.placement.turns(len(mine))):
             with named_images(self.position.step, self.processes, self.users):
                 piece = self.feed.piece(mine[turn], self.val_examples) if turn < len(mine) else self.spare
-            losses = self.placement.losses(piece.batch, piece.images).cpu().double()
+            with named_memory(self.position.step, self.processes, piece.batch):
+                losses = self.placement.losses(piece.batch, piece.images).cpu().double()
             if turn >= len(mine):
                 continue
             numbers = torch.tensor([self.numbers[id] for id in piece.batch.ids])
@@ -310,9 +314,18 @@ class Loop:
 
     def _answer(self) -> None:
         """The held-out questions, as the model answers them now."""
-        if self.answers.chosen and not self.answers.asked_at(self.position.step):
-            self.answers.ask(self.position.step)
+        step = self.position.step
+        due = self.main and self.answers.chosen and not self.answers.asked_at(step)
+        if self.processes.largest(int(bool(due))):
+            self.placement.whole(lambda: self.answers.ask(step))
             self._train_mode()
+
+    def _may_answer(self) -> bool:
+        """Whether each process has room for the whole model, where it is cut among them."""
+        why = answers_left_out(self.placement.more(self.optimizer), self.llava, self.spec, self.processes.world)
+        if left_out := self.processes.largest(int(bool(why))):
+            self._say(why or "train.answers_every: no questions are answered: another process lacks room for the model")
+        return not left_out
 
     def save(self) -> None:
         """Write a checkpoint to resume from."""

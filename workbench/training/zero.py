@@ -14,7 +14,8 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -95,6 +96,16 @@ class Zero:
         """The limit is in the engine's config; the scaler does nothing in the formats that are taken."""
         self.engine.step()
         return float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else math.inf
+
+    def whole(self, function: Callable[[], None]) -> None:
+        """Without DeepSpeed's hooks meanwhile, which would cut each part again as soon as it has computed."""
+        if self.stage < 3:
+            return function()
+        with self.deepspeed.zero.GatheredParameters(self.root.parameters()), _unhooked(self.engine.optimizer):
+            function()
+
+    def more(self, optimizer: torch.optim.Optimizer) -> int:
+        return sum(each.ds_numel * each.element_size() for each in self.root.parameters()) if self.stage == 3 else 0
 
     def gather(self) -> Held | None:
         """None in stages 1 and 2, where every process holds all weights."""
@@ -194,6 +205,19 @@ def _link(optimizer: Any) -> None:
     rows = getattr(optimizer, "single_partition_of_fp32_groups", [])
     for params, row in zip(getattr(optimizer, "bit16_groups", []), rows, strict=True):
         lazy_init_hp_params_optimizer_state(params, row, _base(optimizer).state)
+
+
+@contextmanager
+def _unhooked(optimizer: Any) -> Iterator[None]:
+    """Modules as they compute without ZeRO 3, whose hooks count on every process taking the same passes."""
+    offload = optimizer.parameter_offload
+    for hook in (*offload.forward_hooks, *offload.backward_hooks):
+        hook.remove()
+    offload.forward_hooks, offload.backward_hooks = [], []
+    try:
+        yield
+    finally:
+        offload._register_deepspeed_module(offload.module)
 
 
 def _put(parameter: torch.nn.Parameter, value: torch.Tensor, name: str, processes: Processes) -> None:
