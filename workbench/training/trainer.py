@@ -149,7 +149,7 @@ class Loop:
             self._say(said)
         self.checkpoints = Checkpoints(run.path / "checkpoints", keep=spec.keep_last)
         with processes.main_first():
-            self.position, states = self.checkpoints.restore(self.llava)
+            self.position, states = self.checkpoints.restore(self.llava, mend=self.main, say=self._say)
         tokens = int(lengths.frame["tokens"].sum())
         processes.agree(conversations=len(lengths), tokens=tokens, validation=len(val), step=self.position.step)
         self.placement = place(self.llava, groups, processes, spec, zero)
