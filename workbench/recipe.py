@@ -149,6 +149,11 @@ def mix_names(datasets: Iterable[str]) -> list[str]:
     return names
 
 
+def mix_marks(datasets: Iterable[str]) -> list[str]:
+    """What the ids of each dataset begin with in a mixture: nothing for the first, `NAME:` for the others."""
+    return ["" if number == 0 else f"{name}:" for number, name in enumerate(mix_names(datasets))]
+
+
 def _check_images(where: str, dataset: str, images: str | None) -> None:
     if images and not dataset.endswith((".json", ".jsonl")):
         found = f"images with the dataset folder {dataset!r}"
