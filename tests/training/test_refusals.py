@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from workbench.conversation import Conversation, Image, Message
 from workbench.errors import TrainingError
 from workbench.run import Run
+from workbench.training.plan import plan
 from workbench.training.trainer import train
 
 Made = Callable[..., Any]
@@ -155,6 +157,23 @@ def test_a_window_shorter_than_a_conversation_is_refused(
         train(recipe, out=tmp_path / "refused", llava=llava, progress=False)
     shorter = recipe.with_overrides("train.max_tokens=512")
     assert train(shorter, out=tmp_path / "run", llava=llava, progress=False).status == "finished"
+
+
+def test_more_tokens_than_the_language_model_has_places_for_are_refused(
+    make_dataset: Made, make_recipe: Made, parts: dict[str, Path], tmp_path: Path
+) -> None:
+    """They were trained on in silence, and could then not be asked."""
+    short = shutil.copytree(parts["llama"], tmp_path / "short")
+    told = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(told | {"max_position_embeddings": 400}))
+    recipe = make_recipe(make_dataset(images=2), f"model.language={short}", "train.max_steps=1")
+    message = "found places for 400 tokens; expected places for train.max_tokens = 2,048.*set train.max_tokens to 400"
+    with pytest.raises(TrainingError, match=message):
+        train(recipe, out=tmp_path / "run", progress=False)
+    with pytest.raises(TrainingError, match=message):
+        plan(recipe)
+    fits = recipe.with_overrides("train.max_tokens=400")
+    assert plan(fits).trains and train(fits, out=tmp_path / "run", progress=False).status == "finished"
 
 
 def test_a_refused_run_can_be_resumed_once_the_data_is_right(

@@ -84,7 +84,9 @@ def use(llava: Llava) -> None:
 
 
 def check_window(llava: Llava, max_tokens: int) -> None:
-    """Raise `TrainingError` if the language model would not look back over a whole conversation of `max_tokens`."""
+    """Raise `TrainingError` if the language model would not look back over a whole conversation of `max_tokens`, or
+    has no places for so many: they would be trained on, and the `Engine` would refuse them.
+    """
     config = llava.model.model.language_model.config
     window = getattr(config, "sliding_window", None)
     used = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
@@ -92,6 +94,11 @@ def check_window(llava: Llava, max_tokens: int) -> None:
         found = f"attention in a sliding window of {window:,} tokens"
         fix = f"set train.max_tokens to {window} or less"
         raise TrainingError("the language model", found=found, expected="attention to the whole conversation", fix=fix)
+    places = getattr(config, "max_position_embeddings", None)
+    if places and places < max_tokens:
+        found, expected = f"places for {places:,} tokens", f"places for train.max_tokens = {max_tokens:,}"
+        fix = f"set train.max_tokens to {places} or less"
+        raise TrainingError("the language model", found=found, expected=expected, fix=fix)
 
 
 def attend(
