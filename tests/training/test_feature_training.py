@@ -226,6 +226,23 @@ def test_read_adds_nothing_to_what_it_reads(trained: Callable[..., Trained], lit
     assert read == nothing and 0 < read.tower < nothing.tower
 
 
+def test_a_set_full_of_another_dataset_makes_room_for_the_one_that_is_trained_on(
+    make_dataset: Made, make_recipe: Made, tmp_path: Path, little_memory: None
+) -> None:
+    """As the plan promises, which knows of the budget alone."""
+    one, two = (make_dataset(images=40, each=1, name=name) for name in ("one", "two"))
+    for number in range(40):
+        PIL.Image.new("RGB", (30 + number, 24), (number, 255 - number, 7)).save(two.path / "images" / f"{number}.png")
+    budget = f"train.feature_cache_gb={(40 * 9 * 32 * 4 * 1.35 + 40_000) / 2**30}"  # and the index
+    settings = ("train.max_steps=null", "train.epochs=2", "train.lr=5e-3", "data.val_fraction=0", budget)
+    runs = []
+    for number, dataset in enumerate((one, two, two)):
+        recipe = make_recipe(dataset, *settings, "train.feature_cache=on")
+        runs.append(Trained(recipe, tmp_path / str(number)))
+    assert [run.tower for run in runs] == [40, 40, 0]
+    assert runs[1] == runs[2] == Trained(make_recipe(two, *settings, "train.feature_cache=off"), tmp_path / "off")
+
+
 def test_waiting_for_data_is_a_share_of_the_time(trained: Callable[..., Trained], little_memory: None) -> None:
     rows = [row for row in trained("train.feature_cache=off").run.metrics() if "loss" in row]
     assert all(0 < row["data_wait_fraction"] <= 1 for row in rows)
