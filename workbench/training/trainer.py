@@ -236,12 +236,13 @@ class Loop:
         The loss is the sum over all supervised tokens of the step divided by their number, however they were
         packed, and whatever the number of processes.
         """
-        spec, began, waited = self.spec, time.perf_counter(), 0.0
+        spec, began = self.spec, time.perf_counter()
         seed_step(spec.seed, number, self.processes.rank)
         factor = lr_factor(number, self.steps, warmup=spec.warmup, schedule=spec.schedule)
         rates = set_rates(self.optimizer, factor)
+        asked = time.perf_counter()
         work, loss = next(stream), torch.zeros((), device=self.llava.device)
-        parts = []
+        waited, parts = time.perf_counter() - asked, []
         for turn in range(self.placement.turns(work.pieces)):
             asked = time.perf_counter()
             piece = self._next(stream, number) if turn < work.pieces else self.spare
@@ -285,9 +286,10 @@ class Loop:
         self.llava.model.eval()
         sums = torch.zeros(len(self.tasks), 2, dtype=torch.float64)  # (conversation, (loss, tokens))
         mine = self.val[self.processes.rank :: self.processes.world]
+        pieces = self.feed.pieces(mine, self.val_examples)
         for turn in range(self.placement.turns(len(mine))):
             with named_images(self.position.step, self.processes, self.users):
-                piece = self.feed.piece(mine[turn], self.val_examples) if turn < len(mine) else self.spare
+                piece = next(pieces) if turn < len(mine) else self.spare
             losses = self.placement.losses(piece.batch, piece.images).cpu().double()
             if turn >= len(mine):
                 continue
