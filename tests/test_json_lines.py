@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from workbench.errors import DiskError
 from workbench.json_lines import JsonLines, Tail
+
+FULL = Path("/dev/full")
+"""A file that every write finds full."""
 
 
 @pytest.fixture
@@ -27,6 +31,20 @@ def test_a_torn_last_line_costs_that_line_only(path: Path) -> None:
         again.close()
         assert again.rows()[-1] == {"step": 3}
         assert [row["step"] for row in again.rows()] in ([3], [1, 3], [1, 2, 3])
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs Linux")
+def test_a_line_that_found_no_room_is_told_once(path: Path) -> None:
+    """Closing tried it again, and stopped whoever was cleaning up after the first error."""
+    path.symlink_to(FULL)
+    lines = JsonLines(path)
+    with pytest.raises(DiskError, match=r"lines\.jsonl: found a full disk"):
+        lines.append({"step": 1})
+    lines.close()
+    path.unlink()
+    lines.append({"step": 2})
+    lines.close()
+    assert lines.rows() == [{"step": 2}]
 
 
 def test_going_back_drops_what_came_after(path: Path) -> None:

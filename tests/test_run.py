@@ -73,6 +73,13 @@ def test_an_error_inside_is_kept_and_the_run_can_go_on(tmp_path: Path) -> None:
     assert again.status == "finished"
 
 
+def test_a_run_whose_folder_is_gone_tells_the_error_it_failed_with(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), Run.create(tmp_path / "a", RECIPE, kind="train") as run:
+        (tmp_path / "a" / "run.json").unlink()
+        _ = 1 / 0
+    assert run.status == "damaged" and not run._lock.mine
+
+
 def test_the_best_checkpoint_goes_before_the_last(tmp_path: Path) -> None:
     run = make(tmp_path / "a")
     assert run.checkpoint is None

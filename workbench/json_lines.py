@@ -11,10 +11,12 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from workbench import resources
+from workbench.errors import DiskError
 
 Rows = list[dict[str, Any]]
 """One mapping per line."""
@@ -36,8 +38,13 @@ class JsonLines:
         with resources.disk_errors(self.path):
             if self._file is None:
                 self._file = self._open()
-            self._file.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
+                self._file.flush()
+            except OSError:
+                with suppress(DiskError, OSError):  # closing tries the line once more
+                    self.close()
+                raise
 
     def rows(self) -> Rows:
         """Every whole line; [] where there is no file."""
@@ -59,9 +66,11 @@ class JsonLines:
                 os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Let go of the file; a line that could not be written was told by its `append`. Raises `DiskError`."""
+        file, self._file = self._file, None
+        if file is not None:
+            with resources.disk_errors(self.path):
+                file.close()
 
     def _open(self) -> IO[str]:
         """Open for appending, with an end put to a line that a killed writer left torn."""

@@ -151,6 +151,11 @@ def mix_names(datasets: Iterable[str]) -> list[str]:
     return names
 
 
+def mix_marks(datasets: Iterable[str]) -> list[str]:
+    """What the ids of each dataset begin with in a mixture: nothing for the first, `NAME:` for the others."""
+    return ["" if number == 0 else f"{name}:" for number, name in enumerate(mix_names(datasets))]
+
+
 def _check_images(where: str, dataset: str, images: str | None) -> None:
     if images and not dataset.endswith((".json", ".jsonl")):
         found = f"images with the dataset folder {dataset!r}"
@@ -221,7 +226,8 @@ class TrainSpec(Section):
     max_share: Count = 8
     """At most so many conversations of one image in an optimiser step."""
     max_tokens: Count = 2048
-    """Longest conversation in tokens, image tokens included. Longer ones are reported before step 1."""
+    """Longest conversation in tokens, image tokens included. Longer ones are reported before step 1. At most what the
+    language model has places for."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides a fresh projector, adapters, order and dropout."""
     feature_cache: Literal["auto", "on", "read", "off", "fp16"] = "auto"

@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from workbench import resources
-from workbench.errors import DiskError, RecipeError, RunError, WorkbenchError, kind_of
+from workbench.errors import RecipeError, RunError, WorkbenchError, kind_of
 from workbench.json_lines import JsonLines, Rows, plain
 from workbench.origin import origin
 from workbench.recipe import FITTED, Recipe
@@ -269,11 +269,16 @@ class Run:
         self._end("finished", **fields)
 
     def fail(self, error: BaseException) -> None:
-        """Mark the run as failed, keep the error's line, and let go of the folder; it can be resumed."""
-        try:
+        """Mark the run as failed, keep the error's line, and let go of the folder; it can be resumed.
+
+        Raises nothing: where the folder cannot be written (perhaps the very error), or is gone, it says `running`
+        without a writer, which is `died`.
+        """
+        with suppress(WorkbenchError, OSError):
             self._end("failed", error=f"{type(error).__name__}: {error}".removesuffix(": "))
-        except DiskError:  # perhaps the very error: the folder then says `running` without a writer, which is `died`
-            self._let_go()
+        with suppress(WorkbenchError, OSError):
+            self._metrics.close()
+        self._lock.release()
 
     def close(self) -> None:
         """Let go of the folder; a run that works is `stopped` from then on, and can be resumed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from workbench.data.scene_files import Planted, make
 from workbench.errors import DataError, RunError
 from workbench.losses import LossFile
 from workbench.recipe import Recipe
+from workbench.run import Run
+from workbench.training.mixture import read_sources
 from workbench.training.worst import worst
 
 pytestmark = pytest.mark.usefixtures("fiftyone")
@@ -97,6 +100,25 @@ def test_a_run_on_a_mixture_shows_each_dataset_its_own(shapes: Dataset, tmp_path
     made = write_losses(tmp_path / "run", shapes.path)
     found = dict(zip(*map(_flat, made.values(["conversations.classifications.conversation_id", LOSS])), strict=True))
     assert found == {ids[0]: 3.0, ids[1]: None, ids[2]: None, ids[3]: None}
+
+
+def test_a_mixture_of_datasets_of_like_names_shows_each_its_own(shapes: Dataset, tmp_path: Path) -> None:
+    """Their ids begin with what a mixture calls them, `llava-v1:` and `mine-2:`, not with the folders' names."""
+    places = [tmp_path / "mine", tmp_path / "llava-v1.5-extra", tmp_path / "other" / "mine"]
+    for place in places:
+        shutil.copytree(shapes.path, place, ignore=shutil.ignore_patterns(*(one.name for one in places), "other"))
+    mixed = f"data.mix=[{', '.join(f'{{dataset: {place}}}' for place in places[1:])}]"
+    recipe = Recipe.load("tiny-align", [f"data.dataset={places[0]}", mixed, "data.tasks=null", "data.val_fraction=0"])
+    ids = list(read_sources(recipe.data, seed=0, say=lambda text: None).train.frame["id"])
+    assert {"caption-shape-0.png", "llava-v1:caption-shape-0.png", "mine-2:caption-shape-0.png"} < set(ids)
+    run = Run.create(tmp_path / "run", recipe, kind="train")
+    LossFile(run.path).append(1, 1.0, ids, [float(number) for number in range(len(ids))], [4] * len(ids))
+    run.close()
+    shutil.move(places[1], tmp_path / "moved" / places[1].name)
+    for place, mark in ((places[0], ""), (tmp_path / "moved" / places[1].name, "llava-v1:"), (places[2], "mine-2:")):
+        made = write_losses(run.path, place)
+        shown = zip(*map(_flat, made.values(["conversations.classifications.conversation_id", LOSS])), strict=True)
+        assert dict(shown) == {one.id: float(ids.index(mark + one.id)) for one in shapes.conversations()}
 
 
 def test_a_run_on_a_llava_file_is_shown_in_the_dataset_imported_from_it(shapes: Dataset, tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ def test_it_needs_validations_and_something_to_validate_on(
 
 def test_a_loss_that_is_no_number_is_never_the_best() -> None:
     position = Position(step=4)
+    assert not note(position, math.nan) and not note(position, math.inf) and position.best is None
     assert note(position, 2.0)
     assert not note(position, math.nan) and not note(position, 2.0) and position.stale == 2
     position.step = 7

@@ -52,6 +52,24 @@ def test_copies_of_one_image_stay_together() -> None:
     assert {"a", "b"} in ({c.id for c in train}, {c.id for c in val})
 
 
+def test_images_shown_together_stay_together() -> None:
+    """Groups went by the first image of a conversation: the second one of (a, b) could validate (b, c)."""
+
+    def shows(name: str, *images: int) -> Conversation:
+        pictures = [Image(f"{image}.png") for image in images]
+        return Conversation(name, (Message("user", (*pictures, "?")), Message("assistant", ("!",))))
+
+    chains = [
+        shows(f"{link}-{chain}", 10 * chain + link, 10 * chain + link + 1) for link in range(3) for chain in range(9)
+    ]
+    alone = [shows("text"), *(shows(f"alone-{number}", 100 + number) for number in range(9))]
+    for seed in range(5):
+        train, val = hold_out(rows([*chains, *alone]), 0.4, np.random.default_rng(seed))
+        assert len(val) > 5 and not set(train.keys["key"]) & set(val.keys["key"])
+    joined = [shows(str(number), number, number + 1) for number in range(5)]
+    assert [len(part) for part in hold_out(rows(joined), 0.4, np.random.default_rng(0))] == [5, 0]
+
+
 def test_splits_of_the_data_go_before_a_fraction(make_dataset: Made, make_recipe: Made) -> None:
     dataset = make_dataset(split=True)
     source = read_source(make_recipe(dataset, "data.val_fraction=0.5").data, seed=0)

@@ -158,6 +158,76 @@ def test_as_many_are_kept_as_the_budget_holds(opened: Callable[..., FeatureCache
     assert "full with 10 images" in told and "train.feature_cache_gb" in told
 
 
+@pytest.fixture
+def full(opened: Callable[..., FeatureCache]) -> dict[str, int]:
+    """`opened(**full)`: a set with ten images of an earlier run, and room for two more."""
+    first = opened()
+    empty = sum(state_sizes(["features"]).values())
+    fill(first, range(10))
+    first.close()
+    return {"budget": empty + 12 * ROW_BYTES + 50}
+
+
+def test_images_that_a_run_does_not_need_make_room_the_oldest_first(
+    opened: Callable[..., FeatureCache], full: dict[str, int]
+) -> None:
+    """A full set stayed as the first dataset had filled it: a run over another one kept next to nothing."""
+    cache = opened(**full)
+    assert kept(cache, range(2)) == [0, 1], "needed, it seems"
+    fill(cache, range(10, 15))
+    assert kept(cache, range(15)) == [0, 1, *range(5, 15)]
+    assert (only_set() / "rows").stat().st_size == 12 * ROW_BYTES and not cache.heard  # type: ignore[attr-defined]
+    fill(cache, range(15, 30))
+    assert kept(cache, range(30)) == [0, 1, *range(5, 15)], "all of them were used by now"
+    assert "full with 12 images" in cache.heard[0]  # type: ignore[attr-defined]
+
+
+def test_images_of_files_that_a_run_will_ask_for_stay(
+    opened: Callable[..., FeatureCache], full: dict[str, int], tmp_path: Path
+) -> None:
+    files = []
+    known = opened()
+    for number in range(4):
+        file = tmp_path / f"{number}.png"
+        file.write_bytes(str(number).encode())
+        os.utime(file, (0, 0))
+        known.remember(file, "1 1 0 0", file.read_bytes())
+        files.append(file)
+    known.close()
+    cache = opened(**full, files=files)
+    fill(cache, range(10, 20))
+    there = kept(cache, range(20))
+    assert there[:4] == [0, 1, 2, 3] and there[-8:] == [*range(10, 18)] and len(there) == 12
+
+
+def test_two_runs_do_not_drive_each_other_out_for_ever(
+    opened: Callable[..., FeatureCache], full: dict[str, int]
+) -> None:
+    one, other = opened(**full), opened(**full)
+    for turn in range(1, 10):
+        for cache, first in ((one, 100), (other, 200)):
+            fill(cache, range(first * turn, first * turn + 10))
+    assert not one.writes and not other.writes
+
+
+def test_a_row_that_makes_room_as_it_is_read_is_no_damage(
+    opened: Callable[..., FeatureCache], full: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = opened(), opened(**full)
+    rows = reader._set
+    assert rows is not None
+    read = rows._row
+
+    def late(slot: int) -> Any:
+        fill(writer, range(10, 20))
+        return read(slot)
+
+    monkeypatch.setattr(rows, "_row", late)
+    assert reader.read(image(0)) is None and not reader.damaged and not reader.heard  # type: ignore[attr-defined]
+    monkeypatch.undo()
+    assert kept(reader, range(20)) == kept(writer, range(20)) == list(range(8, 20))
+
+
 def test_who_keeps_nothing_takes_nothing_from_others(opened: Callable[..., FeatureCache]) -> None:
     fill(opened({**KEY, "tower": "other"}), range(3))
     none = opened(budget=0)
@@ -314,6 +384,18 @@ print("left", left)
 cache.close()
 """
 )
+EVICTING = (
+    WRITER
+    + COUNTED
+    + """
+cache = FeatureCache(KEY, budget=int(sys.argv[2]), say=print, reserve=0, flush_bytes=1 << 30)
+kill_before(int(sys.argv[1]), "open", "fsync", "utime")
+for number in range(10, 20):
+    cache.write(image(number), features(number))
+cache.flush()
+cache.close()
+"""
+)
 TWO = (
     WRITER
     + """
@@ -358,6 +440,29 @@ def test_a_kill_before_any_step_on_the_disk_leaves_whole_rows(opened: Callable[.
     else:
         raise AssertionError("never came to the end")
     assert step > 4 and whole >= 20
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kill -9")
+def test_a_kill_while_rows_make_room_leaves_whole_rows(
+    opened: Callable[..., FeatureCache], full: dict[str, int]
+) -> None:
+    shutil.copytree(state_folder() / "features", state_folder() / "before")
+    for step in range(1, 20):
+        shutil.rmtree(state_folder() / "features")
+        shutil.copytree(state_folder() / "before", state_folder() / "features")
+        process = child(EVICTING, str(step), str(full["budget"]))
+        out, error = process.communicate()
+        assert process.returncode in (0, -9) and not out, out + error
+        cache = opened(**full)
+        there = kept(cache, range(20))
+        assert there in ([*range(10)], [8, 9], [*range(8, 20)]) and not cache.damaged, step
+        fill(cache, range(10, 20))
+        assert kept(cache, range(10, 20)) == list(range(10, 20))
+        assert (only_set() / "rows").stat().st_size == 12 * ROW_BYTES
+        cache.close()
+        if process.returncode == 0:
+            break
+    assert step > 2 and there == [*range(8, 20)]
 
 
 def test_two_processes_fill_one_set(opened: Callable[..., FeatureCache]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from workbench.model.parts import load_tower
 from workbench.recipe import Recipe
 from workbench.resources import state_folder
 from workbench.training import features, trainer
+from workbench.training.feed import Feed, Piece, Work
 
 Made = Callable[..., Any]
 
@@ -226,10 +229,60 @@ def test_read_adds_nothing_to_what_it_reads(trained: Callable[..., Trained], lit
     assert read == nothing and 0 < read.tower < nothing.tower
 
 
+def test_a_set_full_of_another_dataset_makes_room_for_the_one_that_is_trained_on(
+    make_dataset: Made, make_recipe: Made, tmp_path: Path, little_memory: None
+) -> None:
+    """As the plan promises, which knows of the budget alone."""
+    one, two = (make_dataset(images=40, each=1, name=name) for name in ("one", "two"))
+    for number in range(40):
+        PIL.Image.new("RGB", (30 + number, 24), (number, 255 - number, 7)).save(two.path / "images" / f"{number}.png")
+    budget = f"train.feature_cache_gb={(40 * 9 * 32 * 4 * 1.35 + 40_000) / 2**30}"  # and the index
+    settings = ("train.max_steps=null", "train.epochs=2", "train.lr=5e-3", "data.val_fraction=0", budget)
+    runs = []
+    for number, dataset in enumerate((one, two, two)):
+        recipe = make_recipe(dataset, *settings, "train.feature_cache=on")
+        runs.append(Trained(recipe, tmp_path / str(number)))
+    assert [run.tower for run in runs] == [40, 40, 0]
+    assert runs[1] == runs[2] == Trained(make_recipe(two, *settings, "train.feature_cache=off"), tmp_path / "off")
+
+
 def test_waiting_for_data_is_a_share_of_the_time(trained: Callable[..., Trained], little_memory: None) -> None:
     rows = [row for row in trained("train.feature_cache=off").run.metrics() if "loss" in row]
     assert all(0 < row["data_wait_fraction"] <= 1 for row in rows)
     assert all(row["data_wait_fraction"] == pytest.approx(row["data_wait"] / row["seconds"], abs=0.01) for row in rows)
+
+
+def test_waiting_for_the_first_pack_of_a_step_counts(
+    trained: Callable[..., Trained], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Feed.stream
+
+    def slow(feed: Feed, start: int, stop: int) -> Iterator[Work | Piece]:
+        for item in stream(feed, start, stop):
+            time.sleep(0.05 * isinstance(item, Work))
+            yield item
+
+    monkeypatch.setattr(Feed, "stream", slow)
+    rows = [row for row in trained().run.metrics() if "loss" in row]
+    assert all(0.05 <= row["data_wait"] <= row["seconds"] for row in rows)
+
+
+def test_pictures_to_validate_on_are_opened_ahead(
+    make_dataset: Made, make_recipe: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting: dict[str, set[str]] = {}
+    get = features.FeatureStore.get
+
+    def watched(store: features.FeatureStore, keys: Sequence[str]) -> torch.Tensor:
+        if threading.current_thread() is threading.main_thread():  # those of the steps are asked for by a thread
+            waiting[keys[0]] = {*store._opened, *store._wanted}
+        return get(store, keys)
+
+    monkeypatch.setattr(features.FeatureStore, "get", watched)
+    few = ("train.pack_tokens=1", "train.max_steps=1", "data.val_fraction=0.4", "train.feature_cache=off")
+    Trained(make_recipe(make_dataset(images=7, each=1), *few), tmp_path / "run")
+    first, *others = waiting
+    assert len(others) >= 2 and {*others} <= waiting[first]
 
 
 def test_who_waits_is_told_for_what(tmp_path: Path) -> None:

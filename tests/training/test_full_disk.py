@@ -8,6 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from workbench.errors import DiskError
+from workbench.run import Run
+from workbench.training.trainer import train
+
+FULL = Path("/dev/full")
+"""A file that every write finds full."""
 SCRIPT = """
 import os, shutil, subprocess, sys, threading, time
 from pathlib import Path
@@ -56,3 +64,24 @@ def test_a_full_disk_loses_nothing(
     assert state == "failed True last"
     assert folders == "['last']" or "step-" in folders and ".tmp" not in folders
     assert end == "finished True"
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs Linux")
+@pytest.mark.parametrize("name", ["metrics.jsonl", "losses-0.jsonl"])
+def test_a_line_that_finds_no_room_fails_the_run_and_lets_it_go_on_later(
+    name: str, tmp_path: Path, make_dataset: Callable[..., Any], make_recipe: Callable[..., Any]
+) -> None:
+    """It was raised a second time as the run let go of its folder, raw, and the folder stayed locked as `running`."""
+    recipe = make_recipe(make_dataset(each=1), "train.max_steps=2", "data.val_fraction=0")
+    out = tmp_path / "run"
+    run = Run.create(out, recipe, kind="train")
+    run.log({"step": 0})
+    run.close()
+    (out / name).unlink(missing_ok=True)
+    (out / name).symlink_to(FULL)
+    with pytest.raises(DiskError, match=rf"{name}: found a full disk"):
+        train(recipe, out=out, resume=True, progress=False)
+    assert Run.open(out).status == "failed" and "a full disk" in Run.open(out).info["error"]
+    (out / name).unlink()
+    run = train(recipe, out=out, resume=True, progress=False)
+    assert run.status == "finished" and [row["step"] for row in run.metrics()][-2:] == [1, 2]

@@ -21,6 +21,7 @@ from workbench.model.outline import outline
 from workbench.model.tiling import OneTile
 from workbench.model.tokenizers import load_tokenizer
 from workbench.recipe import Recipe, find_recipe
+from workbench.training.attention import check_places
 from workbench.training.cards import SIZES, answer_memory, as_on_a_card, cards, reason_for, try_out
 from workbench.training.flops import step_cost
 from workbench.training.memory import Foresight, part_of
@@ -133,6 +134,7 @@ def test_every_part_has_the_published_numbers(name: str, full_size: Made, forese
     else:
         foresight = foreseen(name)[1]
     groups, llava = {group.name: group for group in foresight.groups}, foresight.llava
+    check_places(llava, recipe.train.max_tokens)
     counts: dict[str, int] = {}
     for key, parameter in llava.model.named_parameters():
         counts[part_of(key)] = counts.get(part_of(key), 0) + parameter.numel()

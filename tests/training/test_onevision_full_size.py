@@ -12,6 +12,7 @@ from tests.model.test_anyres import ONEVISION
 from workbench.model.lora import used_layers
 from workbench.model.outline import Outline, outline
 from workbench.recipe import Recipe
+from workbench.training.attention import check_places
 from workbench.training.memory import Foresight, part_of
 from workbench.training.room import MARGIN
 from workbench.training.usual import full_pack
@@ -60,6 +61,10 @@ def made(recipe: Recipe) -> Outline:
 @pytest.fixture(scope="module")
 def foresight(made: Outline, recipe: Recipe) -> Foresight:
     return Foresight(made, recipe.train, card=True)
+
+
+def test_the_language_model_has_places_for_the_longest_conversation(made: Outline, recipe: Recipe) -> None:
+    check_places(made.llava, recipe.train.max_tokens)
 
 
 def test_every_part_has_the_published_numbers(made: Outline, foresight: Foresight) -> None:

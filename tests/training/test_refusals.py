@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from workbench.conversation import Conversation, Image, Message
 from workbench.errors import TrainingError
 from workbench.run import Run
+from workbench.training.plan import plan
 from workbench.training.trainer import train
 
 Made = Callable[..., Any]
@@ -155,6 +157,25 @@ def test_a_window_shorter_than_a_conversation_is_refused(
         train(recipe, out=tmp_path / "refused", llava=llava, progress=False)
     shorter = recipe.with_overrides("train.max_tokens=512")
     assert train(shorter, out=tmp_path / "run", llava=llava, progress=False).status == "finished"
+
+
+def test_a_conversation_that_the_language_model_has_no_places_for_is_refused(
+    make_dataset: Made, make_recipe: Made, parts: dict[str, Path], tmp_path: Path
+) -> None:
+    """It was trained on in silence, and could then not be asked. How many `train.max_tokens` allows is no matter."""
+    short = shutil.copytree(parts["llama"], tmp_path / "short")
+    told = json.loads((short / "config.json").read_text())
+    recipe = make_recipe(make_dataset(images=2), f"model.language={short}", "train.max_steps=1")
+    longest = plan(recipe).counts.longest[1]
+    assert longest < 400 < recipe.train.max_tokens
+    (short / "config.json").write_text(json.dumps(told | {"max_position_embeddings": longest - 1}))
+    message = f"found places for {longest - 1} tokens; expected places for .* {longest} tokens.*set train.max_tokens to"
+    with pytest.raises(TrainingError, match=message):
+        train(recipe, out=tmp_path / "run", progress=False)
+    with pytest.raises(TrainingError, match=message):
+        plan(recipe)
+    (short / "config.json").write_text(json.dumps(told | {"max_position_embeddings": longest}))
+    assert plan(recipe).trains and train(recipe, out=tmp_path / "run", progress=False).status == "finished"
 
 
 def test_a_refused_run_can_be_resumed_once_the_data_is_right(

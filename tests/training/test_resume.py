@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from workbench.errors import CheckpointError
-from workbench.model.checkpoint import load_checkpoint
+from workbench.model.checkpoint import load_checkpoint, read_manifest
+from workbench.model.proof import check_files
 from workbench.run import Run
 from workbench.training.trainer import train
 
@@ -88,21 +89,30 @@ def test_a_kill_between_two_saves_repeats_the_steps_since_the_last_one(
     assert_same(broken, whole)
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
-    tmp_path: Path, make_dataset: Made, make_recipe: Made
+@pytest.mark.parametrize("name, left", [("checkpoint.json", 0), ("trainer.pt", 100)])
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
+    name: str, left: int, tmp_path: Path, make_dataset: Made, make_recipe: Made, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = make_recipe(make_dataset(each=2), "train.max_steps=4", "train.save_every=1")
+    """It neither stopped the run from saving, nor was it kept as one of the latest in the place of a whole one."""
+    recipe = make_recipe(make_dataset(each=2), "train.max_steps=4", "train.save_every=1", "train.keep_last=3")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(recipe, out=whole, progress=False)
     shutil.copytree(whole, broken)
     info = json.loads((broken / "run.json").read_text())
     (broken / "run.json").write_text(json.dumps(info | {"status": "running"}))
-    state = broken / "checkpoints" / "last" / "trainer.pt"
-    state.write_bytes(state.read_bytes()[:100])
+    hurt = broken / "checkpoints" / "last" / name
+    hurt.write_bytes(hurt.read_bytes()[:left])
     (broken / "checkpoints" / ".last.00ff.tmp").mkdir()
-    train(recipe, out=broken, resume=True, progress=False)
+    capsys.readouterr()
+    train(recipe, out=broken, resume=True)
+    told = next(line for line in capsys.readouterr().err.splitlines() if "is damaged" in line)
+    assert name in told and str(broken / "checkpoints" / "damaged-1") in told and "step-0000003 is taken" in told
     assert_same(broken, whole)
-    assert not (broken / "checkpoints" / ".last.00ff.tmp").exists()
+    kept = {folder.name: folder for folder in (broken / "checkpoints").iterdir()}
+    assert sorted(kept) == ["best", "damaged-1", "last", "step-0000002", "step-0000003"]
+    assert (kept["damaged-1"] / name).stat().st_size == left
+    for each in ("last", "step-0000002", "step-0000003"):
+        check_files(kept[each], read_manifest(kept[each])["files"])
     (broken / "run.json").write_text(json.dumps(info | {"status": "running"}))
     for folder in (broken / "checkpoints").iterdir():
         (folder / "projector.safetensors").write_bytes(b"")

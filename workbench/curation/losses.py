@@ -9,7 +9,7 @@ Does not know: how losses were measured. A view that is built anew loses the fie
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,9 @@ from workbench.curation.refresh import view_of
 from workbench.curation.review import dataset_of
 from workbench.data.conversation_file import named
 from workbench.data.dataset import Dataset
-from workbench.errors import DataError
+from workbench.errors import DataError, WorkbenchError
 from workbench.losses import hardest
+from workbench.recipe import mix_marks
 from workbench.run import Run
 
 if TYPE_CHECKING:
@@ -47,17 +48,43 @@ def write_losses(run: Run | str | Path, to: Dataset | str | Path | SampleCollect
     found = None if hasattr(to, "_root_dataset") else Dataset.open(to)  # type: ignore[arg-type]
     open_fiftyone()
     view: Any = to if found is None else view_of(found)
-    show_losses(view._root_dataset, _of_one(table, dataset_of(view)))
+    shown = dataset_of(view)
+    show_losses(view._root_dataset, _of_one(table, shown, _marks(run if isinstance(run, Run) else Run(run), shown)))
     return view._root_dataset
 
 
-def _of_one(table: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
-    """A run on a mixture names the conversations of its other datasets by `NAME:ID`, one on a file by its own ids."""
-    table = table.with_columns(pl.col("id").str.strip_prefix(f"{dataset.path.name}:"))
+def _of_one(table: pl.DataFrame, dataset: Dataset, marks: Sequence[str]) -> pl.DataFrame:
+    """The losses of one dataset by its own ids, which begin with one of `marks` in the run; each id once."""
+    own = [table.filter(pl.col("id").str.starts_with(mark)) for mark in marks]
+    stripped = [one.with_columns(pl.col("id").str.strip_prefix(mark)) for mark, one in zip(marks, own, strict=True)]
+    table = pl.concat(stripped).sort("excess", descending=True, maintain_order=True)
+    table = table.unique("id", keep="first", maintain_order=True)  # a dataset may be in a mixture twice
     if table["id"].is_in(dataset.conversation_rows["id"].implode()).any():
         return table
     ours = {name: one.id for name, one in named(dataset.iter_conversations()) if isinstance(one, Conversation)}
     return table.with_columns(pl.col("id").replace(ours))
+
+
+def _marks(run: Run, dataset: Dataset) -> list[str]:
+    """What a run calls the conversations of a dataset: by their ids, or in a mixture perhaps by `NAME:ID`.
+
+    The recipe tells, by the dataset's folder, or by its name if it was moved since; else both are tried.
+    """
+    try:
+        data = run.recipe.data
+    except WorkbenchError:
+        return mix_marks(["", str(dataset.path)])
+    places = [data.dataset, *(part.dataset for part in data.mix)]
+    marked = list(zip(mix_marks(places), places, strict=True))
+    here = [mark for mark, place in marked if _folder(place) == dataset.path.resolve()]
+    return here or [mark for mark, place in marked if Path(place).name == dataset.path.name] or [""]
+
+
+def _folder(place: str) -> Path | None:
+    try:
+        return Dataset.open(place).path.resolve()
+    except WorkbenchError:  # a file, or moved since
+        return None
 
 
 def show_losses(made: fo.Dataset, losses: pl.DataFrame) -> None:

@@ -94,6 +94,16 @@ def check_window(llava: Llava, max_tokens: int) -> None:
         raise TrainingError("the language model", found=found, expected="attention to the whole conversation", fix=fix)
 
 
+def check_places(llava: Llava, longest: int) -> None:
+    """Raise `TrainingError` if the language model has no places for the longest conversation's tokens: it would be
+    trained on them, and the `Engine` would refuse them."""
+    places = getattr(llava.model.model.language_model.config, "max_position_embeddings", None)
+    if places and places < longest:
+        found, expected = f"places for {places:,} tokens", f"places for the longest conversation, {longest:,} tokens"
+        fix = f"set train.max_tokens to {places}: the conversations that are longer are named then"
+        raise TrainingError("the language model", found=found, expected=expected, fix=fix)
+
+
 def attend(
     module: torch.nn.Module,
     query: torch.Tensor,

@@ -1,6 +1,7 @@
 """Features kept on the disk for all runs of this machine: `state_folder()/features`, one folder for each `feature_key`.
 
-Knows: a budget in bytes for all of them together, who was used least recently, what to write when, and what to tell.
+Knows: a budget in bytes for all of them together, who was used least recently (a whole set goes; of its own, images
+that this run does not need), what to write when, and what to tell.
 A run may also only read what earlier ones left.
 Does not know: how a row lies on the disk (`feature_rows.py`), what decides its numbers (`feature_key.py`), towers.
 
@@ -17,7 +18,7 @@ import os
 import shutil
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,15 +56,17 @@ class FeatureCache:
         reserve: int = RESERVE,
         flush_bytes: int = FLUSH_BYTES,
         writes: bool = True,
+        files: Collection[Path] = (),
     ) -> None:
         """`key`: see `feature_key`. `budget`: bytes of all sets together. `say` is told, once each, what goes wrong.
+        `files`: those that will be asked for: where room is needed, features of others' go.
 
         `writes`: whether images are added; where they are not, and there is no set, nothing is made.
         """
         self.dtype, self.shape = getattr(torch, key["dtype"]), tuple(key["shape"])
         self.row_bytes = self.dtype.itemsize * math.prod(self.shape)
         self.budget, self.reserve, self.flush_bytes, self.say = budget, reserve, flush_bytes, say
-        self.damaged = 0
+        self.damaged, self.files = 0, files
         self._told = set[str]()
         self._lock, self._flushing = threading.Lock(), threading.Lock()
         self._rows, self._being_written = dict[bytes, torch.Tensor](), dict[bytes, torch.Tensor]()
@@ -165,7 +168,8 @@ class FeatureCache:
         self, held: dict[bytes, torch.Tensor], files: dict[str, tuple[str, bytes]], broken: list[tuple[bytes, int]]
     ) -> None:
         rows = {image: row.contiguous().flatten().view(torch.uint8).numpy() for image, row in held.items()}
-        done = self._safely(lambda kept: kept.write(rows, files, broken, self._make_room), stop=True)
+        ours = self.files if self.budget >= self.row_bytes else None
+        done = self._safely(lambda kept: kept.write(rows, files, broken, self._make_room, ours), stop=True)
         if done is not None and done[1] < done[0]:
             limit = (
                 f"train.feature_cache_gb = {self.budget / 2**30:g}, of the disk {self.reserve / 2**30:g} GB stay free"

@@ -330,7 +330,8 @@ def open_store(
     cache = None
     if spec.feature_cache != "off":
         key, budget = feature_key(llava, keep, group), int(spec.feature_cache_gb * 2**30)
-        cache = FeatureCache(key, budget=budget, say=say, writes=spec.feature_cache != "read")
+        writes = spec.feature_cache != "read"
+        cache = FeatureCache(key, budget=budget, say=say, writes=writes, files=files.values())
     held = 0 if spec.feature_cache == "off" else BUDGET
     options: dict[str, Any] = {"gather": llava.gather, "cache": cache, "keep": keep, "group": group, "budget": held}
     return FeatureStore(images, llava.tower_features, **options)

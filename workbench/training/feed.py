@@ -77,9 +77,14 @@ class Feed:
         made = self._stream(start, stop)
         return made if self.store.holds_all else ahead(made, AHEAD)
 
-    def piece(self, pack: Pack, examples: Sequence[Example] | None = None) -> Piece:
-        """A pack as tensors; `examples`: where its numbers point to, if not to those of the plan."""
-        return self._with_images(self._lay(pack, self.examples if examples is None else examples))
+    def piece(self, pack: Pack) -> Piece:
+        """A pack as tensors."""
+        return self._with_images(self._lay(pack, self.examples))
+
+    def pieces(self, packs: Sequence[Pack], examples: Sequence[Example]) -> Iterator[Piece]:
+        """Packs as tensors, their images opened ahead. `examples`: where their numbers point to."""
+        laid = (self._lay(pack, examples) for pack in packs)
+        return map(self._with_images, early(laid, OPENED_AHEAD, self._expect))
 
     def _stream(self, start: int, stop: int) -> Iterator[Work | Piece]:
         for item in early(self._laid(start, stop), OPENED_AHEAD, self._expect):

@@ -60,6 +60,11 @@ class Lengths:
     def __len__(self) -> int:
         return self.frame.height
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest conversation."""
+        return int(self.frame["tokens"].max() or 0)  # type: ignore[arg-type]
+
     def entries(self) -> list[Entry]:
         columns = [self.frame[name].to_list() for name in COLUMNS]
         if self.ids.n_unique() < len(self):  # a mixture repeats some

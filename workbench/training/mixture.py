@@ -18,7 +18,7 @@ import polars as pl
 from workbench.conversation import Image
 from workbench.data.dataset import Dataset
 from workbench.errors import DataError, TrainingError
-from workbench.recipe import DataSpec, mix_names
+from workbench.recipe import DataSpec, mix_marks, mix_names
 from workbench.training.rows import Rows, joined
 from workbench.training.source import Source, is_file, read_source
 
@@ -64,13 +64,12 @@ def mix(parts: Sequence[Part], *, seed: int, say: Callable[[str], None] = print)
 
     A conversation about an image that another part validates on is not trained on, and counted.
     """
-    names = mix_names([part.where for part in parts])
+    names, marks = (of([part.where for part in parts]) for of in (mix_names, mix_marks))
     kept = _without_leaks([part.source for part in parts])
     counts = amounts(parts, [len(rows) for rows in kept])
     say(_table(names, parts, [len(rows) for rows in kept], counts))
     train, val = [], []
-    for number, (name, part) in enumerate(zip(names, parts, strict=True)):
-        mark = f"{name}:" if number else ""
+    for number, (name, mark, part) in enumerate(zip(names, marks, parts, strict=True)):
         chosen = take(len(kept[number]), counts[number], np.random.default_rng([seed, number]))
         train.append(kept[number].apart(mark).take(chosen))
         val.append(part.source.val.apart(mark).of_dataset(name))
@@ -83,7 +82,6 @@ def mix(parts: Sequence[Part], *, seed: int, say: Callable[[str], None] = print)
         return parts[0].source.resolve(image)
 
     def recorded() -> pl.DataFrame:
-        marks = ["", *(f"{name}:" for name in names[1:])]
         held = [part.source.recorded() for part in parts]
         return pl.concat([one.with_columns(key=mark + pl.col("key")) for mark, one in zip(marks, held, strict=True)])
 

@@ -26,7 +26,7 @@ from workbench.model.stages import table
 from workbench.progress import progress
 from workbench.recipe import FITTED, Recipe, TrainSpec, as_recipe
 from workbench.run import Run
-from workbench.training.attention import check_window
+from workbench.training.attention import check_places, check_window
 from workbench.training.describe import describe
 from workbench.training.examples import Examples
 from workbench.training.feature_choice import choose
@@ -90,7 +90,8 @@ def plan(
     parts = ((source.train, name), (source.val, name + VALIDATION))
     lengths, val = (_measure(Examples(rows, llava, sizes), of, source.mend) for rows, of in parts)
     too_long, untrained, good = _unfit(lengths, val, train.max_tokens)
-    foresight, entries = Foresight(made, train), good.entries()
+    check_places(llava, good.longest)
+    foresight, entries = Foresight(made, train, card=asked != recipe.model.device), good.entries()
     order = Plan.of(entries, train)
     shown = source.train.where(source.train.frame["id"].is_in(good.ids.implode()))
     met = meetings(order, train, shown, source.val, llava.tiling)
@@ -172,7 +173,7 @@ def settle_memory(recipe: Recipe, llava: Llava, lengths: Lengths, images: int, p
     weights = sum(parameter.nbytes for parameter in llava.model.parameters())
     free = free_memory(llava.device, train, processes) + (weights if train.memory_gb is None else 0)
     every, tight = int(train.checkpointing == "on"), train.allocator == "tight"
-    longest = max(train.tree_size, int(lengths.frame["tokens"].max() or 0))  # type: ignore[arg-type]
+    longest = max(train.tree_size, lengths.longest)
     tiles = lengths.tiles(images, squares=llava.vision_trains)
     if LOOSE * (at_most(llava, longest) + held_images(llava, tiles, train)) <= MARGIN * free:
         return every, tight, ""
@@ -219,8 +220,8 @@ class Foreseen:
 
     @property
     def held(self) -> int:
-        """Bytes of image features or pixels that stay in memory."""
-        return held_images(self.foresight.llava, self.tiles, self.train)
+        """Bytes of image features or pixels that stay in the machine's memory, where that is what is foreseen."""
+        return 0 if self.foresight.card else held_images(self.foresight.llava, self.tiles, self.train)
 
     def worst(self, pack_tokens: int | None) -> Worst:
         """By size: every token is as many numbers as the layers are wide together, a supervised one the vocabulary."""
@@ -300,7 +301,8 @@ def advise(recipe: Recipe, foreseen: Foreseen) -> str:
         lighter = recipe.with_overrides(*change)
         made = outline(lighter.model, template=lighter.template, image_mode=lighter.image_mode)
         sizes = {name: getattr(foreseen, name) for name in ("tiles", "free", "processes")}
-        other = Foreseen(Foresight(made, lighter.train), foreseen.entries, **sizes)
+        card = foreseen.foresight.card
+        other = Foreseen(Foresight(made, lighter.train, card=card), foreseen.entries, **sizes)
         memory, _, _ = other.fullest(tokens, "on")
         if memory.peak <= MARGIN * foreseen.free:
             fields = [each.replace("=", ": ") for each in change]

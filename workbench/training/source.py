@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from workbench.conversation import Conversation, Image
 from workbench.data import tables
@@ -105,8 +107,11 @@ def is_file(place: str) -> bool:
 
 
 def hold_out(rows: Rows, fraction: float, rng: np.random.Generator) -> tuple[Rows, Rows]:
-    """(train, validation): all conversations about one image go to the same side. At least one image stays on each."""
-    names = rows.frame.select(pl.coalesce("about", pl.format("conversation {}", "id")))["about"]
+    """(train, validation): conversations that show one image, or images that others show together, stay together.
+
+    At least one image stays on each side, where not all are joined so.
+    """
+    names = _groups(rows)
     groups = names.value_counts().join(names.unique(maintain_order=True).to_frame(), on="about", maintain_order="right")
     wanted, count = fraction * len(rows), 0
     held: list[str] = []
@@ -119,6 +124,17 @@ def hold_out(rows: Rows, fraction: float, rng: np.random.Generator) -> tuple[Row
             break
     inside = names.is_in(held)
     return rows.where(~inside), rows.where(inside)
+
+
+def _groups(rows: Rows) -> pl.Series:
+    """What each conversation is about: one that shows several images has the group of all that show any of them."""
+    names = rows.frame.select(pl.coalesce("about", pl.format("conversation {}", "id")))["about"]
+    if rows.frame.select((pl.col("media").list.len() > 1).any()).item() is not True:
+        return names
+    shown = rows.media.select("row", pl.coalesce("hash", "key").rank("dense") - 1)
+    row, image = shown["row"].to_numpy(), shown["hash"].to_numpy() + len(rows)
+    links = coo_array((np.ones(len(row), bool), (row, image)), shape=(image.max() + 1,) * 2)
+    return pl.Series("about", connected_components(links, directed=False)[1][: len(rows)]).cast(pl.String)
 
 
 def find_images(source: Source) -> dict[str, Path]:

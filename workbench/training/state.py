@@ -3,6 +3,7 @@
     checkpoints/last/           the latest checkpoint: model and trainer state
     checkpoints/step-0000100/   older ones, at most `keep_last` in all
     checkpoints/best/           the model with the lowest validation loss
+    checkpoints/damaged-1/      one that could not be resumed from, out of the way of those that can
 
 Knows: these folders and the state file in them. Random numbers need no state: they follow from seed and step.
 Does not know: what a model checkpoint consists of (`model/checkpoint.py`), or when to save.
@@ -13,9 +14,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -84,27 +86,41 @@ class Checkpoints:
         with writers_errors(self.folder):
             save(llava, self.best, recipe=recipe, step=position.step, extra={"val_loss": position.best}, held=held)
 
-    def restore(self, llava: Llava) -> tuple[Position, dict[str, Any]]:
+    def restore(
+        self, llava: Llava, *, mend: bool = True, say: Callable[[str], None] = print
+    ) -> tuple[Position, dict[str, Any]]:
         """Put the newest whole checkpoint into the model; step 0 if there is none. Returns its states too, by name.
 
-        One that is damaged is passed over for the one before. Raises `CheckpointError` if all are.
+        One that is damaged is passed over for the one before, which takes the name `last`; with `mend` (one process
+        alone may) the damaged one is set aside as `damaged-1`, and `say` is told. Raises `CheckpointError` if all are.
         """
         for leftover in self.folder.glob(".*.tmp"):  # of a save that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         recover_folder(self.last)
-        errors = []
+        errors: dict[Path, CheckpointError | OSError] = {}
         for folder in [path for path in (self.last, *self._older()) if path.is_dir()]:
             try:
                 check_files(folder, read_manifest(folder)["files"])
                 state = torch.load(folder / STATE, weights_only=True, map_location="cpu")  # each process moves it
             except (CheckpointError, OSError) as error:
-                errors.append(error)
+                errors[folder] = error
                 continue
             load_weights(llava, folder)
+            if mend and errors:
+                self._set_aside(errors, folder, say)
             return Position(**state.pop("position")), state
         if errors:
-            raise errors[0]
+            raise next(iter(errors.values()))
         return Position(), {}
+
+    def _set_aside(self, damaged: Mapping[Path, Exception], whole: Path, say: Callable[[str], None]) -> None:
+        """Out of the way of the saves to come: left as `last` it would stop them, or take the place of a whole one."""
+        with disk_errors(self.folder):
+            for folder, error in damaged.items():
+                names = (self.folder / f"damaged-{number}" for number in count(1))
+                aside = folder.rename(next(name for name in names if not name.exists()))
+                say(f"checkpoint {folder.name} is damaged ({error}): set aside as {aside}, {whole.name} is taken")
+            whole.rename(self.last)
 
     def _older(self) -> list[Path]:
         """Checkpoints before `last`, newest first."""

@@ -30,7 +30,7 @@ from workbench.progress import progress as make_bar
 from workbench.recipe import Recipe, TrainSpec
 from workbench.run import Run
 from workbench.training.answers import Answers
-from workbench.training.attention import check_window
+from workbench.training.attention import check_places, check_window
 from workbench.training.checkpointing import checkpoint_layers
 from workbench.training.compiling import compile_layers
 from workbench.training.conditions import conditions, long_lived, seed_step
@@ -152,7 +152,7 @@ class Loop:
             self._say(said)
         self.checkpoints = Checkpoints(run.path / "checkpoints", keep=spec.keep_last)
         with processes.main_first():
-            self.position, states = self.checkpoints.restore(self.llava)
+            self.position, states = self.checkpoints.restore(self.llava, mend=self.main, say=self._say)
         tokens = int(lengths.frame["tokens"].sum())
         processes.agree(conversations=len(lengths), tokens=tokens, validation=len(val), step=self.position.step)
         self.placement = place(self.llava, groups, processes, spec, zero)
@@ -239,12 +239,13 @@ class Loop:
         The loss is the sum over all supervised tokens of the step divided by their number, however they were
         packed, and whatever the number of processes.
         """
-        spec, began, waited = self.spec, time.perf_counter(), 0.0
+        spec, began = self.spec, time.perf_counter()
         seed_step(spec.seed, number, self.processes.rank)
         factor = lr_factor(number, self.steps, warmup=spec.warmup, schedule=spec.schedule)
         rates = set_rates(self.optimizer, factor)
+        asked = time.perf_counter()
         work, loss = next(stream), torch.zeros((), device=self.llava.device)
-        parts = []
+        waited, parts = time.perf_counter() - asked, []
         for turn in range(self.placement.turns(work.pieces)):
             asked = time.perf_counter()
             piece = self._next(stream, number) if turn < work.pieces else self.spare
@@ -289,9 +290,10 @@ class Loop:
         self.llava.model.eval()
         sums = torch.zeros(len(self.tasks), 2, dtype=torch.float64)  # (conversation, (loss, tokens))
         mine = self.val[self.processes.rank :: self.processes.world]
+        pieces = self.feed.pieces(mine, self.val_examples)
         for turn in range(self.placement.turns(len(mine))):
             with named_images(self.position.step, self.processes, self.users):
-                piece = self.feed.piece(mine[turn], self.val_examples) if turn < len(mine) else self.spare
+                piece = next(pieces) if turn < len(mine) else self.spare
             with named_memory(self.position.step, self.processes, piece.batch):
                 losses = self.placement.losses(piece.batch, piece.images).cpu().double()
             if turn >= len(mine):
@@ -342,6 +344,7 @@ class Loop:
         with self._bar("lengths", len(examples), "conversation") as bar:
             lengths = measure(examples, name=name, bar=bar, mend=mend)
         lengths.refuse_unfit(self.spec.max_tokens, mend)
+        check_places(self.llava, lengths.longest)
         return lengths
 
     def _open_images(

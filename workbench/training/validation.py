@@ -6,6 +6,7 @@ Does not know: the model, batches, checkpoints.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -32,7 +33,7 @@ def means_by(labels: Sequence[str], sums: torch.Tensor) -> dict[str, float]:
 
 def note(position: Position, loss: float) -> bool:
     """Take down the loss of a validation; True if it is the lowest so far. One that is no number never is."""
-    if position.best is None or loss < position.best:
+    if math.isfinite(loss) and (position.best is None or loss < position.best):
         position.best, position.best_step, position.stale = loss, position.step, 0
         return True
     position.stale += 1

@@ -19,7 +19,7 @@ from workbench.data.dataset import Dataset
 from workbench.data.formats import read_conversations
 from workbench.errors import WorkbenchError
 from workbench.losses import hardest
-from workbench.recipe import mix_names
+from workbench.recipe import mix_marks
 from workbench.run import Run
 from workbench.training.source import is_file
 
@@ -49,7 +49,7 @@ def _texts(run: Run, ids: Collection[str], dataset: Dataset | str | Path | None)
     except WorkbenchError:
         return {}
     places: list[Dataset | str | Path] = [dataset or data.dataset, *(part.dataset for part in data.mix)]
-    marks = ["", *(f"{name}:" for name in mix_names([data.dataset, *map(str, places[1:])])[1:])]
+    marks = mix_marks([data.dataset, *map(str, places[1:])])
     found: dict[str, str] = {}
     for mark, place in zip(marks, places, strict=True):
         wanted = {id.removeprefix(mark) for id in ids if id.startswith(mark)}
