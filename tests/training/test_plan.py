@@ -211,6 +211,16 @@ def test_fit_chooses_for_the_processes_there_are(
     assert run.recipe.train == plan(tight, processes=2).recipe.train != tight.train
 
 
+def test_a_plan_for_a_card_leaves_out_what_lies_in_the_machine_s_own_memory(
+    make_dataset: Made, make_recipe: Made
+) -> None:
+    recipe = make_recipe(make_dataset(), "model.load=bf16", "train.memory_gb=80")
+    here, card = plan(recipe.with_overrides("model.device=cpu")), plan(recipe.with_overrides("model.device=cuda"))
+    assert here.held and not card.held, "kept features"
+    assert here.memory.items["images"] == card.memory.items["images"] + here.held
+    assert not card.memory.items["kernels"] and "on cuda" in str(card) and "on cpu" in str(here)
+
+
 def test_a_paged_optimiser_is_planned_for_the_device_that_is_asked_for(make_dataset: Made, make_recipe: Made) -> None:
     """The plan once looked at the CPU that stands in for a GPU which is not here."""
     paged = make_recipe(make_dataset(), "train.memory_gb=80", "train.optimizer=paged_adamw8bit")

@@ -120,7 +120,7 @@ def plan(
         loading=loading,
         checkpointed=every,
         free=foreseen.free,
-        device=str(llava.device),
+        device=str(llava.device) if asked == recipe.model.device else asked,
         processes=processes,
         worst=worst.pack,
         pieces=worst.pieces,
