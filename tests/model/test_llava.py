@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import nn
 from transformers import LlavaForConditionalGeneration
 
 from workbench.errors import ModelError
+from workbench.model.images import ImageMode
 from workbench.model.llava import build, load
 from workbench.model.precision import check_quantised, is_quantised, pick_dtypes, quantisation
 from workbench.recipe import ModelSpec
@@ -159,6 +161,19 @@ def test_parts_that_do_not_fit_are_refused_with_the_reason(make, parts, tmp_path
         build(ModelSpec(vision="nowhere", language="nowhere"), template="v1", image_mode="square")
     with pytest.raises(ModelError, match="no config.json"):
         build(ModelSpec(vision=str(tmp_path), language=str(tmp_path)), template="v1", image_mode="square")
+
+
+def test_a_setting_that_transformers_refuses_is_told_with_its_file(parts, tmp_path: Path):
+    folder = shutil.copytree(parts["clip"], tmp_path / "clip")
+    told = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(told | {"hidden_size": "wide"}))
+    with pytest.raises(ModelError, match="config.json: found .*'hidden_size'.*; expected settings that transformers"):
+        build(ModelSpec(vision=str(folder), language=str(parts["llama"])), template="v1", image_mode="square")
+
+
+def test_no_resampling_named_is_the_usual_one():
+    assert ImageMode("square", {"resample": None}).resample == ImageMode("square").resample != 0
+    assert ImageMode("square", {"resample": 0}).resample == 0
 
 
 def test_weights_that_are_not_the_models_are_named(parts, tmp_path: Path):

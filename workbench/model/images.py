@@ -46,7 +46,8 @@ class ImageMode:
         shortest = shortest.get("shortest_edge", self.side) if isinstance(shortest, Mapping) else shortest
         self.shortest = max(int(shortest or self.side), self.side)
         """The shortest edge in `crop` before the centre is cut out, in pixels."""
-        self.resample = Image.Resampling(int(held.get("resample", Image.Resampling.BICUBIC)))
+        resample = held.get("resample")  # 0 is one, too
+        self.resample = Image.Resampling.BICUBIC if resample is None else Image.Resampling(int(resample))
         self.rescale = float(held.get("rescale_factor", 1 / 255))
         self.mean = tuple(float(value) for value in held.get("image_mean") or MEAN)
         self.std = tuple(float(value) for value in held.get("image_std") or STD)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -72,11 +73,15 @@ def language_config(folder: Path) -> Any:
 
 
 def read_config(folder: Path) -> Any:
-    """The folder's configuration. Raises `ModelError` for one that is missing or that transformers does not know."""
+    """The folder's configuration. Raises `ModelError` for one that is missing, or of a type or with a setting that
+    transformers does not know."""
     if not (folder / "config.json").is_file():
         raise ModelError(str(folder), found="no config.json", expected="a model folder in transformers' layout")
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except StrictDataclassError as error:
+        line, expected = " ".join(str(error).split()), "settings that transformers takes"
+        raise ModelError(str(folder / "config.json"), found=line, expected=expected) from error
     except (ValueError, OSError) as error:
         line = str(error).splitlines()[0]
         raise ModelError(str(folder / "config.json"), found=line, expected="a known model type") from error
