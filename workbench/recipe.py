@@ -226,8 +226,8 @@ class TrainSpec(Section):
     max_share: Count = 8
     """At most so many conversations of one image in an optimiser step."""
     max_tokens: Count = 2048
-    """Longest conversation in tokens, image tokens included. Longer ones are reported before step 1. At most what the
-    language model has places for."""
+    """Longest conversation in tokens, image tokens included. Longer ones are reported before step 1; so is one that
+    the language model has no places for."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides a fresh projector, adapters, order and dropout."""
     feature_cache: Literal["auto", "on", "read", "off", "fp16"] = "auto"
