@@ -132,6 +132,14 @@ def test_a_run_on_a_llava_file_is_shown_in_the_dataset_imported_from_it(shapes: 
     LossFile(tmp_path / "run").append(1, 1.0, ["r2"], [3.0], [4])
     made = write_losses(tmp_path / "run", dataset)
     assert _flat(made.values(LOSS)) == [None, 3.0]
+    mixed = f"data.mix=[{{dataset: {file}, images: {folder}}}]"
+    run = Run.create(
+        tmp_path / "mixed", Recipe.load("tiny-align", [f"data.dataset={shapes.path}", mixed]), kind="train"
+    )
+    LossFile(run.path).append(1, 1.0, ["mine:r1"], [2.0], [4])
+    run.close()
+    made = write_losses(run, import_llava(file, folder, tmp_path / "mine"))
+    assert _flat(made.values(LOSS)) == [2.0, None]
 
 
 def test_a_run_of_another_dataset_is_named(shapes: Dataset, tmp_path: Path) -> None:

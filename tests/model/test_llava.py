@@ -8,11 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import LlavaForConditionalGeneration
+from transformers import LlamaConfig, LlavaForConditionalGeneration
 
 from workbench.errors import ModelError
 from workbench.model.images import ImageMode
 from workbench.model.llava import build, load
+from workbench.model.parts import places_of
 from workbench.model.precision import check_quantised, is_quantised, pick_dtypes, quantisation
 from workbench.recipe import ModelSpec
 
@@ -169,6 +170,16 @@ def test_a_setting_that_transformers_refuses_is_told_with_its_file(parts, tmp_pa
     (folder / "config.json").write_text(json.dumps(told | {"hidden_size": "wide"}))
     with pytest.raises(ModelError, match="config.json: found .*'hidden_size'.*; expected settings that transformers"):
         build(ModelSpec(vision=str(folder), language=str(parts["llama"])), template="v1", image_mode="square")
+
+
+def test_linear_scaling_of_positions_adds_places():
+    def places(**rope):
+        return places_of(LlamaConfig(max_position_embeddings=4096, rope_parameters={"rope_theta": 1e4} | rope))
+
+    assert places(rope_type="default") == 4096
+    assert places(rope_type="linear", factor=4.0) == 16384, "vicuna-v1.5-16k"
+    told = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 1024}
+    assert places(rope_type="llama3", factor=8.0, **told) == 4096, "the configuration counts them already"
 
 
 def test_no_resampling_named_is_the_usual_one():

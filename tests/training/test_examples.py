@@ -67,7 +67,11 @@ def test_images_shown_together_stay_together() -> None:
         train, val = hold_out(rows([*chains, *alone]), 0.4, np.random.default_rng(seed))
         assert len(val) > 5 and not set(train.keys["key"]) & set(val.keys["key"])
     joined = [shows(str(number), number, number + 1) for number in range(5)]
-    assert [len(part) for part in hold_out(rows(joined), 0.4, np.random.default_rng(0))] == [5, 0]
+    assert [len(part) for part in hold_out(rows(joined), 0.4, np.random.default_rng(0))] == [3, 2], "by the first"
+    legend = [shows(str(number), number, 1000) for number in range(90)]
+    for seed in range(20):
+        train, val = hold_out(rows([*legend, *alone]), 0.05, np.random.default_rng(seed))
+        assert len(train) >= 90 and 5 <= len(val) <= 10, "what one picture joins is not held out as a whole"
 
 
 def test_splits_of_the_data_go_before_a_fraction(make_dataset: Made, make_recipe: Made) -> None:

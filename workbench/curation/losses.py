@@ -77,7 +77,9 @@ def _marks(run: Run, dataset: Dataset) -> list[str]:
     places = [data.dataset, *(part.dataset for part in data.mix)]
     marked = list(zip(mix_marks(places), places, strict=True))
     here = [mark for mark, place in marked if _folder(place) == dataset.path.resolve()]
-    return here or [mark for mark, place in marked if Path(place).name == dataset.path.name] or [""]
+    name = dataset.path.name
+    alike = [mark for mark, place in marked if name in (Path(place).name, Path(place).stem)]  # a file, imported
+    return here or alike or mix_marks(["", str(dataset.path)])
 
 
 def _folder(place: str) -> Path | None:

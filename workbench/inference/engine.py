@@ -37,6 +37,7 @@ from workbench.inference.spoken import Spoken
 from workbench.inference.text import TextStream
 from workbench.inference.vision import Vision
 from workbench.model.llava import Llava
+from workbench.model.parts import places_of
 from workbench.model.renderer import Rendered
 from workbench.resources import expanded
 
@@ -303,9 +304,9 @@ class Engine:
     ) -> Request:
         llava = self.llava
         ids, images = self._expanded(rendered, opened)
-        room = self._text.max_position_embeddings - len(ids)
+        limit = places_of(self._text)
+        room = limit - len(ids)
         if room < 1:
-            limit = self._text.max_position_embeddings
             raise ContextError(rendered.id, len(ids), limit, fix="shorten the conversation or start a new one")
         inside = images[: sum(one < 0 for one in rendered.ids[: rendered.prefix])]
         prefix = min(rendered.prefix + sum(last - first - 1 for first, last, _ in inside), len(ids) - 1)

@@ -51,6 +51,14 @@ def tower_config(folder: Path) -> Any:
     return vision
 
 
+def places_of(text: Any) -> int:
+    """Tokens that a language model of this configuration has places for, with those that linear and dynamic RoPE
+    scaling add (transformers' `modeling_rope_utils`: by `factor`)."""
+    rope = getattr(text, "rope_parameters", None) or {}
+    factor = rope.get("factor", 1.0) if rope.get("rope_type") in ("linear", "dynamic") else 1.0
+    return int(text.max_position_embeddings * factor)
+
+
 def load_language(folder: Path, load: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The language model, its linears quantised if `load` says so, on the device."""
     language_config(folder)

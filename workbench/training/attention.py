@@ -23,6 +23,7 @@ from transformers.masking_utils import sdpa_mask
 
 from workbench.errors import TrainingError
 from workbench.model.llava import Llava
+from workbench.model.parts import places_of
 
 NAME = "trees"
 
@@ -97,8 +98,8 @@ def check_window(llava: Llava, max_tokens: int) -> None:
 def check_places(llava: Llava, longest: int) -> None:
     """Raise `TrainingError` if the language model has no places for the longest conversation's tokens: it would be
     trained on them, and the `Engine` would refuse them."""
-    places = getattr(llava.model.model.language_model.config, "max_position_embeddings", None)
-    if places and places < longest:
+    places = places_of(llava.model.model.language_model.config)
+    if places < longest:
         found, expected = f"places for {places:,} tokens", f"places for the longest conversation, {longest:,} tokens"
         fix = f"set train.max_tokens to {places}: the conversations that are longer are named then"
         raise TrainingError("the language model", found=found, expected=expected, fix=fix)

@@ -34,6 +34,8 @@ from workbench.resources import write_atomic
 LOCK_SECONDS = 60.0
 FRESH_NS = 2_000_000_000
 """A file changed so recently may change again without its time telling it: next time its content is read again."""
+PASSES = 5
+"""So many times room is looked for."""
 IMAGE = 32
 """Bytes of a SHA-256: the names of an image's tiles begin with it."""
 TABLES = """
@@ -138,12 +140,12 @@ class FeatureRows:
         """Add rows by image, and what files (path -> state, image) contain; forget damaged ones (image, slot).
 
         `room(bytes)` says how many of these bytes may be added to the disk. Where they are too few, and `ours` is
-        given, the oldest rows make room that were not used here and are of none of these files. Images that another
+        given, rows make room that were not used here and are of none of these files. Images that another
         process wrote meanwhile are left as they are. Returns how many were new, and how many of those were written.
         """
         if not self.folder.is_dir():
             raise FileNotFoundError(f"{self.folder} was removed by another process")
-        for again in (True, False):
+        for again in (*[True] * PASSES, False):  # another process may take the room that was made
             with self._transaction() as index:
                 index.executemany("DELETE FROM rows WHERE image = ? AND slot = ?", damaged)
                 known = "SELECT 1 FROM rows WHERE image = ?"

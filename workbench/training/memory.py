@@ -77,7 +77,7 @@ class Foresight:
 
     def __init__(self, outline: Outline, train: TrainSpec, *, card: bool = False) -> None:
         self.outline, self.llava, self.train = outline, outline.llava, train
-        self.card = card or self.llava.device.type != "cpu"
+        self.card = card or self.llava.device.type not in ("cpu", "mps")  # which share the machine's
         with outline.shapes():
             self.groups: list[ParamGroup] = prepare(self.llava, train, say=lambda text: None)
             self.params = [parameter for group in self.groups for parameter in group.params]

@@ -90,7 +90,7 @@ def plan(
     parts = ((source.train, name), (source.val, name + VALIDATION))
     lengths, val = (_measure(Examples(rows, llava, sizes), of, source.mend) for rows, of in parts)
     too_long, untrained, good = _unfit(lengths, val, train.max_tokens)
-    check_places(llava, good.longest)
+    check_places(llava, max(part.longest(train.max_tokens) for part in (lengths, val)))
     foresight, entries = Foresight(made, train, card=asked != recipe.model.device), good.entries()
     order = Plan.of(entries, train)
     shown = source.train.where(source.train.frame["id"].is_in(good.ids.implode()))
@@ -173,7 +173,7 @@ def settle_memory(recipe: Recipe, llava: Llava, lengths: Lengths, images: int, p
     weights = sum(parameter.nbytes for parameter in llava.model.parameters())
     free = free_memory(llava.device, train, processes) + (weights if train.memory_gb is None else 0)
     every, tight = int(train.checkpointing == "on"), train.allocator == "tight"
-    longest = max(train.tree_size, lengths.longest)
+    longest = max(train.tree_size, lengths.longest())
     tiles = lengths.tiles(images, squares=llava.vision_trains)
     if LOOSE * (at_most(llava, longest) + held_images(llava, tiles, train)) <= MARGIN * free:
         return every, tight, ""

@@ -109,15 +109,19 @@ def is_file(place: str) -> bool:
 def hold_out(rows: Rows, fraction: float, rng: np.random.Generator) -> tuple[Rows, Rows]:
     """(train, validation): conversations that show one image, or images that others show together, stay together.
 
-    At least one image stays on each side, where not all are joined so.
+    At least one image stays on each side. Of images that are joined so, groups of more than twice what is wanted stay
+    with what trains; where all are joined, as by one picture that every conversation shows, the first image decides.
     """
-    names = _groups(rows)
+    names, joined = _groups(rows)
     groups = names.value_counts().join(names.unique(maintain_order=True).to_frame(), on="about", maintain_order="right")
     wanted, count = fraction * len(rows), 0
     held: list[str] = []
-    order = rng.permutation(groups.height)
-    for index in order[:-1] if fraction else []:
-        name, size = groups.row(int(index))
+    order = rng.permutation(groups.height).tolist()
+    sizes = groups["count"].to_list()
+    most = max(2 * wanted, min(sizes, default=0)) if joined else len(rows)
+    small = [index for index in order if sizes[index] <= most]
+    for index in (small if len(small) < len(order) else order[:-1]) if fraction else []:
+        name, size = groups.row(index)
         held.append(name)
         count += size
         if count >= wanted:
@@ -126,15 +130,17 @@ def hold_out(rows: Rows, fraction: float, rng: np.random.Generator) -> tuple[Row
     return rows.where(~inside), rows.where(inside)
 
 
-def _groups(rows: Rows) -> pl.Series:
-    """What each conversation is about: one that shows several images has the group of all that show any of them."""
+def _groups(rows: Rows) -> tuple[pl.Series, bool]:
+    """(what each conversation is about, whether all its images count: it has the group then of all that show one of
+    them)."""
     names = rows.frame.select(pl.coalesce("about", pl.format("conversation {}", "id")))["about"]
     if rows.frame.select((pl.col("media").list.len() > 1).any()).item() is not True:
-        return names
+        return names, False
     shown = rows.media.select("row", pl.coalesce("hash", "key").rank("dense") - 1)
     row, image = shown["row"].to_numpy(), shown["hash"].to_numpy() + len(rows)
     links = coo_array((np.ones(len(row), bool), (row, image)), shape=(image.max() + 1,) * 2)
-    return pl.Series("about", connected_components(links, directed=False)[1][: len(rows)]).cast(pl.String)
+    found = pl.Series("about", connected_components(links, directed=False)[1][: len(rows)]).cast(pl.String)
+    return (found, True) if found.n_unique() > 1 else (names, False)
 
 
 def find_images(source: Source) -> dict[str, Path]:

@@ -36,6 +36,10 @@ from workbench.resources import disk_errors, recover_folder
 STATE = "trainer.pt"
 
 
+SPOILT = (CheckpointError, FileNotFoundError)
+"""What says that a checkpoint is damaged; a disk that cannot be read now may be read again later."""
+
+
 @dataclass
 class Position:
     """Where a run is."""
@@ -106,7 +110,7 @@ class Checkpoints:
                 errors[folder] = error
                 continue
             load_weights(llava, folder)
-            if mend and errors:
+            if mend and errors and all(isinstance(each, SPOILT) for each in errors.values()):
                 self._set_aside(errors, folder, say)
             return Position(**state.pop("position")), state
         if errors:

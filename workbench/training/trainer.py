@@ -344,7 +344,7 @@ class Loop:
         with self._bar("lengths", len(examples), "conversation") as bar:
             lengths = measure(examples, name=name, bar=bar, mend=mend)
         lengths.refuse_unfit(self.spec.max_tokens, mend)
-        check_places(self.llava, lengths.longest)
+        check_places(self.llava, lengths.longest())
         return lengths
 
     def _open_images(
