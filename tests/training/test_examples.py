@@ -72,6 +72,8 @@ def test_images_shown_together_stay_together() -> None:
     for seed in range(20):
         train, val = hold_out(rows([*legend, *alone]), 0.05, np.random.default_rng(seed))
         assert len(train) >= 90 and 5 <= len(val) <= 10, "what one picture joins is not held out as a whole"
+        train, val = hold_out(rows([*legend[:10], *alone]), 0.4, np.random.default_rng(seed))
+        assert 8 <= len(val) <= 16, "nor beside others"
 
 
 def test_splits_of_the_data_go_before_a_fraction(make_dataset: Made, make_recipe: Made) -> None:

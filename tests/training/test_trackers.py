@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,9 @@ def test_tensorboard_holds_every_step_once_through_a_resumption(
         assert process.is_alive()
     process.kill()
     process.join()
+    killed = int(time.time())
+    while int(time.time()) == killed:  # TensorBoard reads files in the order of the seconds in their names
+        time.sleep(0.01)
     run = train(recipe, out=out, resume=True, progress=False)
     held = EventAccumulator(str(out / "tensorboard"))
     held.Reload()

@@ -109,19 +109,21 @@ def is_file(place: str) -> bool:
 def hold_out(rows: Rows, fraction: float, rng: np.random.Generator) -> tuple[Rows, Rows]:
     """(train, validation): conversations that show one image, or images that others show together, stay together.
 
-    At least one image stays on each side. Of images that are joined so, groups of more than twice what is wanted stay
-    with what trains; where all are joined, as by one picture that every conversation shows, the first image decides.
+    At least one image stays on each side. Where images are joined so, what would make it more than twice what is wanted
+    (or more than a usual image has) stays with what trains; where all are joined, as by one picture that every
+    conversation shows, the first image decides.
     """
     names, joined = _groups(rows)
     groups = names.value_counts().join(names.unique(maintain_order=True).to_frame(), on="about", maintain_order="right")
     wanted, count = fraction * len(rows), 0
     held: list[str] = []
-    order = rng.permutation(groups.height).tolist()
-    sizes = groups["count"].to_list()
-    most = max(2 * wanted, min(sizes, default=0)) if joined else len(rows)
-    small = [index for index in order if sizes[index] <= most]
-    for index in (small if len(small) < len(order) else order[:-1]) if fraction else []:
-        name, size = groups.row(index)
+    most = max(2 * wanted, float(np.median(groups["count"]))) if joined else len(rows)
+    for index in rng.permutation(groups.height) if fraction else []:
+        name, size = groups.row(int(index))
+        if len(held) == groups.height - 1:
+            break
+        if count + size > most:
+            continue
         held.append(name)
         count += size
         if count >= wanted:
