@@ -27,7 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 from peers.jobs import WORKLOADS, prepare
-from peers.watch import last_line, watch
+from peers.watch import watch
 
 from workbench.model.llava import build
 from workbench.model.products import linear
@@ -119,7 +119,7 @@ def seconds_of_step(folder: Path, job: dict[str, Any], number: int, threads: int
     path.write_text(json.dumps(job | {"out": str(out)}))
     command = [sys.executable, str(Path(__file__).parent / "peers" / "workbench_side.py"), str(path)]
     seen = watch(command, out / "metrics.jsonl", folder / "output.txt", threads=threads, marker="grad_norm")
-    return seen.between(1, 2)[1] + last_line([*command[:2], "tower", str(path)], threads)["cpu"]
+    return seen.between(1, 2)[1]
 
 
 if __name__ == "__main__":
