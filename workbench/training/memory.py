@@ -88,13 +88,13 @@ class Foresight:
         """The fullest moment if this is the worst pack.
 
         `every`: as in `recompute`. `pieces`: packs of an optimiser step; from the second on gradients are there while
-        activations grow. `held`: bytes of image features or pixels that stay in the machine's memory.
+        activations grow. `held`: bytes of image features or pixels that stay in that memory.
         """
         pieces = min(pieces, 2)
         with self.outline.shapes(), recompute(self.llava, every), Meter() as meter:
             for name, tensor in (*self.llava.model.named_parameters(), *self.llava.model.named_buffers()):
                 meter.add(tensor, part_of(name))
-            meter.by["images"] = 0 if self.card else held
+            meter.by["images"] = held
             moments = [("images", self._encode(meter))] if not self.llava.vision_trains else []
             optimizer = self._optimizer(meter)
             meter.flops = 0

@@ -213,8 +213,7 @@ class Plan:
         epoch, within = divmod(number, self.steps_per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = epoch, self._plan_epoch(epoch)
-        whole = (tree.members for tree in self._epoch[1][within])
-        return trees(whole, max_share=self.max_share, max_tokens=self.max_tokens)
+        return self._epoch[1][within]
 
     def epoch(self, most: int | None = None) -> Iterator[Tree]:
         """The trees of the first epoch, step by step; of `most` steps at most, which stand for all: order is random."""
@@ -226,7 +225,9 @@ class Plan:
         groups = [members if len(members) == 1 else self._shuffled(members, rng) for members in self.groups]
         made = trees(groups, max_share=self.max_share)
         ordered = [made[i] for i in rng.permutation(len(made))]
-        return fill_steps(self._repeated(ordered), self.batch_size, self.max_share)
+        steps = fill_steps(self._repeated(ordered), self.batch_size, self.max_share)
+        limits: dict[str, Any] = {"max_share": self.max_share, "max_tokens": self.max_tokens}
+        return [trees((tree.members for tree in step), **limits) for step in steps]
 
     def _repeated(self, ordered: list[Tree]) -> list[Tree]:
         """The trees with those of repeats among them: the n-th of k lies n k-ths of the epoch behind the first."""

@@ -83,7 +83,8 @@ def plan(
     if recipe.model.projector_from is not None:
         projector_for(llava, recipe.model.projector_from)
     loading = while_loading(llava)  # before what trains is held in float32
-    check_optimizer(train.optimizer, llava.device if asked == "auto" else asked)
+    elsewhere = asked != recipe.model.device
+    check_optimizer(train.optimizer, asked if elsewhere else llava.device)
     check_window(llava, train.max_tokens)
     name = str(dataset.path if dataset else recipe.data.dataset)
     sizes = find_sizes(source, files, llava.tiling)
@@ -91,7 +92,7 @@ def plan(
     lengths, val = (_measure(Examples(rows, llava, sizes), of, source.mend) for rows, of in parts)
     too_long, untrained, good = _unfit(lengths, val, train.max_tokens)
     check_places(llava, max(part.longest(train.max_tokens) for part in (lengths, val)))
-    foresight, entries = Foresight(made, train, card=asked != recipe.model.device), good.entries()
+    foresight, entries = Foresight(made, train, card=elsewhere), good.entries()
     order = Plan.of(entries, train)
     shown = source.train.where(source.train.frame["id"].is_in(good.ids.implode()))
     met = meetings(order, train, shown, source.val, llava.tiling)
@@ -120,7 +121,7 @@ def plan(
         loading=loading,
         checkpointed=every,
         free=foreseen.free,
-        device=str(llava.device) if asked == recipe.model.device else asked,
+        device=asked if elsewhere else str(llava.device),
         processes=processes,
         worst=worst.pack,
         pieces=worst.pieces,
