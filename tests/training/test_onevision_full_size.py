@@ -98,4 +98,4 @@ def test_a_card_of_24_gb_is_enough_and_the_reason_is_said_where_it_is_not(foresi
     fits = {card: least.peak <= MARGIN * card * 1e9 for card in (16, 24, 40, 80)}
     assert fits == {16: False, 24: True, 40: True, 80: True}
     held = sum(least.items[name] for name in ("language model", "projector", "gradients", "optimiser"))
-    assert 12e9 < held < 16e9 < least.peak < 22e9, "weights, gradients and AdamW first, then one pack"
+    assert 12e9 < held < 16e9 < least.peak < 21.5e9, "weights, gradients and AdamW first, then one pack"
