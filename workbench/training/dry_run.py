@@ -1,20 +1,18 @@
 """The worst planned pack, run for real in a process of its own, and its peak memory measured.
 
-Knows: what a process holds before there is a model (libraries, a tokenizer, kernels that were used once), and how its
-peak over that is read. Does not know: where the pack comes from, or what was foreseen for it.
+Knows: what a process holds before there is a model (libraries, a tokenizer, kernels that were used once). Does not
+know: how its peak is read (`resident.py`), where the pack comes from, or what was foreseen for it.
 """
 
 from __future__ import annotations
 
 import copy
-import gc
 import json
 import os
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from workbench.errors import TrainingError
@@ -22,7 +20,6 @@ from workbench.recipe import Recipe
 from workbench.resources import import_path
 from workbench.training.packing import Entry, Pack, Tree
 
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 SIZES = tuple(each.name for each in fields(Entry) if each.name not in ("number", "key"))
 """What is said of an entry: everything but which one it is."""
 STEPS = 2
@@ -78,6 +75,7 @@ def measure(recipe: Recipe, pack: Pack, pieces: int, every: int, held: int) -> d
     from workbench.training.features import CHUNK, group_of
     from workbench.training.forward import token_losses
     from workbench.training.optim import clip, make_optimizer
+    from workbench.training.resident import forget_most, held_now, most_held
     from workbench.training.room import tighten
 
     tighten()
@@ -158,56 +156,6 @@ def _small(config: Any) -> Any:
         if hasattr(small, name):
             setattr(small, name, size)
     return small
-
-
-def held_now(device: Any) -> int:
-    """Bytes this process holds now; `most_held` counts from here."""
-    import torch
-
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif STATUS.is_file():
-        import ctypes
-
-        ctypes.CDLL(None).malloc_trim(0)
-    forget_most(device)
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    if not STATUS.is_file():  # macOS, Windows
-        import psutil
-
-        return psutil.Process().memory_info().rss
-    return _status("VmRSS")
-
-
-def forget_most(device: Any) -> None:
-    """Let `most_held` count from now on; without effect on a CPU under macOS and Windows, whose count is never less."""
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif STATUS.is_file():
-        RESET.write_text("5")
-
-
-def most_held(device: Any) -> int:
-    """Most bytes this process held since `held_now` or `forget_most`."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if not STATUS.is_file():
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return _status("VmHWM")
-
-
-def _status(key: str) -> int:
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(key + ":"))
-    return int(line.split()[1]) * 1024
 
 
 def _to_lists(pack: Pack) -> list[list[list[int]]]:

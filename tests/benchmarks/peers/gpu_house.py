@@ -30,9 +30,9 @@ from workbench.recipe import Recipe
 from workbench.resources import import_path
 from workbench.run import Run
 from workbench.training.cards import CONTEXT, answer_memory, as_on_a_card
-from workbench.training.dry_run import held_now, most_held
 from workbench.training.forecast import Forecast
 from workbench.training.plan import plan
+from workbench.training.resident import held_now, most_held
 from workbench.training.room import MARGIN, free_memory
 from workbench.training.trainer import train
 from workbench.training.usual import context
