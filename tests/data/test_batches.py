@@ -38,7 +38,14 @@ def test_results_come_in_order_from_a_pool_and_from_this_process() -> None:
     expected = [item * item for item in range(50)]
     assert list(map_batches(square, range(50), "square", batch_size=7, workers=2)) == expected
     assert list(map_batches(square, range(50), "square", workers=1)) == expected
-    assert list(map_batches(square, [], "square")) == []
+
+
+def test_nothing_to_do_shows_no_progress(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKBENCH_PROGRESS", "rich")
+    assert list(map_batches(square, [], "squares")) == []
+    assert "squares" not in "".join(capfd.readouterr())
+    assert list(map_batches(square, [2], "squares")) == [4]
+    assert "squares" in "".join(capfd.readouterr())
 
 
 def test_an_item_that_kills_its_worker_is_found_and_the_others_are_done() -> None:

@@ -209,6 +209,7 @@ def test_damage_is_named(tuned, tmp_path):
     damaged(cut, "projector.safetensors: found 100 bytes; expected .* as saved")
     damaged(cut, "a damaged or cut-off file", resealed=True)
     damaged(lambda folder: (folder / "checkpoint.json").write_text('{"format"'), "a file that is cut off")
+    damaged(lambda folder: (folder / "checkpoint.json").write_text("[]"), "of type list; expected an object")
     damaged(
         lambda folder: (folder / "checkpoint.json").write_text('{"format": 9}'), "found format 9; expected format 1"
     )

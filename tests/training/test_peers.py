@@ -109,6 +109,14 @@ def test_memory_that_runs_out_names_rank_and_conversations(
         assert "no memory left on cpu" in told and " tokens; set train.checkpointing: on" in told, told
 
 
+def test_memory_that_runs_out_in_the_optimiser_says_so(
+    make_dataset: Made, make_recipe: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *given: eval(TOO_MUCH, {"torch": torch}))
+    with pytest.raises(TrainingError, match="^step 1: found no memory left on cpu for the optimiser;.* adamw8bit"):
+        train(make_recipe(make_dataset(split=True)), out=tmp_path / "run", progress=False)
+
+
 def test_a_rank_that_waits_for_a_failed_one_that_hangs_ends_all_the_same(
     tmp_path: Path, start_ranks: Made, make_dataset: Made, make_recipe: Made
 ) -> None:

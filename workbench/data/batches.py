@@ -56,6 +56,8 @@ def map_batches(
     installed.
     """
     run = _engine(engine)
+    if not items and not before:
+        return
     batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
     if len(batches) <= 1 or workers == 1:
         run = _here

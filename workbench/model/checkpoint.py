@@ -18,7 +18,7 @@ import torch
 import yaml
 from peft import LoraConfig
 
-from workbench.errors import CheckpointError, ModelError
+from workbench.errors import CheckpointError, ModelError, kind_of
 from workbench.model import hf_folder
 from workbench.model.base import keep_base, rebuild_base
 from workbench.model.export import export_hf as export_hf
@@ -234,6 +234,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(str(folder), found=f"no {MANIFEST}", expected="a checkpoint folder") from error
     except ValueError as error:
         raise CheckpointError(str(path), found="a file that is cut off", expected="JSON") from error
+    if not isinstance(manifest, dict):
+        raise CheckpointError(str(path), found=kind_of(manifest), expected="an object, as workbench writes it")
     if manifest.get("format") != FORMAT:
         found, fix = f"format {manifest.get('format')!r}", "use the version of workbench that wrote it"
         raise CheckpointError(str(path), found=found, expected=f"format {FORMAT}", fix=fix)

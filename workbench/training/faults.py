@@ -35,19 +35,22 @@ def named_images(step: int, processes: Processes, users: Callable[[str], Iterabl
 
 
 @contextmanager
-def named_memory(step: int, processes: Processes, batch: Batch) -> Iterator[None]:
-    """Say of memory that runs out in here which pack of conversations needed it, and in which process."""
+def named_memory(step: int, processes: Processes, batch: Batch | None = None) -> Iterator[None]:
+    """Say of memory that runs out in here which pack of conversations needed it, or that the optimiser did (`batch`
+    None), and in which process."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not short_of_memory(error):
             raise
-        where = f"step {step}, {some(batch.ids)}"
+        where = f"step {step}" + (f", {some(batch.ids)}" if batch else "")
         if processes.world > 1:
             where += f", {processes}"
-        found = f"no memory left on {processes.device} for a pack of {batch.input_ids.numel():,} tokens"
-        fix = "set train.checkpointing: on or smaller train.pack_tokens, as `workbench plan` advises, and start again; "
-        fix += "or free what else takes memory there and add --resume"
+        needed = f"a pack of {batch.input_ids.numel():,} tokens" if batch else "the optimiser"
+        found = f"no memory left on {processes.device} for {needed}"
+        fix = "train.checkpointing: on or smaller train.pack_tokens" if batch else "train.optimizer: adamw8bit"
+        fix = f"set {fix}, as `workbench plan` advises, and start again; or free what else takes memory there and add "
+        fix += "--resume"
         raise TrainingError(where, found=found, fix=fix) from error
 
 

@@ -260,7 +260,8 @@ class Loop:
             loss += part.detach()
             parts.append((piece.batch, losses.detach()))
         total = self.processes.sum(loss).item()
-        norm = self.placement.step(self.optimizer, self.scaler, spec.clip) if math.isfinite(total) else math.nan
+        with named_memory(number + 1, self.processes):
+            norm = self.placement.step(self.optimizer, self.scaler, spec.clip) if math.isfinite(total) else math.nan
         if not math.isfinite(total) or not (math.isfinite(norm) or self.scaler.is_enabled()):
             found = f"a loss of {total}" if not math.isfinite(total) else f"a gradient of norm {norm}"
             refuse_loss(number + 1, found, parts[: work.pieces], self.processes, latest=self._latest())
