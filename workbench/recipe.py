@@ -28,6 +28,13 @@ PACK = 2048
 """Tokens of a pack where a recipe leaves them out."""
 FITTED = ("pack_tokens", "checkpointing", "feature_cache")
 """The fields of `train` that `train.fit` chooses."""
+FREE = frozenset(
+    ("name", "data.images", *(f"train.{name}" for name in (
+        "allocator", "answers_every", "checkpointing", "feature_cache_gb", "keep_last", "log_every", "memory_gb",
+        "pack_tokens", "save_every", "threads", "trackers",
+    )))
+)  # fmt: skip
+"""Fields that do not decide what is learned (beyond the last digit): a run may go on with others."""
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 

@@ -30,7 +30,7 @@ from workbench import resources
 from workbench.errors import RecipeError, RunError, WorkbenchError, kind_of
 from workbench.json_lines import JsonLines, Rows, plain
 from workbench.origin import origin
-from workbench.recipe import FITTED, Recipe
+from workbench.recipe import FITTED, FREE, Recipe
 from workbench.recipe_yaml import read_yaml, to_yaml
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ class Run:
         self._lock = resources.FileLock(self.path / ".lock")
         self._metrics = JsonLines(self._file("metrics.jsonl"))
         self._began = time.monotonic()
+        self.changed: dict[str, tuple[Any, Any]] = {}
+        """Fields of the recipe that this resumption goes on with, before and now: of those in `recipe.FREE`."""
 
     @classmethod
     def create(
@@ -68,7 +70,8 @@ class Run:
     ) -> Run:
         """Start a run in a new or empty folder, or go on with an unfinished one when `resume` is set.
 
-        A run that ended before it left anything to go on with makes room for a new one, whatever its recipe.
+        A run that ended before it left anything to go on with makes room for a new one, whatever its recipe. It goes on
+        with other values of `recipe.FREE`, which are written into its recipe.
         Raises `RunError`: the folder holds a finished run, an unfinished one without `resume`, one of another recipe
         or kind, one that is being written, or files that are no run.
         """
@@ -368,14 +371,17 @@ class Run:
         info, before = self.info, self.settings
         if info.get("kind") != kind:
             raise RunError(str(self.path), found=f"a {info.get('kind')} run", expected=f"a {kind} run to resume")
-        changed = differences(before, json.loads(json.dumps(recipe, default=str)))
-        if changed:
+        differing = differences(before, json.loads(json.dumps(recipe, default=str)))
+        if changed := {key: values for key, values in differing.items() if key not in FREE}:
             keys = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in changed.items())
             fix = "resume with the run's own recipe.yaml, or choose another --out"
             raise RunError(
                 str(self.path), found=f"another recipe: {keys}", expected="the recipe it began with", fix=fix
             )
         self._forget_commands()
+        if differing:
+            self.changed = differing
+            resources.write_atomic(self._file("recipe.yaml"), to_yaml(recipe))
         spent = {"seconds": round(self._worked(None), 3), "since": time.time()}
         self.update(status="running", error=None, resumed=info.get("resumed", 0) + 1, **spent, **origin())
 

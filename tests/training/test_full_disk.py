@@ -35,12 +35,19 @@ def stop():
 threading.Thread(target=stop, daemon=True).start()
 saved = train(recipe, out=room / "run", progress=False).checkpoint
 before = (saved / "checkpoint.json").read_bytes()
-ballast = room / "ballast"
-ballast.write_bytes(bytes(shutil.disk_usage(room).free - 100_000))
-try:
-    train(recipe, out=room / "run", resume=True, progress=False)
-except DiskError as error:
-    print(error)
+ballast, done = room / "ballast", len(Run(room / "run").metrics())
+
+def fill():
+    while len(Run(room / "run").metrics()) == done:
+        time.sleep(0.001)
+    ballast.write_bytes(bytes(shutil.disk_usage(room).free - 100_000))
+
+threading.Thread(target=fill, daemon=True).start()
+for _ in range(2):
+    try:
+        train(recipe, out=room / "run", resume=True, progress=False)
+    except DiskError as error:
+        print(error)
 run = Run.open(room / "run")
 print(run.status, (run.checkpoint / "checkpoint.json").read_bytes() == before, run.checkpoint.name)
 print(sorted(path.name for path in (room / "run" / "checkpoints").iterdir()))
@@ -59,8 +66,9 @@ def test_a_full_disk_loses_nothing(
     command = [*own_mounts, sys.executable, "-c", SCRIPT, str(tmp_path / "room"), str(tmp_path / "recipe.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
-    error, state, folders, end = done.stdout.splitlines()
+    error, at_start, state, folders, end = done.stdout.splitlines()
     assert "a full disk" in error and "make room" in error and "then add --resume" in error
+    assert "0.000 GB free; expected 0.0" in at_start and "make room" in at_start
     assert state == "failed True last"
     assert folders == "['last']" or "step-" in folders and ".tmp" not in folders
     assert end == "finished True"

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from workbench.errors import CheckpointError
+from workbench.errors import CheckpointError, DiskError, TrainingError
 from workbench.model.checkpoint import load_checkpoint, read_manifest
 from workbench.model.proof import check_files
 from workbench.run import Run
+from workbench.training.state import Checkpoints
 from workbench.training.trainer import train
 
 Made = Callable[..., Any]
@@ -140,3 +141,83 @@ def test_a_run_that_was_begun_on_another_device_goes_on(
         torch.load(moved / "checkpoints" / "last" / "trainer.pt")
     train(recipe, out=moved, resume=True, progress=False)
     assert_same(moved, whole)
+
+
+FOUR = ("train.max_steps=4", "train.save_every=2", "train.keep_last=2")
+
+
+def unfinished(recipe: Any, out: Path) -> Path:
+    """A run of `FOUR` that was killed at its end, with a checkpoint after the second step."""
+    train(
+        recipe.with_overrides("train.max_steps=4", "train.save_every=2", "train.keep_last=2"), out=out, progress=False
+    )
+    info = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps(info | {"status": "running"}))
+    shutil.rmtree(out / "checkpoints" / "last")
+    (out / "checkpoints" / "step-0000002").rename(out / "checkpoints" / "last")
+    return out
+
+
+def sayings(words: list[str]) -> str:
+    rows = []
+    for number, word in enumerate(words):
+        turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": word}]
+        rows.append({"id": str(number), "conversations": turns})
+    return json.dumps(rows)
+
+
+@pytest.mark.parametrize("change", ["words", "order", "number"])
+def test_a_run_does_not_go_on_with_other_data(change: str, tmp_path: Path, make_recipe: Made) -> None:
+    """It did, in silence: what it had learned from was neither the one nor the other."""
+    words = ["red", "green", "blue", "grey", "pink", "gold", "cyan", "lime"]
+    file = tmp_path / "rows.json"
+    file.write_text(sayings(words))
+    recipe = make_recipe(file, "data.val_fraction=0", *FOUR)
+    run = unfinished(recipe, tmp_path / "run")
+    file.write_text(
+        {"words": sayings(["tan", *words[1:]]), "number": sayings(words[:-1])}.get(change)
+        or json.dumps(json.loads(sayings(words))[::-1])
+    )
+    with pytest.raises(TrainingError, match="run: found conversations to train on that it did not begin with.*--out"):
+        train(recipe, out=run, resume=True, progress=False)
+    file.write_text(sayings(words))
+    assert train(recipe, out=run, resume=True, progress=False).status == "finished"
+
+
+def test_a_run_goes_on_with_other_settings_of_memory_and_saving(
+    tmp_path: Path, make_dataset: Made, make_recipe: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Memory that ran out was to be helped by settings that --resume refused."""
+    recipe = make_recipe(make_dataset(each=2), *FOUR)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(recipe, out=whole, progress=False)
+    unfinished(recipe, broken)
+    smaller = recipe.with_overrides("train.pack_tokens=64", "train.checkpointing=on", "train.save_every=1")
+    capsys.readouterr()
+    run = train(smaller, out=broken, resume=True)
+    assert "goes on with train.pack_tokens: 64 (it was None)" in capsys.readouterr().err
+    assert run.status == "finished" and run.recipe == smaller
+    for row, expected in zip(metrics(broken), metrics(whole), strict=True):
+        loss = "loss" if "loss" in row else "val_loss"
+        assert row[loss] == pytest.approx(expected[loss], rel=1e-4), row["step"]
+
+
+def test_a_run_that_saved_nothing_says_that_it_begins_again(
+    tmp_path: Path, make_dataset: Made, make_recipe: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = make_recipe(make_dataset(each=2), *FOUR)
+    run = unfinished(recipe, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    capsys.readouterr()
+    train(recipe, out=run, resume=True)
+    assert "no checkpoint was saved: begins again at step 1; 5 lines of metrics go" in capsys.readouterr().err
+
+
+def test_too_small_a_disk_is_told_before_the_first_step(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    free = shutil.disk_usage(tmp_path).free
+    checkpoints.check_room(free // 8, free // 8, 9, best=True)
+    with pytest.raises(DiskError, match=r"checkpoints: found [\d.,]+ GB free; expected [\d.,]+ GB, for 3 checkpoints"):
+        checkpoints.check_room(free // 8, free // 4, 9, best=True)
+    (checkpoints.folder / "last").mkdir(parents=True)  # one that is there already
+    checkpoints.check_room(free // 8, free // 4, 9, best=True)

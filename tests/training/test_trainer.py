@@ -141,8 +141,9 @@ class Watcher(threading.Thread):
         self.act(Run(self.run_path))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_stop_and_sigterm_save_and_leave_a_run_to_resume(
-    tmp_path: Path, make_dataset: Made, make_recipe: Made, monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals, tmp_path: Path, make_dataset: Made, make_recipe: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = make_recipe(make_dataset(), "train.max_steps=100")
     Watcher(tmp_path / "run", lambda run: run.send("stop"))
@@ -152,12 +153,12 @@ def test_stop_and_sigterm_save_and_leave_a_run_to_resume(
     assert 0 < done < 100
     with pytest.raises(RunError, match="--resume"):
         train(recipe, out=tmp_path / "run", progress=False)
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
 
     def terminate(run: Run) -> None:
         while len(losses(run)) == done:
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     Watcher(tmp_path / "run", terminate)
     bars: list[Progress] = []
@@ -167,7 +168,7 @@ def test_stop_and_sigterm_save_and_leave_a_run_to_resume(
     assert (bars[-1].before, bars[-1].done) == (done, len(losses(run))), "the steps of before say nothing of its pace"
     assert [row["step"] for row in run.metrics()] == list(range(1, len(losses(run)) + 1)), "no step twice, none missing"
     assert done < len(losses(run)) < 100
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
 
 
 def test_pause_waits_at_the_border_of_a_step_and_save_saves(

@@ -6,15 +6,18 @@ Knows: how to set them and put them back. Does not know: what a run does.
 from __future__ import annotations
 
 import gc
+import os
 import random
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 import numpy as np
 import torch
+
+from workbench.training.launch import ASKS, HANGUP
 
 
 @contextmanager
@@ -54,7 +57,8 @@ def long_lived() -> Iterator[None]:
 
 @contextmanager
 def asked_to_end() -> Iterator[threading.Event]:
-    """An event set by the first SIGTERM or Ctrl-C, so that a run can save and stop; the second one acts as ever.
+    """An event set by the first SIGTERM or Ctrl-C, or as the terminal closes, so that a run can save and stop; the
+    second one acts as ever. Under `nohup` a terminal may close.
 
     Signals reach the main thread only: elsewhere (a notebook's worker) the event is never set.
     """
@@ -62,9 +66,14 @@ def asked_to_end() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in ASKS}
+    if HANGUP and before[HANGUP] is signal.SIG_IGN:
+        del before[HANGUP]
+    terminals = [stream for stream in (1, 2) if os.isatty(stream)]
 
     def ask(number: int, frame: FrameType | None) -> None:
+        if number == HANGUP:
+            _let_go(terminals)
         asked.set()
         signal.signal(number, before[signal.Signals(number)])
 
@@ -75,6 +84,13 @@ def asked_to_end() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _let_go(terminals: Sequence[int]) -> None:
+    """Have what is printed go nowhere: a line to a terminal that is gone would end the run before it saves."""
+    with open(os.devnull, "w") as nowhere:
+        for stream in terminals:
+            os.dup2(nowhere.fileno(), stream)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

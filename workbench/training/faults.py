@@ -48,9 +48,9 @@ def named_memory(step: int, processes: Processes, batch: Batch | None = None) ->
             where += f", {processes}"
         needed = f"a pack of {batch.input_ids.numel():,} tokens" if batch else "the optimiser"
         found = f"no memory left on {processes.device} for {needed}"
-        fix = "train.checkpointing: on or smaller train.pack_tokens" if batch else "train.optimizer: adamw8bit"
-        fix = f"set {fix}, as `workbench plan` advises, and start again; or free what else takes memory there and add "
-        fix += "--resume"
+        fix = "set train.checkpointing: on or smaller train.pack_tokens, as `workbench plan` advises"
+        fix = fix if batch else "set train.optimizer: adamw8bit and start again"
+        fix += ", or free what else takes memory there, and add --resume"
         raise TrainingError(where, found=found, fix=fix) from error
 
 

@@ -19,6 +19,10 @@ from types import FrameType
 
 from workbench.errors import WorkbenchError
 
+HANGUP = getattr(signal, "SIGHUP", None)
+"""A terminal that closes, or a connection that is lost; Windows has none."""
+ASKS = (signal.SIGTERM, signal.SIGINT, *([HANGUP] if HANGUP else []))
+"""What asks a run to save and stop."""
 PATIENCE_SECONDS = 15.0
 """So long may the others take to end by themselves after one failed."""
 POLL_SECONDS = 0.1
@@ -92,14 +96,15 @@ def _status(codes: Sequence[int]) -> int:
 
 @contextmanager
 def _forwarded(started: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Pass Ctrl-C and SIGTERM on: the first one lets the run save and stop, the second ends it."""
+    """Pass on what asks to end: the first lets the run save and stop, the second ends it."""
 
     def forward(number: int, frame: FrameType | None) -> None:
         for process in started:
             if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(number if number == HANGUP else signal.SIGTERM)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    asks = [number for number in ASKS if number != HANGUP or signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, forward) for number in asks}
     try:
         yield
     finally:

@@ -34,7 +34,7 @@ from workbench.training.checkpointing import recompute
 from workbench.training.features import CHUNK, GROUP, group_of
 from workbench.training.forward import token_losses
 from workbench.training.head import CHUNK as HEAD_ROWS
-from workbench.training.optim import make_optimizer
+from workbench.training.optim import averages, make_optimizer
 from workbench.training.packing import Pack
 
 ITEMS = (
@@ -119,7 +119,9 @@ class Foresight:
             if self.train.optimizer.endswith("8bit"):  # its own operations know no shapes
                 optimizer = torch.optim.SGD(self.params)
                 for parameter in self.params:
-                    optimizer.state[parameter] = {"averages": _averages(parameter)}
+                    size = averages(parameter.numel(), self.train.optimizer)
+                    held = torch.empty(size, dtype=torch.uint8, device=parameter.device)
+                    optimizer.state[parameter] = {"averages": held}
             else:
                 optimizer = make_optimizer(self.groups, betas=self.train.betas)  # a paged one is as large
                 for parameter in self.params:
@@ -295,10 +297,3 @@ def _by_onednn() -> set[torch.dtype]:
 def _blocks(length: int, size: int) -> set[int]:
     """The lengths of blocks that so many rows are cut into."""
     return {min(size, length), length % size} - {0}
-
-
-def _averages(parameter: nn.Parameter) -> torch.Tensor:
-    """The two averages of 8-bit AdamW: a byte per number and a float per 256 of them; float32 below 4,096 numbers."""
-    size = parameter.numel()
-    held = 8 * size if size < 4096 else 2 * (size + 4 * -(-size // 256))
-    return torch.empty(held, dtype=torch.uint8, device=parameter.device)

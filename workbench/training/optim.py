@@ -56,6 +56,12 @@ def make_optimizer(
     return kinds[name](settings, betas=betas)
 
 
+def averages(numbers: int, name: str) -> int:
+    """Bytes of the two averages that an optimiser keeps of a tensor: 8-bit ones a byte per number and a float per 256,
+    of 4,096 numbers and more."""
+    return 2 * (numbers + 4 * -(-numbers // 256)) if name.endswith("8bit") and numbers >= 4096 else 8 * numbers
+
+
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
     """Set every group's learning rate to `factor` times its peak; returns the rates by the groups' names."""
     for group in optimizer.param_groups:

@@ -21,10 +21,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 from safetensors import SafetensorError
 
-from workbench.errors import CheckpointError, DiskError
+from workbench.errors import CheckpointError, DiskError, TrainingError
 from workbench.model.checkpoint import PREFIXES, Held, read_manifest, save
 from workbench.model.llava import Llava
 from workbench.model.lora import adapter_parameters, has_adapter
@@ -32,6 +33,7 @@ from workbench.model.proof import check_files
 from workbench.model.tensors import fill, named, read_tensors
 from workbench.recipe import Recipe
 from workbench.resources import disk_errors, recover_folder
+from workbench.training.source import Source
 
 STATE = "trainer.pt"
 
@@ -84,6 +86,21 @@ class Checkpoints:
             )
         for old in self._older()[self.keep - 1 :]:
             shutil.rmtree(old, ignore_errors=True)
+
+    def check_room(self, weights: int, state: int, saves: int, *, best: bool) -> None:
+        """Raise `DiskError` where the disk has no room for all that will lie here: told before the first step.
+
+        `weights`: bytes of what trains; `state`: of the optimiser's averages; `saves`: so many are to come; `best`:
+        whether there will be one.
+        """
+        there = sum(folder.is_dir() for folder in (self.last, *self._older()))
+        new = min(saves + there, self.keep + 1) - there  # one more than is kept while it is written
+        needed = new * (weights + state) + weights * (best and not self.best.is_dir())
+        free = shutil.disk_usage(self.folder.parent).free
+        if free < needed:
+            found, expected = f"{free / 1e9:,.3f} GB free", f"{needed / 1e9:,.3f} GB, for {new} checkpoints"
+            fix = "make room (`workbench clean` lists sizes), choose another --out, or set train.keep_last: 1"
+            raise DiskError(str(self.folder), found=found, expected=expected, fix=fix)
 
     def save_best(self, llava: Llava, position: Position, recipe: Recipe, held: Held | None = None) -> None:
         """Save the model alone as `best`."""
@@ -138,6 +155,25 @@ class Checkpoints:
                 temporary = self.folder / f".{kept.name}.tmp"
                 shutil.copytree(self.last, temporary, copy_function=_link)
                 temporary.rename(kept)
+
+
+def fingerprints(source: Source) -> dict[str, str]:
+    """What a run's conversations are told by, and the version of polars that says so."""
+    parts = {"to train on": source.train, "to validate on": source.val}
+    return {part: rows.fingerprint for part, rows in parts.items()} | {"polars": pl.__version__}
+
+
+def check_data(begun: dict[str, str] | None, now: dict[str, str], run: Path) -> None:
+    """Raise `TrainingError` where a run would go on with other conversations than it began with.
+
+    `begun`: the fingerprints in its checkpoint; None in one of an earlier version.
+    """
+    if begun is None or begun["polars"] != now["polars"]:
+        return
+    if changed := [part for part, seen in now.items() if seen != begun[part]]:
+        found = f"conversations {' and '.join(changed)} that it did not begin with: other ids, words or order"
+        fix = "put the data back as it was, or begin another run with another --out"
+        raise TrainingError(str(run), found=found, expected="the data it began with", fix=fix)
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:

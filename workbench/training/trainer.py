@@ -46,7 +46,7 @@ from workbench.training.lengths import VALIDATION, Lengths, measure
 from workbench.training.meetings import meetings
 from workbench.training.meter import Meter, told_beside
 from workbench.training.mixture import read_sources
-from workbench.training.optim import check_optimizer, lr_factor, make_optimizer, set_rates
+from workbench.training.optim import averages, check_optimizer, lr_factor, make_optimizer, set_rates
 from workbench.training.packing import Plan, group, packs, trees
 from workbench.training.peers import Peers
 from workbench.training.placement import place
@@ -54,7 +54,7 @@ from workbench.training.plan import settle, settle_memory
 from workbench.training.room import answers_left_out, tighten
 from workbench.training.sizes import Sizes, find_sizes
 from workbench.training.source import Source, find_images, refuse_images, users_of
-from workbench.training.state import Checkpoints
+from workbench.training.state import Checkpoints, check_data, fingerprints
 from workbench.training.trackers import Trackers, check_installed
 from workbench.training.validation import check_early_stop, means_by, note, settled, told
 from workbench.training.zero_config import zero_config
@@ -137,6 +137,9 @@ class Loop:
             parts = ((examples, name), (self.val_examples, name + VALIDATION))
             lengths, val = (self._measure(each, of, source.mend) for each, of in parts)
         groups = prepare(self.llava, spec, say=self._say)
+        trained = [parameter for group in groups for parameter in group.params]
+        weights = sum(each.nbytes for each in trained)  # before they are cut
+        state = sum(averages(each.numel(), spec.optimizer) for each in trained)
         plan = Plan.of(lengths.entries(), spec)
         met = meetings(plan, spec, source.train, source.val, self.llava.tiling)
         cache = choose(self.llava, spec, plan, met, lengths)
@@ -153,6 +156,9 @@ class Loop:
         self.checkpoints = Checkpoints(run.path / "checkpoints", keep=spec.keep_last)
         with processes.main_first():
             self.position, states = self.checkpoints.restore(self.llava, mend=self.main, say=self._say)
+        self.data = fingerprints(source)
+        if states:
+            check_data(states.get("data"), self.data, run.path)
         tokens = int(lengths.frame["tokens"].sum())
         processes.agree(conversations=len(lengths), tokens=tokens, validation=len(val), step=self.position.step)
         self.placement = place(self.llava, groups, processes, spec, zero)
@@ -161,6 +167,9 @@ class Loop:
         self.scaler = torch.amp.GradScaler(self.llava.device.type, enabled=self.llava.dtype == torch.float16)
         self.steps_per_epoch = plan.steps_per_epoch
         self.steps = plan.steps(spec)
+        if self.main:
+            saves = -(-(self.steps - self.position.step) // (spec.save_every or self.steps))
+            self.checkpoints.check_room(weights, state, saves, best=len(val) > 0)
         self._say(str(describe(lengths, val, spec, plan, shown=source.train, left_out=source.left_out)))
         self._say(str(cache))
         store = self._open_images(source, files, sizes, met.keys)
@@ -196,6 +205,10 @@ class Loop:
         """All steps that are left; False if the run was asked to stop before the last."""
         spec, position = self.spec, self.position
         if self.main:
+            if not position.step and (lost := len(self.run.metrics())):
+                self._say(f"no checkpoint was saved: begins again at step 1; {lost} lines of metrics go")
+            for key, (old, new) in self.run.changed.items():
+                self._say(f"goes on with {key}: {new} (it was {old})")
             self.run.rewind(position.step)
             self.run.update(steps=self.steps)
         self.losses.rewind(position.step)
@@ -334,7 +347,7 @@ class Loop:
         """Write a checkpoint to resume from."""
         held, state = self.placement.gather(), self.placement.state(self.optimizer)
         if self.main:
-            states = {"optimizer": state, "scaler": self.scaler.state_dict()}
+            states = {"optimizer": state, "scaler": self.scaler.state_dict(), "data": self.data}
             with self.peers.unhurried():
                 self.checkpoints.save(self.llava, self.position, self.recipe, held=held, **states)
         self.processes.wait()
