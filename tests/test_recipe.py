@@ -159,6 +159,17 @@ def test_a_checkpoint_brings_its_own_projector_unless_another_is_asked_for() -> 
     assert Recipe.load("tiny-finetune-qlora", ["model.projector_from=mine", change]).model.projector_from == "mine"
 
 
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_dataset_folder_takes_the_place_of_a_llava_file_with_its_images(name: str) -> None:
+    """The README's own command was refused: the file's `images` stayed, and was told as a mistake."""
+    assert Recipe.load(name, ["data.dataset=data/mine"]).data.images is None
+    other = Recipe.load(name, ["data.dataset=mine.json"]).data
+    assert (other.dataset, other.images) == ("mine.json", Recipe.load(name).data.images), "another file keeps them"
+    assert Recipe.load(name, ["data.dataset=mine.jsonl", "data.images=photos"]).data.images == "photos"
+    with pytest.raises(RecipeError, match="with the dataset folder 'data/mine'; .*; leave it out: --set data.images=n"):
+        Recipe.load(name, ["data.dataset=data/mine", "data.images=photos"])
+
+
 @pytest.mark.parametrize("text", ["train.lr", "=3", "train..lr=3"])
 def test_an_override_without_key_and_value_is_refused(text: str) -> None:
     assert "expected for example train.lr=2e-4" in problem(text)

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from workbench import resources
 from workbench.errors import RecipeError, kind_of
-from workbench.recipe_yaml import apply_overrides, explain, read_json, read_yaml, to_yaml
+from workbench.recipe_yaml import apply_overrides, explain, is_file, read_json, read_yaml, to_yaml
 from workbench.resources import expanded
 
 Trains = Literal["frozen", "lora", "full"]
@@ -157,9 +157,10 @@ def mix_marks(datasets: Iterable[str]) -> list[str]:
 
 
 def _check_images(where: str, dataset: str, images: str | None) -> None:
-    if images and not dataset.endswith((".json", ".jsonl")):
+    if images and not is_file(dataset):
         found = f"images with the dataset folder {dataset!r}"
-        raise RecipeError(f"{where}.images", found=found, expected="it only with a LLaVA JSON file")
+        fix = "leave it out: --set data.images=null" if where == "data" else "take it out of that entry"
+        raise RecipeError(f"{where}.images", found=found, expected="it only with a LLaVA JSON file", fix=fix)
 
 
 class LoraSpec(Section):

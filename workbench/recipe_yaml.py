@@ -99,6 +99,7 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> list[str]
             raise RecipeError(f"override {text!r}", found=f"{value!r}", expected="a YAML value") from None
         changed.append(key.strip())
     _settle_model(data.get("model"), changed)
+    _settle_data(data.get("data"), changed)
     return changed
 
 
@@ -113,6 +114,19 @@ def _settle_model(model: Any, changed: list[str]) -> None:
             for other in others:
                 if f"model.{other}" not in changed:
                     model.pop(other, None)
+
+
+def _settle_data(data: Any, changed: list[str]) -> None:
+    """An override by a dataset folder takes the place of the file's LLaVA JSON file with its `images`."""
+    if not isinstance(data, dict) or "data.dataset" not in changed or "data.images" in changed:
+        return
+    if isinstance(data["dataset"], str) and not is_file(data["dataset"]):
+        data.pop("images", None)
+
+
+def is_file(place: str) -> bool:
+    """Whether what a recipe names as a dataset is a LLaVA JSON or JSONL file."""
+    return Path(place).suffix in (".json", ".jsonl")
 
 
 # --- one clear line per mistake -------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ from workbench.data.formats import read_conversations
 from workbench.errors import WorkbenchError
 from workbench.losses import hardest
 from workbench.recipe import mix_marks
+from workbench.recipe_yaml import is_file
 from workbench.run import Run
-from workbench.training.source import is_file
 
 
 def worst(
