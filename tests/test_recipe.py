@@ -209,6 +209,32 @@ def test_a_wrong_key_or_value_is_named(override: str, message: str) -> None:
     assert message in problem(override)
 
 
+FLOATS = [
+    f"{prefix}{key}"
+    for prefix, section in (("data.", DataSpec), ("train.", TrainSpec), ("train.lora.", LoraSpec))
+    for key, field in section.model_fields.items()
+    if "float" in str(field.annotation) and key != "betas"
+]
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+@pytest.mark.parametrize("key", FLOATS)
+def test_a_number_is_a_finite_one(key: str, value: str) -> None:
+    """`train.epochs=.inf` was an OverflowError, `train.lr=.inf` a run that died at its first step."""
+    assert (
+        problem(f"{key}={value}")
+        == f"override {key}: found the number {float(value.replace('.', ''))}; expected a finite number"
+    )
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["train.betas=[0.9, .nan]", "data.mix=[{dataset: a, repeat: .inf}]", "data.mix=[{dataset: a, weight: .nan}]"],
+)
+def test_a_number_in_a_list_is_a_finite_one(override: str) -> None:
+    assert "expected a finite number" in problem(override)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

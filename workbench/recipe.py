@@ -32,9 +32,14 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    """Strict and frozen: an unknown key or a wrong type is refused, and a recipe never changes under a run."""
+    """Strict and frozen: an unknown key or a wrong type is refused, and a recipe never changes under a run.
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    A number is a finite one: no infinity, and no NaN.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class ModelSpec(Section):
