@@ -159,6 +159,34 @@ def test_a_checkpoint_brings_its_own_projector_unless_another_is_asked_for() -> 
     assert Recipe.load("tiny-finetune-qlora", ["model.projector_from=mine", change]).model.projector_from == "mine"
 
 
+OF_PARTS = [("projector", "linear"), ("vision_layer", -1), ("vision_select", "full")]
+
+
+@pytest.mark.parametrize(("key", "value"), OF_PARTS)
+def test_how_parts_are_joined_is_refused_beside_a_checkpoint(key: str, value: str | int) -> None:
+    """It was ignored, and the run's recipe.yaml recorded what was not so."""
+    expected = f"base, model.{key}: found {key}: {value} with a checkpoint; expected it only with vision and language"
+    checkpoint = {"checkpoint": "a/b"}
+    with pytest.raises(RecipeError, match=f"{expected}; leave it out"):
+        Recipe.from_dict({**BASE, "model": {**checkpoint, key: value}}, where="base")
+    own = Recipe.from_dict({**BASE, "model": checkpoint})
+    with pytest.raises(RecipeError, match=expected):
+        own.with_overrides(f"model.{key}={value}")
+    with pytest.raises(RecipeError, match=expected):
+        base(f"model.{key}={value}", "model.checkpoint=a/b")
+    joined = base(f"model.{key}={value}")
+    assert joined.with_overrides("model.checkpoint=a/b") == own, "it goes with the parts"
+
+
+@pytest.mark.parametrize(("key", "value"), OF_PARTS)
+def test_what_a_run_of_a_checkpoint_wrote_is_read_again(key: str, value: str | int) -> None:
+    own = Recipe.from_dict({**BASE, "model": {"checkpoint": "a/b"}})
+    written = own.model_dump(mode="json")
+    assert Recipe.from_dict(written) == own and own.with_overrides("train.lr=1") == own.with_overrides("train.lr=1.0")
+    written["model"][key] = value  # as runs recorded that did not heed it
+    assert getattr(Recipe.from_dict(written).model, key) == value
+
+
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_dataset_folder_takes_the_place_of_a_llava_file_with_its_images(name: str) -> None:
     """The README's own command was refused: the file's `images` stayed, and was told as a mistake."""

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from workbench import resources
 from workbench.errors import RecipeError, kind_of
-from workbench.recipe_yaml import apply_overrides, explain, is_file, read_json, read_yaml, to_yaml
+from workbench.recipe_yaml import OF_PARTS, PARTS, apply_overrides, explain, is_file, read_json, read_yaml, to_yaml
 from workbench.resources import expanded
 
 Trains = Literal["frozen", "lora", "full"]
@@ -52,7 +52,8 @@ class ModelSpec(Section):
     language: str | None = None
     """A Llama, Mistral or Qwen type language model and its tokenizer: `tiny`, a folder, or a name on the Hub."""
     projector: Literal["linear", "mlp2x_gelu"] = "mlp2x_gelu"
-    """Shape of a new projector: one linear layer (LLaVA 1) or linear, GELU, linear (LLaVA 1.5)."""
+    """Shape of a new projector: one linear layer (LLaVA 1) or linear, GELU, linear (LLaVA 1.5). A checkpoint has its
+    own."""
     projector_from: str | None = None
     """A run folder or checkpoint whose trained projector is taken instead of a fresh one."""
     load: Literal["fp32", "bf16", "fp16", "8bit", "4bit"] = "fp32"
@@ -62,9 +63,10 @@ class ModelSpec(Section):
     """Number format of the computation (mixed precision). auto: that of `load`, and for quantised weights bf16 on CUDA
     devices that have it, else fp32."""
     vision_layer: int = -2
-    """Which hidden state of the tower is projected, counted from the end: -2 is the last but one layer."""
+    """Which hidden state of the tower is projected, counted from the end: -2 is the last but one layer. A checkpoint
+    has its own."""
     vision_select: Literal["default", "full"] = "default"
-    """default drops the tower's class token, full keeps it."""
+    """default drops the tower's class token, full keeps it. A checkpoint has its own."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps or xpu. auto: the first accelerator, else the CPU."""
 
@@ -85,6 +87,19 @@ class ModelSpec(Section):
             raise RecipeError(
                 "model", found=parts[0] if parts else "neither", expected="a checkpoint, or vision and language"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _checkpoint_has_its_own(self) -> ModelSpec:
+        """A recipe that a run wrote out says every field, also the parts that are null; nobody chose them there."""
+        said = self.model_fields_set
+        if not self.checkpoint or said.issuperset(PARTS):
+            return self
+        for key in OF_PARTS:
+            value = getattr(self, key)
+            if key in said and value != type(self).model_fields[key].default:
+                found, fix = f"{key}: {value} with a checkpoint", "leave it out: the checkpoint has its own"
+                raise RecipeError(f"model.{key}", found=found, expected="it only with vision and language", fix=fix)
         return self
 
 

@@ -103,17 +103,24 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> list[str]
     return changed
 
 
+PARTS, OF_PARTS = ("vision", "language"), ("projector", "vision_layer", "vision_select")
+"""The fields of `model` that name parts, and those of how parts are joined: a checkpoint brings its own."""
+
+
 def _settle_model(model: Any, changed: list[str]) -> None:
     """An override of the checkpoint takes the place of the file's parts and projector, and the other way round."""
     if not isinstance(model, dict):
         return
-    parts = ("vision", "language", "projector_from")  # a checkpoint brings its own projector
-    rivals = {"checkpoint": parts, "vision": ("checkpoint",), "language": ("checkpoint",)}
+    rivals = {"checkpoint": (*PARTS, *OF_PARTS, "projector_from"), **dict.fromkeys(PARTS, ("checkpoint",))}
     for key, others in rivals.items():
         if f"model.{key}" in changed and model.get(key):
             for other in others:
                 if f"model.{other}" not in changed:
                     model.pop(other, None)
+    if any(f"model.{key}" in changed for key in OF_PARTS):  # someone chose it, so it is no longer as a run wrote it
+        for part in PARTS:
+            if model.get(part) is None:
+                model.pop(part, None)
 
 
 def _settle_data(data: Any, changed: list[str]) -> None:
