@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from workbench import resources
 from workbench.errors import RecipeError
 from workbench.recipe import DataSpec, LoraSpec, ModelSpec, Recipe, TrainSpec, find_recipe, recipe_names
-from workbench.recipe_yaml import read_yaml
+from workbench.recipe_yaml import on_dataset, read_yaml
 
 FILES = sorted(resources.recipes_folder().glob("*.yaml"))
 BASE: dict[str, Any] = {
@@ -157,6 +157,11 @@ def test_a_checkpoint_brings_its_own_projector_unless_another_is_asked_for() -> 
     change = "model.checkpoint=llava-hf/llava-1.5-7b-hf"
     assert Recipe.load("tiny-finetune-qlora", [change]).model.projector_from is None
     assert Recipe.load("tiny-finetune-qlora", ["model.projector_from=mine", change]).model.projector_from == "mine"
+
+
+@pytest.mark.parametrize("place", ["2024", "null", "a: b", "bilder/für mich 😀", "[x]"])
+def test_a_dataset_may_have_any_name(place: str) -> None:
+    assert base(on_dataset(place)).data.dataset == base(on_dataset(Path(place))).data.dataset == place
 
 
 OF_PARTS = [("projector", "linear"), ("vision_layer", -1), ("vision_select", "full")]

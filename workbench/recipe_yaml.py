@@ -131,6 +131,11 @@ def _settle_data(data: Any, changed: list[str]) -> None:
         data.pop("images", None)
 
 
+def on_dataset(place: str | Path) -> str:
+    """The override by which a recipe reads another dataset, whatever its name looks like in YAML."""
+    return f"data.dataset={json.dumps(str(place), ensure_ascii=False)}"
+
+
 def is_file(place: str) -> bool:
     """Whether what a recipe names as a dataset is a LLaVA JSON or JSONL file."""
     return Path(place).suffix in (".json", ".jsonl")

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 def _plan(given: argparse.Namespace) -> int:
     from workbench.recipe import Recipe
+    from workbench.recipe_yaml import on_dataset
 
-    named = [f"data.dataset={given.dataset}"] if given.dataset else []
+    named = [on_dataset(given.dataset)] if given.dataset else []
     recipe = Recipe.load(given.recipe, [*(given.set or ()), *named])
     if (given.rate and given.cards is None) or (given.conversations and not given.rate):
         expected = "--cards with --rate, and --conversations with both"
