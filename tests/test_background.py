@@ -120,6 +120,8 @@ def test_one_that_died_is_noticed_and_shows_its_last_lines(recipe: Recipe, out: 
     with pytest.raises(TrainingError, match=told):
         run.wait(WAIT, progress=False)
     assert run.status == wb.attach(out).status == "died"
+    with pytest.raises(RunError, match="found a run that has died; expected one at work to pause"):
+        run.pause()
     assert "steps of 1 conversations" in run.tail()
 
 

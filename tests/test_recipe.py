@@ -233,6 +233,12 @@ def test_an_override_without_key_and_value_is_refused(text: str) -> None:
         ("data.val_fraction=0.9", "expected less than or equal to 0.5"),
         ("model.device=gpu", "found text 'gpu'; expected auto, cpu, cuda, cuda:1, mps or xpu"),
         ("train.deepspeed=nofile.json", "nofile.json: found no such file; expected a readable JSON file"),
+        ("trian.lr=1", "override trian.lr: found an unknown key 'trian'; did you mean train?"),
+        (
+            "data.mix=[{dataset: a, imges: b}]",
+            "override data.mix: found an unknown key 'data.mix.0.imges'; did you mean",
+        ),
+        ("name.x=1", "override name.x: found keys {'x': 1}; expected text"),
         ("train=4", "override train: found the number 4; expected keys below it"),
         ("model.load=4", "expected 'fp32', 'bf16', 'fp16', '8bit' or '4bit'"),
         ("name=3", "found the number 3; expected text"),
@@ -327,6 +333,15 @@ def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
 def test_a_name_that_is_no_recipe_gets_the_nearest() -> None:
     with pytest.raises(RecipeError, match="tiny-aling: found no such file or recipe.*did you mean tiny-align?"):
         find_recipe("tiny-aling")
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").mkdir()
+    with pytest.raises(RecipeError, match="run.yaml: found a folder; expected the file of a recipe$"):
+        find_recipe(tmp_path / "run.yaml")
+    (tmp_path / "run.yaml" / "recipe.yaml").write_text("")
+    with pytest.raises(RecipeError, match="did you mean .*run.yaml/recipe.yaml?"):
+        find_recipe(tmp_path / "run.yaml")
 
 
 def test_a_path_goes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

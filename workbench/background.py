@@ -255,7 +255,9 @@ class LiveRun(Run):
 
     def _ask_for(self, command: str) -> None:
         if not self.working:
-            raise RunError(str(self.path), found=f"a run that is {self.status}", expected=f"one at work to {command}")
+            how = {"died": "has died", "finished": "has finished", "failed": "has failed"}
+            found = f"a run that {how.get(self.status, f'is {self.status}')}"
+            raise RunError(str(self.path), found=found, expected=f"one at work to {command}")
         self.send(command)
 
     # --- in a notebook --------------------------------------------------------------------------------------------

@@ -468,6 +468,10 @@ def find_recipe(path_or_name: str | Path, kind: str | None = None) -> Path:
     shipped = resources.recipes_folder() / f"{str(path_or_name).removesuffix('.yaml')}.yaml"
     if shipped.is_file():
         return shipped
+    if path.is_dir():
+        inside = path / "recipe.yaml"
+        fix = f"did you mean {inside}?" if inside.is_file() else ""
+        raise RecipeError(str(path_or_name), found="a folder", expected="the file of a recipe", fix=fix)
     names = recipe_names(kind)
     near = difflib.get_close_matches(path.stem, names, 1)
     fix = f"did you mean {near[0]}?" if near else ""

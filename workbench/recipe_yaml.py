@@ -159,17 +159,24 @@ def explain(error: ValidationError, model: type[BaseModel], where: str, changed:
     problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] == "missing")
     first = problems[0]
     key = _dotted(first["loc"])
-    place = f"override {key}" if key in changed else f"{where}, {key}"
+    override = next((one for one in sorted(changed) if _overlap(one, key)), None)
+    place = f"override {override}" if override else f"{where}, {key}"
     rest = [name for name in dict.fromkeys(_dotted(problem["loc"]) for problem in problems[1:]) if name != key]
     more = f"(also wrong: {', '.join(rest)})" if rest else ""
     if first["type"] == "extra_forbidden":
         near = _nearest(key, model)
-        parts = {"found": "an unknown key", "fix": f"did you mean {near}?" if near else "remove it"}
+        unknown = f"an unknown key {key!r}" if override and override != key else "an unknown key"
+        parts = {"found": unknown, "fix": f"did you mean {near}?" if near else "remove it"}
     else:
         parts = {"found": _found(first), "expected": EXPECTED.get(first["type"], _expected(first))}
     if more:
         parts["fix"] = f"{parts.get('fix', '')} {more}".strip()
     return RecipeError(place, **parts)
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two dotted keys are the same, or one is a part of the other: `train` of `train.lr`."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:
