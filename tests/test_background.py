@@ -18,7 +18,7 @@ import pytest
 import workbench as wb
 from workbench.background import LiveRun
 from workbench.data.scene_files import Planted, make
-from workbench.errors import RunError, TrainingError
+from workbench.errors import DataError, RunError, TrainingError
 from workbench.instruct.generator import generate
 from workbench.recipe import Recipe
 from workbench.run import Run
@@ -120,6 +120,8 @@ def test_one_that_died_is_noticed_and_shows_its_last_lines(recipe: Recipe, out: 
     with pytest.raises(TrainingError, match=told):
         run.wait(WAIT, progress=False)
     assert run.status == wb.attach(out).status == "died"
+    with pytest.raises(RunError, match="found a run that has died; expected one at work to pause"):
+        run.pause()
     assert "steps of 1 conversations" in run.tail()
 
 
@@ -133,6 +135,25 @@ def test_an_error_in_the_recipe_is_told_with_its_line(recipe: Recipe, out: Path)
     assert again.trouble is None and steps(again) >= 2
     with pytest.raises(RunError, match="a finished run"):
         wb.train(recipe, out=out, background=True)
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_dataset_is_given_by_its_folder_as_to_a_plan(recipe: Recipe, out: Path, background: bool) -> None:
+    """It was an AttributeError: only an open one was taken."""
+    folder, few = recipe.data.dataset, recipe.with_overrides("data.dataset=unused", "train.max_steps=2")
+    run: Run = wb.train(few, out=out, dataset=folder, progress=False, background=background)  # type: ignore[call-overload]
+    if isinstance(run, LiveRun):
+        run.wait(WAIT, progress=False)
+    assert run.status == "finished" and run.recipe.data.dataset == folder
+    assert wb.train(few, out=out, dataset=Path(folder), reuse=True, background=background).status == "finished"
+
+
+def test_what_is_no_folder_and_no_dataset_is_told(recipe: Recipe, out: Path) -> None:
+    with pytest.raises(DataError, match="^out: found None; expected a path$"):
+        wb.train(recipe, out=None)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="^dataset: found 3, of type int; expected a Dataset, or its folder$"):
+        wb.train(recipe, out=out, dataset=3)  # type: ignore[arg-type]
+    assert not out.exists()
 
 
 def test_stopped_while_it_starts_it_ends_at_once(recipe: Recipe, out: Path) -> None:

@@ -393,6 +393,14 @@ def test_a_dataset_that_is_not_there_is_told_before_there_is_a_run_folder(
     )
     assert cli.main(["train", "tiny-align", "--set", "data.dataset=data/mine", "--out", "runs/x"]) == 1
     assert "error: data/mine: found no such folder" in (told := capsys.readouterr().err) and "quickstart" not in told
+    Path("mine.yaml").write_text(
+        Path(resources.recipes_folder(), "tiny-align.yaml").read_text().replace("scenes", "mine.json\n  images: photos")
+    )
+    for command in (["plan", "mine.yaml", "data/mine"], ["plan", "mine.yaml", "--set", "data.dataset=data/mine"]):
+        assert cli.main(command) == 1
+        assert "error: data/mine: found no such folder" in capsys.readouterr().err
+    assert cli.main(["train", "mine.yaml", "--out", "runs/x"]) == 1
+    assert "error: mine.json: found no such file or folder; expected a dataset folder, or" in capsys.readouterr().err
     assert not Path("runs").exists()
 
 

@@ -29,7 +29,7 @@ def test_a_training_in_the_background_is_watched_and_its_losses_listed(
     assert main(["steer", out, "watch"]) == 0
     assert f"finished: {out}" in capsys.readouterr().out
     assert main(["steer", out, "pause"]) == 1
-    assert "found a run that is finished; expected one at work to pause" in capsys.readouterr().err
+    assert "found a run that has finished; expected one at work to pause" in capsys.readouterr().err
     assert main(["steer", out, "resume"]) == 1
     assert "found a finished run" in capsys.readouterr().err
     assert main(["losses", out, "-n", "2", "--out", str(tmp_path / "all.csv")]) == 0

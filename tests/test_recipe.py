@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from workbench import resources
 from workbench.errors import RecipeError
 from workbench.recipe import DataSpec, LoraSpec, ModelSpec, Recipe, TrainSpec, find_recipe, recipe_names
-from workbench.recipe_yaml import read_yaml
+from workbench.recipe_yaml import on_dataset, read_yaml
 
 FILES = sorted(resources.recipes_folder().glob("*.yaml"))
 BASE: dict[str, Any] = {
@@ -159,6 +159,50 @@ def test_a_checkpoint_brings_its_own_projector_unless_another_is_asked_for() -> 
     assert Recipe.load("tiny-finetune-qlora", ["model.projector_from=mine", change]).model.projector_from == "mine"
 
 
+@pytest.mark.parametrize("place", ["2024", "null", "a: b", "bilder/für mich 😀", "[x]"])
+def test_a_dataset_may_have_any_name(place: str) -> None:
+    assert base(on_dataset(place)).data.dataset == base(on_dataset(Path(place))).data.dataset == place
+
+
+OF_PARTS = [("projector", "linear"), ("vision_layer", -1), ("vision_select", "full")]
+
+
+@pytest.mark.parametrize(("key", "value"), OF_PARTS)
+def test_how_parts_are_joined_is_refused_beside_a_checkpoint(key: str, value: str | int) -> None:
+    """It was ignored, and the run's recipe.yaml recorded what was not so."""
+    expected = f"base, model.{key}: found {key}: {value} with a checkpoint; expected it only with vision and language"
+    checkpoint = {"checkpoint": "a/b"}
+    with pytest.raises(RecipeError, match=f"{expected}; leave it out"):
+        Recipe.from_dict({**BASE, "model": {**checkpoint, key: value}}, where="base")
+    own = Recipe.from_dict({**BASE, "model": checkpoint})
+    with pytest.raises(RecipeError, match=expected):
+        own.with_overrides(f"model.{key}={value}")
+    with pytest.raises(RecipeError, match=expected):
+        base(f"model.{key}={value}", "model.checkpoint=a/b")
+    joined = base(f"model.{key}={value}")
+    assert joined.with_overrides("model.checkpoint=a/b") == own, "it goes with the parts"
+
+
+@pytest.mark.parametrize(("key", "value"), OF_PARTS)
+def test_what_a_run_of_a_checkpoint_wrote_is_read_again(key: str, value: str | int) -> None:
+    own = Recipe.from_dict({**BASE, "model": {"checkpoint": "a/b"}})
+    written = own.model_dump(mode="json")
+    assert Recipe.from_dict(written) == own and own.with_overrides("train.lr=1") == own.with_overrides("train.lr=1.0")
+    written["model"][key] = value  # as runs recorded that did not heed it
+    assert getattr(Recipe.from_dict(written).model, key) == value
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_dataset_folder_takes_the_place_of_a_llava_file_with_its_images(name: str) -> None:
+    """The README's own command was refused: the file's `images` stayed, and was told as a mistake."""
+    assert Recipe.load(name, ["data.dataset=data/mine"]).data.images is None
+    other = Recipe.load(name, ["data.dataset=mine.json"]).data
+    assert (other.dataset, other.images) == ("mine.json", Recipe.load(name).data.images), "another file keeps them"
+    assert Recipe.load(name, ["data.dataset=mine.jsonl", "data.images=photos"]).data.images == "photos"
+    with pytest.raises(RecipeError, match="with the dataset folder 'data/mine'; .*; leave it out: --set data.images=n"):
+        Recipe.load(name, ["data.dataset=data/mine", "data.images=photos"])
+
+
 @pytest.mark.parametrize("text", ["train.lr", "=3", "train..lr=3"])
 def test_an_override_without_key_and_value_is_refused(text: str) -> None:
     assert "expected for example train.lr=2e-4" in problem(text)
@@ -189,6 +233,12 @@ def test_an_override_without_key_and_value_is_refused(text: str) -> None:
         ("data.val_fraction=0.9", "expected less than or equal to 0.5"),
         ("model.device=gpu", "found text 'gpu'; expected auto, cpu, cuda, cuda:1, mps or xpu"),
         ("train.deepspeed=nofile.json", "nofile.json: found no such file; expected a readable JSON file"),
+        ("trian.lr=1", "override trian.lr: found an unknown key 'trian'; did you mean train?"),
+        (
+            "data.mix=[{dataset: a, imges: b}]",
+            "override data.mix: found an unknown key 'data.mix.0.imges'; did you mean",
+        ),
+        ("name.x=1", "override name.x: found keys {'x': 1}; expected text"),
         ("train=4", "override train: found the number 4; expected keys below it"),
         ("model.load=4", "expected 'fp32', 'bf16', 'fp16', '8bit' or '4bit'"),
         ("name=3", "found the number 3; expected text"),
@@ -196,6 +246,32 @@ def test_an_override_without_key_and_value_is_refused(text: str) -> None:
 )
 def test_a_wrong_key_or_value_is_named(override: str, message: str) -> None:
     assert message in problem(override)
+
+
+FLOATS = [
+    f"{prefix}{key}"
+    for prefix, section in (("data.", DataSpec), ("train.", TrainSpec), ("train.lora.", LoraSpec))
+    for key, field in section.model_fields.items()
+    if "float" in str(field.annotation) and key != "betas"
+]
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+@pytest.mark.parametrize("key", FLOATS)
+def test_a_number_is_a_finite_one(key: str, value: str) -> None:
+    """`train.epochs=.inf` was an OverflowError, `train.lr=.inf` a run that died at its first step."""
+    assert (
+        problem(f"{key}={value}")
+        == f"override {key}: found the number {float(value.replace('.', ''))}; expected a finite number"
+    )
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["train.betas=[0.9, .nan]", "data.mix=[{dataset: a, repeat: .inf}]", "data.mix=[{dataset: a, weight: .nan}]"],
+)
+def test_a_number_in_a_list_is_a_finite_one(override: str) -> None:
+    assert "expected a finite number" in problem(override)
 
 
 @pytest.mark.parametrize(
@@ -257,6 +333,15 @@ def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
 def test_a_name_that_is_no_recipe_gets_the_nearest() -> None:
     with pytest.raises(RecipeError, match="tiny-aling: found no such file or recipe.*did you mean tiny-align?"):
         find_recipe("tiny-aling")
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").mkdir()
+    with pytest.raises(RecipeError, match="run.yaml: found a folder; expected the file of a recipe$"):
+        find_recipe(tmp_path / "run.yaml")
+    (tmp_path / "run.yaml" / "recipe.yaml").write_text("")
+    with pytest.raises(RecipeError, match="did you mean .*run.yaml/recipe.yaml?"):
+        find_recipe(tmp_path / "run.yaml")
 
 
 def test_a_path_goes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from workbench.json_lines import Tail
 from workbench.progress import Progress
 from workbench.progress import progress as make_bar
 from workbench.recipe import Recipe, as_recipe
+from workbench.recipe_yaml import on_dataset
 from workbench.run import Run
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def train(
     *,
     out: str | Path,
     llava: Llava | None = None,
-    dataset: Dataset | None = None,
+    dataset: Dataset | str | Path | None = None,
     resume: bool = False,
     reuse: bool = False,
     progress: bool = True,
@@ -57,7 +58,7 @@ def train(
     *,
     out: str | Path,
     llava: Llava | None = None,
-    dataset: Dataset | None = None,
+    dataset: Dataset | str | Path | None = None,
     resume: bool = False,
     reuse: bool = False,
     progress: bool = True,
@@ -70,7 +71,7 @@ def train(
     *,
     out: str | Path,
     llava: Llava | None = None,
-    dataset: Dataset | None = None,
+    dataset: Dataset | str | Path | None = None,
     resume: bool = False,
     reuse: bool = False,
     progress: bool = True,
@@ -79,8 +80,8 @@ def train(
     """Train one stage as the recipe says and return its run; with `background` in a process of its own, and at once.
 
     recipe: a `Recipe`, its file or a shipped name. out: the run folder. llava, dataset: take the place of what the
-    recipe names. resume: go on with an unfinished run. reuse: that, and a finished run of this very recipe is returned
-    as it is, so that a notebook can be run again.
+    recipe names; a dataset may be open, a folder or a LLaVA JSON file. resume: go on with an unfinished run. reuse:
+    that, and a finished run of this very recipe is returned as it is, so that a notebook can be run again.
 
     A process of its own lives on when the notebook or script ends; what is returned then steers it, and in a notebook
     shows how it goes. `wb.attach(out)` finds it again. `dataset` is opened there by its folder; a model from memory
@@ -90,9 +91,9 @@ def train(
     >>> wb.train(recipe, out="runs/align", reuse=True).status
     'finished'
     """
-    recipe = as_recipe(recipe)
-    if dataset is not None and (background or reuse):
-        recipe = recipe.with_overrides(f"data.dataset={json.dumps(str(dataset.path.absolute()))}")
+    recipe, out = as_recipe(recipe), resources.as_path(out, "out")
+    if dataset is not None:
+        recipe, dataset = _on(recipe, dataset, named=background or reuse)
     if reuse and (held := Run.finished(out, recipe)) is not None:
         return LiveRun(out) if background else held
     resume = resume or reuse
@@ -106,6 +107,16 @@ def train(
     run = LiveRun(out)
     run.start(recipe, resume=resume)
     return run
+
+
+def _on(recipe: Recipe, dataset: Dataset | str | Path, *, named: bool) -> tuple[Recipe, Dataset | None]:
+    """The recipe on another dataset: a folder or file by its name, as an open one is too where it has to be `named`."""
+    from workbench.data.dataset import Dataset
+
+    if isinstance(dataset, (str, Path)):
+        return recipe.with_overrides(on_dataset(dataset)), None
+    dataset = Dataset.open(dataset)
+    return recipe.with_overrides(on_dataset(dataset.path.absolute())) if named else recipe, dataset
 
 
 def attach(run: Run | str | os.PathLike[str]) -> LiveRun:
@@ -244,7 +255,9 @@ class LiveRun(Run):
 
     def _ask_for(self, command: str) -> None:
         if not self.working:
-            raise RunError(str(self.path), found=f"a run that is {self.status}", expected=f"one at work to {command}")
+            how = {"died": "has died", "finished": "has finished", "failed": "has failed"}
+            found = f"a run that {how.get(self.status, f'is {self.status}')}"
+            raise RunError(str(self.path), found=found, expected=f"one at work to {command}")
         self.send(command)
 
     # --- in a notebook --------------------------------------------------------------------------------------------

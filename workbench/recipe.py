@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from workbench import resources
 from workbench.errors import RecipeError, kind_of
-from workbench.recipe_yaml import apply_overrides, explain, read_json, read_yaml, to_yaml
+from workbench.recipe_yaml import OF_PARTS, PARTS, apply_overrides, explain, is_file, read_json, read_yaml, to_yaml
 from workbench.resources import expanded
 
 Trains = Literal["frozen", "lora", "full"]
@@ -39,9 +39,14 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    """Strict and frozen: an unknown key or a wrong type is refused, and a recipe never changes under a run."""
+    """Strict and frozen: an unknown key or a wrong type is refused, and a recipe never changes under a run.
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    A number is a finite one: no infinity, and no NaN.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class ModelSpec(Section):
@@ -54,7 +59,8 @@ class ModelSpec(Section):
     language: str | None = None
     """A Llama, Mistral or Qwen type language model and its tokenizer: `tiny`, a folder, or a name on the Hub."""
     projector: Literal["linear", "mlp2x_gelu"] = "mlp2x_gelu"
-    """Shape of a new projector: one linear layer (LLaVA 1) or linear, GELU, linear (LLaVA 1.5)."""
+    """Shape of a new projector: one linear layer (LLaVA 1) or linear, GELU, linear (LLaVA 1.5). A checkpoint has its
+    own."""
     projector_from: str | None = None
     """A run folder or checkpoint whose trained projector is taken instead of a fresh one."""
     load: Literal["fp32", "bf16", "fp16", "8bit", "4bit"] = "fp32"
@@ -64,9 +70,10 @@ class ModelSpec(Section):
     """Number format of the computation (mixed precision). auto: that of `load`, and for quantised weights bf16 on CUDA
     devices that have it, else fp32."""
     vision_layer: int = -2
-    """Which hidden state of the tower is projected, counted from the end: -2 is the last but one layer."""
+    """Which hidden state of the tower is projected, counted from the end: -2 is the last but one layer. A checkpoint
+    has its own."""
     vision_select: Literal["default", "full"] = "default"
-    """default drops the tower's class token, full keeps it."""
+    """default drops the tower's class token, full keeps it. A checkpoint has its own."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps or xpu. auto: the first accelerator, else the CPU."""
 
@@ -87,6 +94,19 @@ class ModelSpec(Section):
             raise RecipeError(
                 "model", found=parts[0] if parts else "neither", expected="a checkpoint, or vision and language"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _checkpoint_has_its_own(self) -> ModelSpec:
+        """A recipe that a run wrote out says every field, also the parts that are null; nobody chose them there."""
+        said = self.model_fields_set
+        if not self.checkpoint or said.issuperset(PARTS):
+            return self
+        for key in OF_PARTS:
+            value = getattr(self, key)
+            if key in said and value != type(self).model_fields[key].default:
+                found, fix = f"{key}: {value} with a checkpoint", "leave it out: the checkpoint has its own"
+                raise RecipeError(f"model.{key}", found=found, expected="it only with vision and language", fix=fix)
         return self
 
 
@@ -164,9 +184,10 @@ def mix_marks(datasets: Iterable[str]) -> list[str]:
 
 
 def _check_images(where: str, dataset: str, images: str | None) -> None:
-    if images and not dataset.endswith((".json", ".jsonl")):
+    if images and not is_file(dataset):
         found = f"images with the dataset folder {dataset!r}"
-        raise RecipeError(f"{where}.images", found=found, expected="it only with a LLaVA JSON file")
+        fix = "leave it out: --set data.images=null" if where == "data" else "take it out of that entry"
+        raise RecipeError(f"{where}.images", found=found, expected="it only with a LLaVA JSON file", fix=fix)
 
 
 class LoraSpec(Section):
@@ -454,6 +475,10 @@ def find_recipe(path_or_name: str | Path, kind: str | None = None) -> Path:
     shipped = resources.recipes_folder() / f"{str(path_or_name).removesuffix('.yaml')}.yaml"
     if shipped.is_file():
         return shipped
+    if path.is_dir():
+        inside = path / "recipe.yaml"
+        fix = f"did you mean {inside}?" if inside.is_file() else ""
+        raise RecipeError(str(path_or_name), found="a folder", expected="the file of a recipe", fix=fix)
     names = recipe_names(kind)
     near = difflib.get_close_matches(path.stem, names, 1)
     fix = f"did you mean {near[0]}?" if near else ""

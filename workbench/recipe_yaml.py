@@ -99,20 +99,46 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> list[str]
             raise RecipeError(f"override {text!r}", found=f"{value!r}", expected="a YAML value") from None
         changed.append(key.strip())
     _settle_model(data.get("model"), changed)
+    _settle_data(data.get("data"), changed)
     return changed
+
+
+PARTS, OF_PARTS = ("vision", "language"), ("projector", "vision_layer", "vision_select")
+"""The fields of `model` that name parts, and those of how parts are joined: a checkpoint brings its own."""
 
 
 def _settle_model(model: Any, changed: list[str]) -> None:
     """An override of the checkpoint takes the place of the file's parts and projector, and the other way round."""
     if not isinstance(model, dict):
         return
-    parts = ("vision", "language", "projector_from")  # a checkpoint brings its own projector
-    rivals = {"checkpoint": parts, "vision": ("checkpoint",), "language": ("checkpoint",)}
+    rivals = {"checkpoint": (*PARTS, *OF_PARTS, "projector_from"), **dict.fromkeys(PARTS, ("checkpoint",))}
     for key, others in rivals.items():
         if f"model.{key}" in changed and model.get(key):
             for other in others:
                 if f"model.{other}" not in changed:
                     model.pop(other, None)
+    if any(f"model.{key}" in changed for key in OF_PARTS):  # someone chose it, so it is no longer as a run wrote it
+        for part in PARTS:
+            if model.get(part) is None:
+                model.pop(part, None)
+
+
+def _settle_data(data: Any, changed: list[str]) -> None:
+    """An override by a dataset folder takes the place of the file's LLaVA JSON file with its `images`."""
+    if not isinstance(data, dict) or "data.dataset" not in changed or "data.images" in changed:
+        return
+    if isinstance(data["dataset"], str) and not is_file(data["dataset"]):
+        data.pop("images", None)
+
+
+def on_dataset(place: str | Path) -> str:
+    """The override by which a recipe reads another dataset, whatever its name looks like in YAML."""
+    return f"data.dataset={json.dumps(str(place), ensure_ascii=False)}"
+
+
+def is_file(place: str) -> bool:
+    """Whether what a recipe names as a dataset is a LLaVA JSON or JSONL file."""
+    return Path(place).suffix in (".json", ".jsonl")
 
 
 # --- one clear line per mistake -------------------------------------------------------------------------------
@@ -133,17 +159,24 @@ def explain(error: ValidationError, model: type[BaseModel], where: str, changed:
     problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] == "missing")
     first = problems[0]
     key = _dotted(first["loc"])
-    place = f"override {key}" if key in changed else f"{where}, {key}"
+    override = next((one for one in sorted(changed) if _overlap(one, key)), None)
+    place = f"override {override}" if override else f"{where}, {key}"
     rest = [name for name in dict.fromkeys(_dotted(problem["loc"]) for problem in problems[1:]) if name != key]
     more = f"(also wrong: {', '.join(rest)})" if rest else ""
     if first["type"] == "extra_forbidden":
         near = _nearest(key, model)
-        parts = {"found": "an unknown key", "fix": f"did you mean {near}?" if near else "remove it"}
+        unknown = f"an unknown key {key!r}" if override and override != key else "an unknown key"
+        parts = {"found": unknown, "fix": f"did you mean {near}?" if near else "remove it"}
     else:
         parts = {"found": _found(first), "expected": EXPECTED.get(first["type"], _expected(first))}
     if more:
         parts["fix"] = f"{parts.get('fix', '')} {more}".strip()
     return RecipeError(place, **parts)
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two dotted keys are the same, or one is a part of the other: `train` of `train.lr`."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:

@@ -15,7 +15,7 @@ import torch
 import workbench as wb
 from tests.training.test_shards import run_ranks
 from workbench.cli import main
-from workbench.errors import ModelError, RunError, TrainingError
+from workbench.errors import ModelError, RunError, TrainingError, WorkbenchError
 from workbench.run import Run
 from workbench.training.dry_run import Measured
 from workbench.training.forward import token_losses
@@ -65,6 +65,15 @@ def test_a_projector_that_is_not_there_is_refused_as_in_training(make_dataset: M
     recipe = make_recipe(make_dataset(images=2, each=1))
     with pytest.raises(ModelError, match="runs/nope"):
         plan(recipe.with_overrides("model.projector_from=./runs/nope"))
+
+
+@pytest.mark.parametrize("processes", [0, -1, 1.5, "2", True, None])
+def test_what_is_no_number_of_processes_is_refused(processes: Any, make_dataset: Made, make_recipe: Made) -> None:
+    """0 was a ZeroDivisionError; -1 and 1.5 were taken."""
+    recipe, told = make_recipe(make_dataset(images=2, each=1)), "^processes: found .*; expected a whole number of at le"
+    for ask in (plan, wb.cards):
+        with pytest.raises(WorkbenchError, match=told):
+            ask(recipe, processes=processes)
 
 
 def test_what_is_too_long_is_listed_by_id(make_dataset: Made, make_recipe: Made) -> None:

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from workbench.errors import DataError
 from workbench.losses import LossFile
 from workbench.run import Run
 from workbench.training.source import read_source
@@ -55,3 +58,6 @@ def test_every_dataset_of_a_mixture_is_looked_through(make_dataset: Made, make_r
     moved = shutil.move(one.path, tmp_path / "moved")
     assert worst(run, 1)["text"].to_list() == [""]
     assert worst(run, 1, dataset=moved)["text"].to_list() == ["Which colour? | red"]
+    for named in ("nope", "nope.json"):  # what a person names has to be there
+        with pytest.raises(DataError, match=f"{named}: found "):
+            worst(run, 1, dataset=named)

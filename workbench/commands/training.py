@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from workbench import resources
 from workbench.commands.common import AddVerb, add_json, add_set, imports, positive, show
-from workbench.errors import WorkbenchError
+from workbench.errors import DataError, WorkbenchError
 
 if TYPE_CHECKING:
     from workbench.recipe import Recipe
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 def _plan(given: argparse.Namespace) -> int:
     from workbench.recipe import Recipe
+    from workbench.recipe_yaml import on_dataset
 
-    named = [f"data.dataset={given.dataset}"] if given.dataset else []
+    named = [on_dataset(given.dataset)] if given.dataset else []
     recipe = Recipe.load(given.recipe, [*(given.set or ()), *named])
     if (given.rate and given.cards is None) or (given.conversations and not given.rate):
         expected = "--cards with --rate, and --conversations with both"
@@ -104,12 +105,16 @@ def _check_model(recipe: Recipe, *, projector: bool = True) -> None:
 def _check_data(recipe: Recipe, out: str) -> None:
     """So is a dataset that is not there; where the run folder cannot be made, that is told first."""
     from workbench.data.dataset import Dataset
+    from workbench.recipe_yaml import is_file
 
     if not next(path for path in (Path(out).absolute(), *Path(out).absolute().parents) if path.exists()).is_dir():
         return
     for place in (recipe.data.dataset, *(part.dataset for part in recipe.data.mix)):
         if Path(place).exists():
             continue
+        if is_file(place):
+            expected = "a dataset folder, or a LLaVA JSON file"
+            raise DataError(place, found="no such file or folder", expected=expected, fix="check the path")
         try:
             Dataset.open(place)  # by its name in the state folder
         except WorkbenchError as error:

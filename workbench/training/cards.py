@@ -24,6 +24,7 @@ from workbench.model.stages import table
 from workbench.recipe import Recipe, as_recipe
 from workbench.training.blank import some_places
 from workbench.training.forecast import LAYERS, human_time
+from workbench.training.launch import check_processes
 from workbench.training.memory import Foresight, Memory, Meter, labels, part_of
 from workbench.training.room import MARGIN
 from workbench.training.sharded_memory import in_shards
@@ -146,6 +147,7 @@ def cards(
     `conversations`, as long as LLaVA's own and each about a picture of its own, are then told.
     Reads configurations and tokenizers only. Raises `ModelError` as `plan` does.
     """
+    check_processes(processes)
     recipe = as_on_a_card(as_recipe(recipe))
     made = _outlined(recipe)
     foresight = Foresight(made, recipe.train, card=True)

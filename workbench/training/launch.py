@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, kind_of
 
 HANGUP = getattr(signal, "SIGHUP", None)
 """A terminal that closes, or a connection that is lost; Windows has none."""
@@ -28,13 +28,18 @@ PATIENCE_SECONDS = 15.0
 POLL_SECONDS = 0.1
 
 
+def check_processes(processes: int) -> None:
+    """Raise `WorkbenchError` for what is no number of processes."""
+    if not isinstance(processes, int) or isinstance(processes, bool) or processes < 1:
+        raise WorkbenchError("processes", found=kind_of(processes), expected="a whole number of at least 1")
+
+
 def launch(arguments: Sequence[str], processes: int) -> int:
     """Run `workbench ARGUMENTS` so many times together; returns the exit status. Ctrl-C and SIGTERM reach each once.
 
     Raises `WorkbenchError` for a number of processes below one.
     """
-    if processes < 1:
-        raise WorkbenchError("--processes", found=str(processes), expected="1 or more")
+    check_processes(processes)
     started: list[subprocess.Popen[bytes]] = []
     command = [sys.executable, "-m", "workbench.cli", *arguments]
     with _forwarded(started):

@@ -19,8 +19,9 @@ from workbench.conversation import Image
 from workbench.data.dataset import Dataset
 from workbench.errors import DataError, TrainingError
 from workbench.recipe import DataSpec, mix_marks, mix_names
+from workbench.recipe_yaml import is_file
 from workbench.training.rows import Rows, joined
-from workbench.training.source import Source, is_file, read_source
+from workbench.training.source import Source, read_source
 
 
 @dataclass(frozen=True)

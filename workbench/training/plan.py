@@ -25,6 +25,7 @@ from workbench.model.precision import is_quantised, pick_device
 from workbench.model.stages import table
 from workbench.progress import progress
 from workbench.recipe import FITTED, Recipe, TrainSpec, as_recipe
+from workbench.recipe_yaml import on_dataset
 from workbench.run import Run
 from workbench.training.attention import check_places, check_window
 from workbench.training.describe import describe
@@ -33,6 +34,7 @@ from workbench.training.feature_choice import choose
 from workbench.training.flops import measured_peak, tower_cost
 from workbench.training.forecast import LAYERS, Forecast
 from workbench.training.head import CHUNK
+from workbench.training.launch import check_processes
 from workbench.training.lengths import VALIDATION, Lengths, measure
 from workbench.training.loading import while_loading
 from workbench.training.meetings import meetings
@@ -71,9 +73,12 @@ def plan(
     >>> foreseen.trains, foreseen.fits
     (True, True)
     """
+    check_processes(processes)
     recipe = as_recipe(recipe)
     if isinstance(dataset, str | Path):
-        recipe, dataset = recipe.with_overrides(f"data.dataset={dataset}"), None
+        recipe, dataset = recipe.with_overrides(on_dataset(dataset)), None
+    elif dataset is not None:
+        dataset = Dataset.open(dataset)
     asked, recipe = recipe.model.device, _countable(recipe)
     train = recipe.train
     source = read_sources(recipe.data, seed=train.seed, dataset=dataset, say=lambda text: None)

@@ -27,6 +27,7 @@ from workbench.data.folder import inside
 from workbench.data.formats import read_conversations
 from workbench.errors import DataError, ImageError, TrainingError, WorkbenchError
 from workbench.recipe import DataSpec
+from workbench.recipe_yaml import is_file
 from workbench.training.rows import KEY, NEEDED, Messages, Rows, pack
 
 SIZE_COLUMNS: dict[str, Any] = {"key": pl.String, "width": pl.Int64, "height": pl.Int64}
@@ -99,11 +100,6 @@ def read_source(spec: DataSpec, *, seed: int, dataset: Dataset | None = None) ->
     if spec.max_conversations is not None and spec.max_conversations < len(train):
         train = train.take(np.sort(rng.choice(len(train), spec.max_conversations, replace=False)))
     return Source(train, val, resolve, left_out, about_videos, recorded, file)
-
-
-def is_file(place: str) -> bool:
-    """Whether what a recipe names as a dataset is a LLaVA JSON or JSONL file."""
-    return Path(place).suffix in (".json", ".jsonl")
 
 
 def hold_out(rows: Rows, fraction: float, rng: np.random.Generator) -> tuple[Rows, Rows]:

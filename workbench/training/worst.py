@@ -20,8 +20,8 @@ from workbench.data.formats import read_conversations
 from workbench.errors import WorkbenchError
 from workbench.losses import hardest
 from workbench.recipe import mix_marks
+from workbench.recipe_yaml import is_file
 from workbench.run import Run
-from workbench.training.source import is_file
 
 
 def worst(
@@ -31,7 +31,7 @@ def worst(
 
     Columns: id (in a LLaVA JSON file its own one), excess, loss, tokens, times as of `losses.by_conversation`, and
     `text`: question and answer of every turn, empty where its dataset is not found. `dataset` takes the place of the
-    recipe's. Raises `RunError` for a run that recorded no losses.
+    recipe's. Raises `RunError` for a run that recorded no losses, `DataError` for a `dataset` that is not there.
 
     >>> wb.worst("runs/align", 2).columns
     ['id', 'excess', 'loss', 'tokens', 'times', 'text']
@@ -55,8 +55,10 @@ def _texts(run: Run, ids: Collection[str], dataset: Dataset | str | Path | None)
         wanted = {id.removeprefix(mark) for id in ids if id.startswith(mark)}
         try:
             found |= {mark + id: one_line(one) for id, one in _conversations(place, wanted)}
-        except WorkbenchError:  # it may have been moved since
-            continue
+        except WorkbenchError:
+            if dataset is not None and place is dataset:
+                raise
+            continue  # it may have been moved since
     return found
 
 
