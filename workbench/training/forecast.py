@@ -15,8 +15,10 @@ from workbench.training.describe import Counts
 from workbench.training.dry_run import Measured, dry_run
 from workbench.training.feature_choice import Choice
 from workbench.training.memory import Memory
+from workbench.training.mixture import shares_table
 from workbench.training.packing import Pack
 from workbench.training.room import MARGIN
+from workbench.training.source import Share
 from workbench.training.strip import Strip
 
 SHOWN = 10
@@ -67,6 +69,8 @@ class Forecast:
     """One conversation as the model reads it."""
     advice: str
     """The field and value that make it fit; empty if it does."""
+    mixed: tuple[Share, ...] = ()
+    """What an epoch sees of each dataset of a mixture, before conversations are refused; empty for one alone."""
     measured: Measured | None = None
     """What a dry run of the worst pack took."""
 
@@ -98,6 +102,7 @@ class Forecast:
         """The numbers, for a program."""
         told: dict[str, Any] = {"counts": asdict(self.counts), "parameters": self.parameters, "too_long": self.too_long}
         told |= {"untrained": self.untrained, "loading": self.loading}
+        told |= {"mixed": [asdict(one) for one in self.mixed]}
         told |= {"memory": {"peak": self.memory.peak, **asdict(self.memory)}}
         told |= {
             "processes": self.processes,
@@ -122,8 +127,9 @@ class Forecast:
         return f"{self.strip.html()}<pre>{escape(chr(10).join(self._sections()))}</pre>"
 
     def _sections(self) -> list[str]:
-        return [str(self.counts), *refused(self.too_long, self.untrained, self.recipe), self.groups, self._memory(),
-                self._verdict()]  # fmt: skip
+        counts = [shares_table(self.mixed)] if self.mixed else []
+        counts += [str(self.counts), *refused(self.too_long, self.untrained, self.recipe)]
+        return [*counts, self.groups, self._memory(), self._verdict()]
 
     def _memory(self) -> str:
         largest = self.recipe.train.pack_size

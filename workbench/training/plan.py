@@ -134,6 +134,7 @@ def plan(
         tower_seconds=tower,
         strip=Strip(llava, shown[0], sizes),
         advice="" if memory.peak <= MARGIN * foreseen.free else advise(recipe, foreseen),
+        mixed=source.mixed,
     )
 
 
