@@ -120,7 +120,7 @@ def test_one_that_died_is_noticed_and_shows_its_last_lines(recipe: Recipe, out: 
     with pytest.raises(TrainingError, match=told):
         run.wait(WAIT, progress=False)
     assert run.status == wb.attach(out).status == "died"
-    assert "steps of 1 conversations" in run.tail()
+    assert "steps of 1 conversation:" in run.tail()
 
 
 def test_an_error_in_the_recipe_is_told_with_its_line(recipe: Recipe, out: Path) -> None:

@@ -11,7 +11,7 @@ from html import escape
 from typing import Any
 
 from workbench.recipe import Recipe
-from workbench.training.describe import Counts
+from workbench.training.describe import Counts, counted
 from workbench.training.dry_run import Measured, dry_run
 from workbench.training.feature_choice import Choice
 from workbench.training.memory import Memory
@@ -161,7 +161,7 @@ class Forecast:
     def _verdict(self) -> str:
         verdict = "it fits" if self.fits else f"it does not fit: {self.advice}"
         bad = len(self.too_long) + len(self.untrained)
-        return f"{verdict}; but training refuses {bad:,} conversations, see above" if bad else verdict
+        return f"{verdict}; but training refuses {counted(bad, 'conversation')}, see above" if bad else verdict
 
 
 def refused(too_long: Sequence[tuple[str, int]], untrained: Sequence[str], recipe: Recipe) -> list[str]:
@@ -173,7 +173,8 @@ def refused(too_long: Sequence[tuple[str, int]], untrained: Sequence[str], recip
     if not count:
         return []
     more = [f"  ... and {count - len(reasons):,} more"] if count > len(reasons) else []
-    title = f"{count:,} conversations that training refuses (train.max_tokens: {limit:,}; nothing is ever cut):"
+    said = f"train.max_tokens: {limit:,}; nothing is ever cut"
+    title = f"{counted(count, 'conversation')} that training refuses ({said}):"
     return ["\n".join([title, *reasons, *more])]
 
 
