@@ -122,7 +122,7 @@ def test_one_that_died_is_noticed_and_shows_its_last_lines(recipe: Recipe, out: 
     assert run.status == wb.attach(out).status == "died"
     with pytest.raises(RunError, match="found a run that has died; expected one at work to pause"):
         run.pause()
-    assert "steps of 1 conversations" in run.tail()
+    assert "steps of 1 conversation:" in run.tail()
 
 
 def test_an_error_in_the_recipe_is_told_with_its_line(recipe: Recipe, out: Path) -> None:

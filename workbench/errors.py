@@ -36,6 +36,11 @@ def kind_of(value: object) -> str:
     return shown if value is None else f"{shown}, of type {type(value).__name__}"
 
 
+def not_unicode(problem: UnicodeEncodeError) -> str:
+    """What cannot be saved of a text, for the `found` of an error: half of a surrogate pair, which JSON can write."""
+    return f"text that is not Unicode ({problem.object[problem.start : problem.end]!r})"
+
+
 class RecipeError(WorkbenchError):
     """A recipe that cannot be run: unknown key, wrong type, or two fields that exclude each other."""
 

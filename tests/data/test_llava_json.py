@@ -157,6 +157,8 @@ BAD: list[tuple[Any, Any, str]] = [
     ({"id": 7}, 7, "conversations 'None'"),
     (5, "record 2", "found int"),
     ({"conversations": [turn("gpt", "a")]}, "record 2", "user and assistant alternate"),
+    ({"id": "x", "conversations": [turn("human", "hm"), turn("gpt", "a\ud800")]}, "x", r"not Unicode ('\ud800')"),
+    ({"id": "\ude00", "conversations": [turn("human", "hm")]}, "record 2", r"not Unicode ('\ude00')"),
 ]
 
 
@@ -175,6 +177,20 @@ def test_bad_records_of_an_import_are_listed(tmp_path: Path, pictures: Path) -> 
     assert len(dataset.conversations()) == 3
     assert dataset.card["import"] == {"conversations": 3, "quarantined images": {}, "bad records": 1}
     assert "0 <image> marks" in json.loads((tmp_path / "ds/import.json").read_text())["bad records"][0]
+
+
+@pytest.mark.parametrize("ending", [".json", ".jsonl"])
+def test_half_a_character_costs_its_record_alone(
+    tmp_path: Path, pictures: Path, ending: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One such answer once ended the whole import, which named an id of ours; emoji are written as two halves."""
+    lone = {"id": "lone", "conversations": [turn("human", "hm"), turn("gpt", "\ud800")]}
+    smile = {"id": "\U0001f600", "conversations": [turn("human", "hm"), turn("gpt", "\U0001f600")]}
+    dataset = import_llava(write(tmp_path / f"in{ending}", [*PRETRAIN, lone, smile]), pictures, tmp_path / "ds")
+    assert dataset.conversations()[-1].reference == "\U0001f600" and len(dataset.conversations()) == 4
+    told = r"lone: record: found text that is not Unicode ('\ud800'); expected text that can be saved"
+    assert json.loads((tmp_path / "ds/import.json").read_text())["bad records"] == [told]
+    assert told in capsys.readouterr().out
 
 
 def test_a_broken_line_is_named_and_the_next_are_read(tmp_path: Path) -> None:

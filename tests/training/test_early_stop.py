@@ -68,6 +68,29 @@ def test_it_needs_validations_and_something_to_validate_on(
         train(recipe, out=tmp_path / "run", progress=False)
 
 
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        (["train.eval_every=1"], "train.eval_every has no effect (give the dataset a validation split or set data."),
+        (["train.eval_every=1", "train.answers_every=1"], "train.eval_every and train.answers_every have no effect"),
+        ([], ""),
+    ],
+)
+def test_what_has_no_effect_without_validation_is_said(
+    tmp_path: Path,
+    make_dataset: Made,
+    make_recipe: Made,
+    capsys: pytest.CaptureFixture[str],
+    fields: list[str],
+    told: str,
+) -> None:
+    recipe = make_recipe(make_dataset(images=2), "train.max_steps=1", "data.val_fraction=0", *fields)
+    assert train(recipe, out=tmp_path / "run").status == "finished"
+    said = [line for line in capsys.readouterr().err.splitlines() if "no effect" in line]
+    assert len(said) == bool(told)
+    assert not told or said[0].startswith("no conversation to validate on: ") and told in said[0]
+
+
 def test_a_loss_that_is_no_number_is_never_the_best() -> None:
     position = Position(step=4)
     assert not note(position, math.nan) and not note(position, math.inf) and position.best is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,12 @@ def test_many_meetings_with_a_large_tower_are_worth_the_disk(recipe_of: Made) ->
     told = str(choice)
     assert told.startswith("feature cache on: each image is met 3 times, the tower is ")
     assert told.endswith("% of a step, needs 0.055 MB of 20 GB")
+
+
+def test_very_many_meetings_are_told_in_thousands(recipe_of: Made) -> None:
+    """They were told as 1.71428e+06 times."""
+    told = str(chosen(recipe_of("train.max_steps=2000000")))
+    assert re.search(r"each image is met 1,[67]\d\d,\d{3}(\.\d)? times, the tower", told), told
 
 
 def test_the_tower_runs_once_for_what_is_kept_and_every_time_else(recipe_of: Made) -> None:

@@ -19,6 +19,7 @@ from workbench.errors import RecipeError, TrainingError
 from workbench.training.examples import Examples
 from workbench.training.lengths import measure
 from workbench.training.mixture import Part, amounts, mix, read_sources, take
+from workbench.training.plan import plan
 from workbench.training.rows import Rows, image_key
 from workbench.training.source import Source, find_images
 from workbench.training.trainer import train
@@ -122,7 +123,12 @@ def test_a_run_on_a_folder_and_a_llava_file_shows_the_loss_of_each(
     assert len([row for row in rows if "loss" in row]) == 4, "16 of each"
     assert [row.get("loss") for row in rows] == [row.get("loss") for row in runs[1].metrics()], "the seed decides"
     told = capsys.readouterr().err
-    assert "general        16 conversations an epoch (50%), of 6; 2 to validate" in told, told
+    line = "general        16 conversations an epoch (50%), of 6; 2 to validate"
+    assert line in told, told
+    foreseen = plan(recipe)
+    assert line in str(foreseen) and "data, mixed:" in str(foreseen), "a plan once told nothing of it"
+    shares = {"name": "general", "where": str(file), "conversations": 16, "of": 6, "validation": 2, "leaking": 0}
+    assert foreseen.summary()["mixed"][1] == shares
 
 
 def test_a_mixture_with_the_same_folder_takes_other_tasks_of_it(

@@ -87,6 +87,28 @@ def test_what_is_too_long_is_listed_by_id(make_dataset: Made, make_recipe: Made)
         plan(make_recipe("unused", "train.max_tokens=5"), whole.recipe.data.dataset)
 
 
+def test_a_plan_counts_and_shows_what_is_left_beside_what_is_refused(make_dataset: Made, make_recipe: Made) -> None:
+    """It once told images of conversations that it refused, validated on all of them, and showed one of them."""
+    text = plan(make_recipe(make_dataset(images=1, split=True, name="text"))).counts.longest[1]
+    forecast = plan(make_recipe(make_dataset(split=True), f"train.max_tokens={text}", "train.eval_every=1"))
+    counts, refused = forecast.counts, [id for id, _ in forecast.too_long]
+    assert (counts.conversations, counts.images, counts.image_tokens, counts.validation) == (1, 0, 0, 0)
+    assert len(refused) == 18 and "there are no images" in str(forecast)
+    assert forecast.strip.conversation.id == "text"
+
+
+def test_numbers_are_told_as_they_are(make_dataset: Made, make_recipe: Made) -> None:
+    dataset = make_dataset(images=2, each=1, split=True)
+    forecast = plan(make_recipe(dataset, "train.batch_size=1000000", "train.max_steps=3", "train.eval_every=1"))
+    assert "2 conversations about 1 image to train on, 1 to validate on" in str(forecast)
+    assert "3 steps of 2 conversations, all there are (train.batch_size: 1,000,000): 3.00 epochs" in str(forecast)
+    recipe = make_recipe(make_dataset(images=1, each=1, split=True, name="text"), "train.max_steps=1")
+    text = plan(recipe)
+    assert "1 conversation about 0 images to train on" in str(text) and "1 step of 1 conversation" in str(text)
+    refused = str(plan(recipe.with_overrides(f"train.max_tokens={text.counts.longest[1]}")))
+    assert "1 conversation that training refuses" in refused and "refuses 1 conversation, see above" in refused
+
+
 def test_the_advice_makes_it_fit_and_fit_keeps_the_batch(make_dataset: Made, make_recipe: Made) -> None:
     recipe = make_recipe(make_dataset(), "train.checkpointing=off", "train.batch_size=18")
     peak = plan(recipe).memory.peak

@@ -116,6 +116,12 @@ def test_records_of_a_llava_file_that_are_no_conversation_are_named(
     file.write_text(json.dumps([{"id": "good", "conversations": good}, {"id": "odd", "conversations": odd}]))
     message = refused(file)
     assert "odd" in message and "robot" in message and "good" not in message
+    half = [good[0], {"from": "gpt", "value": "\ud800"}]
+    records = [{"id": "good", "conversations": good}, *({"id": f"half{n}", "conversations": half} for n in (1, 2))]
+    file.write_text(json.dumps(records))
+    message = refused(file)
+    assert "2 of 3 conversations" in message and r"not Unicode ('\ud800')" in message
+    assert "half1; half2" in message and f"correct them in {file}" in message, "it named an id of ours, and one alone"
 
 
 def test_what_a_llava_file_is_refused_for_is_told_in_its_own_words(

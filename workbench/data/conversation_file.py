@@ -115,11 +115,6 @@ def own_or_foreign(record: Mapping[str, Any], *parts: object) -> tuple[str, dict
     return new_id(*parts, record.get("id")), {"foreign_id": record["id"]} if "id" in record else {}
 
 
-def bad_name(record: Any, place: str) -> Any:
-    """What a bad record is called: its own id, else where it is."""
-    return record["id"] if isinstance(record, dict) and record.get("id") not in (None, "") else place
-
-
 def told(problem: WorkbenchError) -> str:
     """What is wrong with a record, without the id that we gave it, which is nowhere in the file."""
     return _OWN_FIRST.sub("", str(problem))

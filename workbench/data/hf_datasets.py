@@ -22,13 +22,13 @@ from typing import Any
 from PIL import Image as PILImage
 
 from workbench.conversation import IMAGE_MARK, SPLITS, Conversation, Image, Message
-from workbench.data.conversation_file import bad_name, import_conversations, own_or_foreign, splits_of, unique_ids
+from workbench.data.conversation_file import import_conversations, own_or_foreign, splits_of, unique_ids
 from workbench.data.dataset import Dataset
 from workbench.data.folder import resolve_inside
 from workbench.data.hf_rows import NAME, download, hf_rows
 from workbench.data.image_rows import refuse_existing
 from workbench.data.images import EXTENSIONS
-from workbench.data.json_records import BadRecord
+from workbench.data.json_records import BadRecord, bad_name
 from workbench.data.outgoing import new_folder
 from workbench.data.sharegpt import from_turns
 from workbench.errors import ConversationError, DataError

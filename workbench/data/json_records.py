@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import DataError
+from workbench.errors import DataError, not_unicode
 
 _BETWEEN = re.compile(r"[\s,]*")
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+"""How half of a surrogate pair is written; where the other half follows, the two are a character."""
 _CHUNK = 2**20
 _LARGEST = 2**26
 """Characters of the largest record that a JSON list may hold; beyond it the JSON is taken to be broken."""
@@ -30,7 +32,10 @@ class BadRecord:
 
 
 def json_records(path: Path) -> Iterator[tuple[str, Any]]:
-    """(where it is, record) pairs; broken JSON in a line is a `BadRecord`, in a list it ends the file."""
+    """(where it is, record) pairs; broken JSON in a line is a `BadRecord`, in a list it ends the file.
+
+    A record with text that is not Unicode is a `BadRecord` too.
+    """
     try:
         with open(path, encoding="utf-8-sig") as file:
             start = file.read(_CHUNK).lstrip()[:1]
@@ -57,7 +62,7 @@ def _lines(file: Any) -> Iterator[tuple[str, Any]]:
         if not line.strip():
             continue
         try:
-            yield f"line {number}", json.loads(line)
+            yield f"line {number}", _saveable(json.loads(line), f"line {number}", line)
         except ValueError as problem:
             yield f"line {number}", BadRecord(f"line {number}", f"broken JSON: {problem}")
 
@@ -72,7 +77,7 @@ def _list(path: Path, file: Any) -> Iterator[tuple[str, Any]]:
         if buffer.startswith("]", at):
             return
         try:
-            record, at = decoder.raw_decode(buffer, at)
+            record, end = decoder.raw_decode(buffer, at)
         except ValueError as problem:
             buffer, at = buffer[at:], 0
             more = file.read(max(_CHUNK, len(buffer))) if len(buffer) < _LARGEST else ""
@@ -83,4 +88,23 @@ def _list(path: Path, file: Any) -> Iterator[tuple[str, Any]]:
             buffer += more
             continue
         number += 1
-        yield f"record {number}", record
+        yield f"record {number}", _saveable(record, f"record {number}", buffer[at:end])
+        at = end
+
+
+def bad_name(record: Any, place: str) -> Any:
+    """What a bad record is called: its own id, else where it is."""
+    return record["id"] if isinstance(record, dict) and record.get("id") not in (None, "") else place
+
+
+def _saveable(record: Any, place: str, text: str) -> Any:
+    """The record that `text` is; a `BadRecord` where it has text that is not Unicode, and so cannot be written."""
+    try:
+        if _HALF.search(text):
+            json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as problem:
+        name = bad_name(record, place)
+        name = place if _HALF.search(json.dumps(name)) else name
+        wrong = DataError("record", found=not_unicode(problem), expected="text that can be saved")
+        return BadRecord(name, str(wrong))
+    return record

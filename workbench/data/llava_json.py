@@ -14,7 +14,6 @@ from typing import Any
 
 from workbench.conversation import Conversation, check_conversation, from_llava, to_llava
 from workbench.data.conversation_file import (
-    bad_name,
     check_holds,
     import_conversations,
     is_own_id,
@@ -23,7 +22,7 @@ from workbench.data.conversation_file import (
     write_records,
 )
 from workbench.data.dataset import Dataset
-from workbench.data.json_records import BadRecord, json_records
+from workbench.data.json_records import BadRecord, bad_name, json_records
 from workbench.data.votes import is_vote, voted
 from workbench.errors import ConversationError, DataError
 from workbench.resources import as_path

@@ -29,7 +29,6 @@ from workbench.conversation import (
     check_conversation,
 )
 from workbench.data.conversation_file import (
-    bad_name,
     check_holds,
     import_conversations,
     own_or_foreign,
@@ -40,7 +39,7 @@ from workbench.data.conversation_file import (
 )
 from workbench.data.dataset import Dataset
 from workbench.data.image_rows import ROOT
-from workbench.data.json_records import BadRecord, json_records
+from workbench.data.json_records import BadRecord, bad_name, json_records
 from workbench.data.marked_text import marked, parts_of
 from workbench.errors import ConversationError, DataError
 

@@ -26,7 +26,7 @@ from workbench.conversation import (
     to_chat,
     to_record,
 )
-from workbench.errors import DataError
+from workbench.errors import DataError, not_unicode
 
 STATUSES = ("ok", "quarantined", "removed")
 MEDIA = ("image", "video")
@@ -276,8 +276,7 @@ def _check_kept(row: dict[str, Any]) -> None:
     try:
         _as_frame([row])
     except UnicodeEncodeError as problem:
-        found = f"text that is not Unicode ({problem.object[problem.start : problem.end]!r})"
-        raise DataError(where, found=found, expected="text that can be saved") from problem
+        raise DataError(where, found=not_unicode(problem), expected="text that can be saved") from problem
     except (ValueError, TypeError) as problem:
         raise DataError(where, found=_first_line(problem), expected="text where text belongs") from problem
 

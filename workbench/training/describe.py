@@ -48,16 +48,27 @@ class Counts:
     def __str__(self) -> str:
         lost = f"{self.left_out:,} conversations left out: they, or an image of theirs, are not ok\n"
         text = f"{self.useless:,} conversations without an image teach nothing: the language model is frozen\n"
-        shown = f"{self.images:,} images" + (f" and {self.videos:,} videos" if self.videos else "")
+        shown = counted(self.images, "image") + (f" and {counted(self.videos, 'video')}" if self.videos else "")
         return (
-            f"{self.conversations:,} conversations about {shown} to train on, "
+            f"{counted(self.conversations, 'conversation')} about {shown} to train on, "
             f"{self.validation:,} to validate on\n{lost if self.left_out else ''}{text if self.useless else ''}"
             f"{self.tokens:,} tokens per epoch, {self.image_tokens:,} of them of images; "
             f"{self.sharing:.2f}x as many without sharing\n"
             f"{self.supervised_tokens:,} supervised tokens per epoch; longest conversation: {self.longest[1]:,} tokens "
             f"({self.longest[0]})\n"
-            f"{self.steps:,} steps of {self.batch_size} conversations: {self.epochs:.2f} epochs"
+            f"{counted(self.steps, 'step')} of {self._batch()}: {self.epochs:.2f} epochs"
         )
+
+    def _batch(self) -> str:
+        """The conversations of a step: no more than there are in an epoch."""
+        if self.batch_size <= self.conversations:
+            return counted(self.batch_size, "conversation")
+        return f"{counted(self.conversations, 'conversation')}, all there are (train.batch_size: {self.batch_size:,})"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 image`, `1,200 images`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def describe(

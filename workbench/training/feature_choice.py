@@ -106,7 +106,7 @@ def tower_share(llava: Llava, trees: Sequence[Tree]) -> float:
 
 
 def _often(times: float) -> str:
-    return "once" if times < ONCE else f"{round(times, 1):g} times"
+    return "once" if times < ONCE else f"{f'{times:,.1f}'.removesuffix('.0')} times"
 
 
 def _told(size: int) -> str:

@@ -11,12 +11,14 @@ from html import escape
 from typing import Any
 
 from workbench.recipe import Recipe
-from workbench.training.describe import Counts
+from workbench.training.describe import Counts, counted
 from workbench.training.dry_run import Measured, dry_run
 from workbench.training.feature_choice import Choice
 from workbench.training.memory import Memory
+from workbench.training.mixture import shares_table
 from workbench.training.packing import Pack
 from workbench.training.room import MARGIN
+from workbench.training.source import Share
 from workbench.training.strip import Strip
 
 SHOWN = 10
@@ -67,6 +69,8 @@ class Forecast:
     """One conversation as the model reads it."""
     advice: str
     """The field and value that make it fit; empty if it does."""
+    mixed: tuple[Share, ...] = ()
+    """What an epoch sees of each dataset of a mixture, before conversations are refused; empty for one alone."""
     measured: Measured | None = None
     """What a dry run of the worst pack took."""
 
@@ -98,6 +102,7 @@ class Forecast:
         """The numbers, for a program."""
         told: dict[str, Any] = {"counts": asdict(self.counts), "parameters": self.parameters, "too_long": self.too_long}
         told |= {"untrained": self.untrained, "loading": self.loading}
+        told |= {"mixed": [asdict(one) for one in self.mixed]}
         told |= {"memory": {"peak": self.memory.peak, **asdict(self.memory)}}
         told |= {
             "processes": self.processes,
@@ -122,8 +127,9 @@ class Forecast:
         return f"{self.strip.html()}<pre>{escape(chr(10).join(self._sections()))}</pre>"
 
     def _sections(self) -> list[str]:
-        return [str(self.counts), *refused(self.too_long, self.untrained, self.recipe), self.groups, self._memory(),
-                self._verdict()]  # fmt: skip
+        counts = [shares_table(self.mixed)] if self.mixed else []
+        counts += [str(self.counts), *refused(self.too_long, self.untrained, self.recipe)]
+        return [*counts, self.groups, self._memory(), self._verdict()]
 
     def _memory(self) -> str:
         largest = self.recipe.train.pack_size
@@ -155,7 +161,7 @@ class Forecast:
     def _verdict(self) -> str:
         verdict = "it fits" if self.fits else f"it does not fit: {self.advice}"
         bad = len(self.too_long) + len(self.untrained)
-        return f"{verdict}; but training refuses {bad:,} conversations, see above" if bad else verdict
+        return f"{verdict}; but training refuses {counted(bad, 'conversation')}, see above" if bad else verdict
 
 
 def refused(too_long: Sequence[tuple[str, int]], untrained: Sequence[str], recipe: Recipe) -> list[str]:
@@ -167,7 +173,8 @@ def refused(too_long: Sequence[tuple[str, int]], untrained: Sequence[str], recip
     if not count:
         return []
     more = [f"  ... and {count - len(reasons):,} more"] if count > len(reasons) else []
-    title = f"{count:,} conversations that training refuses (train.max_tokens: {limit:,}; nothing is ever cut):"
+    said = f"train.max_tokens: {limit:,}; nothing is ever cut"
+    title = f"{counted(count, 'conversation')} that training refuses ({said}):"
     return ["\n".join([title, *reasons, *more])]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -61,10 +60,9 @@ class Lengths:
     def __len__(self) -> int:
         return self.frame.height
 
-    def longest(self, within: float = math.inf) -> int:
-        """Tokens of the longest conversation, of those that are `within` so many."""
-        tokens = self.frame["tokens"]
-        return int(tokens.filter(tokens <= within).max() or 0)  # type: ignore[arg-type]
+    def longest(self) -> int:
+        """Tokens of the longest conversation."""
+        return int(self.frame["tokens"].max() or 0)  # type: ignore[arg-type]
 
     def entries(self) -> list[Entry]:
         columns = [self.frame[name].to_list() for name in COLUMNS]

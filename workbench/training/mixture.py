@@ -21,7 +21,7 @@ from workbench.errors import DataError, TrainingError
 from workbench.recipe import DataSpec, mix_marks, mix_names
 from workbench.recipe_yaml import is_file
 from workbench.training.rows import Rows, joined
-from workbench.training.source import Source, read_source
+from workbench.training.source import Share, Source, read_source
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def mix(parts: Sequence[Part], *, seed: int, say: Callable[[str], None] = print)
     names, marks = (of([part.where for part in parts]) for of in (mix_names, mix_marks))
     kept = _without_leaks([part.source for part in parts])
     counts = amounts(parts, [len(rows) for rows in kept])
-    say(_table(names, parts, [len(rows) for rows in kept], counts))
+    shares = tuple(map(_share, names, parts, map(len, kept), counts))
+    say(shares_table(shares))
     train, val = [], []
     for number, (name, mark, part) in enumerate(zip(names, marks, parts, strict=True)):
         chosen = take(len(kept[number]), counts[number], np.random.default_rng([seed, number]))
@@ -90,7 +91,7 @@ def mix(parts: Sequence[Part], *, seed: int, say: Callable[[str], None] = print)
     about_videos = sum(part.source.about_videos for part in parts)
     files = [part.source.file for part in parts]
     file = " and ".join(files) if all(files) else ""
-    return Source(joined(train), joined(val), resolve, left_out, about_videos, recorded, file)
+    return Source(joined(train), joined(val), resolve, left_out, about_videos, recorded, file, shares)
 
 
 def amounts(parts: Sequence[Part], sizes: Sequence[int]) -> list[int]:
@@ -149,13 +150,17 @@ def _file(source: Source, root: str, path: str) -> str | None:
         return None
 
 
-def _table(names: Sequence[str], parts: Sequence[Part], kept: Sequence[int], counts: Sequence[int]) -> str:
+def _share(name: str, part: Part, kept: int, count: int) -> Share:
+    held = part.source
+    return Share(name, part.where, count, kept, len(held.val), len(held.train) - kept)
+
+
+def shares_table(shares: Sequence[Share]) -> str:
     """One line per dataset: how many conversations of it an epoch sees, and what it validates on."""
-    width, whole = max(map(len, names)), sum(counts)
+    width, whole = max(len(one.name) for one in shares), sum(one.conversations for one in shares)
     lines = ["data, mixed:"]
-    for name, part, size, count in zip(names, parts, kept, counts, strict=True):
-        lost = len(part.source.train) - size
-        more = f"; {lost:,} not used: their images validate another dataset" if lost else ""
-        told = f"{count:>9,} conversations an epoch ({count / whole:.0%}), of {size:,}"
-        lines.append(f"  {name:<{width}} {told}; {len(part.source.val):,} to validate{more}; {part.where}")
+    for one in shares:
+        more = f"; {one.leaking:,} not used: their images validate another dataset" if one.leaking else ""
+        told = f"{one.conversations:>9,} conversations an epoch ({one.conversations / whole:.0%}), of {one.of:,}"
+        lines.append(f"  {one.name:<{width}} {told}; {one.validation:,} to validate{more}; {one.where}")
     return "\n".join(lines)

@@ -43,6 +43,7 @@ from workbench.training.mixture import read_sources
 from workbench.training.optim import check_optimizer
 from workbench.training.packing import Entry, Pack, Plan, packs
 from workbench.training.room import LOOSE, MARGIN, choose_layers, free_memory, held_images
+from workbench.training.rows import Rows
 from workbench.training.sharded_memory import in_shards
 from workbench.training.sizes import find_sizes
 from workbench.training.source import find_images
@@ -95,15 +96,17 @@ def plan(
     sizes = find_sizes(source, files, llava.tiling)
     parts = ((source.train, name), (source.val, name + VALIDATION))
     lengths, val = (_measure(Examples(rows, llava, sizes), of, source.mend) for rows, of in parts)
-    too_long, untrained, good = _unfit(lengths, val, train.max_tokens)
-    check_places(llava, max(part.longest(train.max_tokens) for part in (lengths, val)))
-    foresight, entries = Foresight(made, train, card=elsewhere), good.entries()
+    too_long, untrained = _unfit(lengths, val, train.max_tokens)
+    lengths, shown = _fit(lengths, source.train, train.max_tokens)
+    val, shown_val = _fit(val, source.val, train.max_tokens)
+    _refuse_none_left(lengths, len(source.train))
+    check_places(llava, max(part.longest() for part in (lengths, val)))
+    foresight, entries = Foresight(made, train, card=elsewhere), lengths.entries()
     order = Plan.of(entries, train)
-    shown = source.train.where(source.train.frame["id"].is_in(good.ids.implode()))
-    met = meetings(order, train, shown, source.val, llava.tiling)
-    choice = choose(llava, train, order, met, good)
+    met = meetings(order, train, shown, shown_val, llava.tiling)
+    choice = choose(llava, train, order, met, lengths)
     foresight.train = choice.settled(train)
-    tiles = good.tiles(len(met.keys), squares=llava.vision_trains)
+    tiles = lengths.tiles(len(met.keys), squares=llava.vision_trains)
     free = free_memory(llava.device, train, processes)
     there: dict[str, Any] = {"tiles": tiles, "free": free, "processes": processes}
     foreseen = Foreseen(foresight, entries, **there, order=order)
@@ -111,7 +114,7 @@ def plan(
         recipe = fitted(_with(recipe, feature_cache=choice.kind) if train.feature_cache == "auto" else recipe, foreseen)
     memory, every, worst = foreseen.fullest()
     order = foreseen.order(recipe.train.pack_tokens)
-    counts = describe(good, val, recipe.train, order, shown=source.train, left_out=source.left_out)
+    counts = describe(lengths, val, recipe.train, order, shown=shown, left_out=source.left_out)
     operations = memory.flops / sum(tree.tokens for tree in worst.pack) * counts.tokens * counts.epochs
     speed = measured_peak(llava.device, llava.dtype)
     tower = 0.0 if llava.vision_trains else tower_cost(llava) * choice.through_tower(processes) / speed
@@ -134,8 +137,9 @@ def plan(
         cache=choice,
         seconds=operations / speed / processes + tower,
         tower_seconds=tower,
-        strip=Strip(llava, source.train[0], sizes),
+        strip=Strip(llava, shown[0], sizes),
         advice="" if memory.peak <= MARGIN * foreseen.free else advise(recipe, foreseen),
+        mixed=source.mixed,
     )
 
 
@@ -343,18 +347,26 @@ def _measure(examples: Examples, name: str, mend: str) -> Lengths:
         return measure(examples, name=name, bar=bar, mend=mend)
 
 
-def _unfit(lengths: Lengths, val: Lengths, limit: int) -> tuple[list[tuple[str, int]], list[str], Lengths]:
-    """(too long with their tokens, without a token to train on, the training conversations that are neither)."""
+def _unfit(lengths: Lengths, val: Lengths, limit: int) -> tuple[list[tuple[str, int]], list[str]]:
+    """(too long with their tokens, without a token to train on)."""
     unfit = pl.concat([part.unfit(limit) for part in (lengths, val)])
     too_long = unfit.filter("long").select("id", "tokens").rows()
     untrained = unfit.filter(~pl.col("long"))["id"].to_list()
+    return too_long, untrained
+
+
+def _fit(lengths: Lengths, rows: Rows, limit: int) -> tuple[Lengths, Rows]:
+    """The conversations that training does not refuse; `lengths` are those of `rows`."""
     numbers = pl.int_range(len(lengths), dtype=pl.UInt32, eager=True)
     fine = ~numbers.is_in(lengths.unfit(limit)["number"].implode())
-    if not fine.any():
+    return Lengths(lengths.frame.filter(fine), lengths.ids.filter(fine)), rows.where(fine)
+
+
+def _refuse_none_left(lengths: Lengths, before: int) -> None:
+    if not len(lengths):
         fix = "raise train.max_tokens, or choose other conversations"
-        found = f"{len(lengths):,} conversations, all too long or without a token to train on"
+        found = f"{before:,} conversations, all too long or without a token to train on"
         raise TrainingError("the plan", found=found, expected="at least one to train on", fix=fix)
-    return too_long, untrained, Lengths(lengths.frame.filter(fine), lengths.ids.filter(fine))
 
 
 def _parameters(llava: Llava) -> dict[str, int]:

@@ -43,6 +43,22 @@ _PICTURES = ~pl.col("media").list.eval(pl.element().struct.field("type") == "vid
 
 
 @dataclass(frozen=True)
+class Share:
+    """What a run sees of one dataset of a mixture."""
+
+    name: str
+    where: str
+    conversations: int
+    """So many an epoch, repeats counted."""
+    of: int
+    """Different conversations that they are taken from."""
+    validation: int
+    """Conversations to validate on."""
+    leaking: int
+    """So many are not used since their images validate another dataset."""
+
+
+@dataclass(frozen=True)
 class Source:
     """The conversations a recipe means, before rendering."""
 
@@ -58,6 +74,8 @@ class Source:
     """What is recorded of the sizes of images, beside what conversations carry: columns `SIZE_COLUMNS`."""
     file: str = ""
     """The JSON or JSONL file that it is; empty for a dataset. Its conversations have the ids that they have there."""
+    mixed: tuple[Share, ...] = ()
+    """The datasets of a mixture; empty for one alone."""
     hint: str = ""
     """What else may be wrong with the recipe where a conversation cannot be trained on."""
 

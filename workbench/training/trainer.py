@@ -56,7 +56,7 @@ from workbench.training.sizes import Sizes, find_sizes
 from workbench.training.source import Source, find_images, refuse_images, users_of
 from workbench.training.state import Checkpoints, check_data, fingerprints
 from workbench.training.trackers import Trackers, check_installed
-from workbench.training.validation import check_early_stop, means_by, note, settled, told
+from workbench.training.validation import check_early_stop, means_by, note, settled, told, without_effect
 from workbench.training.zero_config import zero_config
 
 PAUSE_SECONDS = 0.2
@@ -125,6 +125,7 @@ class Loop:
         zero = zero_config(recipe)
         source = read_sources(recipe.data, seed=spec.seed, dataset=dataset, say=self._say)
         check_early_stop(spec, len(source.val))
+        self._say(without_effect(spec, len(source.val)))
         files = find_images(source)
         self.llava = llava or build(
             recipe.model, template=recipe.template, image_mode=recipe.image_mode, seed=spec.seed

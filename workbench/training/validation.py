@@ -23,6 +23,19 @@ def check_early_stop(train: TrainSpec, conversations: int) -> None:
         raise TrainingError("train.early_stop", found="no conversation to validate on", expected="some", fix=fix)
 
 
+def without_effect(train: TrainSpec, conversations: int) -> str:
+    """What a recipe asks for that takes held-out conversations, where there are none; empty if there is nothing to say.
+
+    It is no error: a recipe may serve for data with and without.
+    """
+    fields = [f"train.{name}" for name in ("eval_every", "answers_every") if getattr(train, name) is not None]
+    if conversations or not fields:
+        return ""
+    verb = "has" if len(fields) == 1 else "have"
+    fix = "give the dataset a validation split or set data.val_fraction"
+    return f"no conversation to validate on: {' and '.join(fields)} {verb} no effect ({fix})"
+
+
 def means_by(labels: Sequence[str], sums: torch.Tensor) -> dict[str, float]:
     """Loss per supervised token of each label. `sums`: (conversations, 2) float64, loss and tokens of each."""
     names = sorted(set(labels))
