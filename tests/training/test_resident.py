@@ -35,5 +35,7 @@ def test_the_most_held_is_that_of_the_tensors() -> None:
     environment = {"PYTHONPATH": import_path(), "PATH": ""}
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True)
     most, libraries = map(int, done.stdout.split())
-    assert most == pytest.approx(8e6, rel=0.1)  # the largest alone: each goes before the next one comes
+    # The largest alone, since each goes before the next one comes, and what Python takes, a MB at a time; in holes they
+    # would leave 7 MB.
+    assert 7.9e6 < most < 8e6 + 3e6
     assert libraries > 10e6

@@ -143,7 +143,12 @@ class Watcher(threading.Thread):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_stop_and_sigterm_save_and_leave_a_run_to_resume(
-    number: signal.Signals, tmp_path: Path, make_dataset: Made, make_recipe: Made, monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals,
+    tmp_path: Path,
+    make_dataset: Made,
+    make_recipe: Made,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     recipe = make_recipe(make_dataset(), "train.max_steps=100")
     Watcher(tmp_path / "run", lambda run: run.send("stop"))
@@ -153,7 +158,8 @@ def test_stop_and_sigterm_save_and_leave_a_run_to_resume(
     assert 0 < done < 100
     with pytest.raises(RunError, match="--resume"):
         train(recipe, out=tmp_path / "run", progress=False)
-    before = signal.getsignal(number)
+    held = signal.signal(number, signal.SIG_DFL)  # under `nohup` one of them is ignored, and stays so
+    request.addfinalizer(lambda: signal.signal(number, held))
 
     def terminate(run: Run) -> None:
         while len(losses(run)) == done:
@@ -168,7 +174,7 @@ def test_stop_and_sigterm_save_and_leave_a_run_to_resume(
     assert (bars[-1].before, bars[-1].done) == (done, len(losses(run))), "the steps of before say nothing of its pace"
     assert [row["step"] for row in run.metrics()] == list(range(1, len(losses(run)) + 1)), "no step twice, none missing"
     assert done < len(losses(run)) < 100
-    assert signal.getsignal(number) is before
+    assert signal.getsignal(number) is signal.SIG_DFL
 
 
 def test_pause_waits_at_the_border_of_a_step_and_save_saves(
