@@ -148,9 +148,7 @@ FOUR = ("train.max_steps=4", "train.save_every=2", "train.keep_last=2")
 
 def unfinished(recipe: Any, out: Path) -> Path:
     """A run of `FOUR` that was killed at its end, with a checkpoint after the second step."""
-    train(
-        recipe.with_overrides("train.max_steps=4", "train.save_every=2", "train.keep_last=2"), out=out, progress=False
-    )
+    train(recipe, out=out, progress=False)
     info = json.loads((out / "run.json").read_text())
     (out / "run.json").write_text(json.dumps(info | {"status": "running"}))
     shutil.rmtree(out / "checkpoints" / "last")

@@ -17,7 +17,7 @@ from types import FrameType
 import numpy as np
 import torch
 
-from workbench.training.launch import ASKS, HANGUP
+from workbench.training.launch import HANGUP, asks
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def long_lived() -> Iterator[None]:
 @contextmanager
 def asked_to_end() -> Iterator[threading.Event]:
     """An event set by the first SIGTERM or Ctrl-C, or as the terminal closes, so that a run can save and stop; the
-    second one acts as ever. Under `nohup` a terminal may close.
+    second one acts as ever.
 
     Signals reach the main thread only: elsewhere (a notebook's worker) the event is never set.
     """
@@ -66,9 +66,7 @@ def asked_to_end() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = {number: signal.getsignal(number) for number in ASKS}
-    if HANGUP and before[HANGUP] is signal.SIG_IGN:
-        del before[HANGUP]
+    before = {number: signal.getsignal(number) for number in asks()}
     terminals = [stream for stream in (1, 2) if os.isatty(stream)]
 
     def ask(number: int, frame: FrameType | None) -> None:

@@ -19,13 +19,19 @@ from types import FrameType
 
 from workbench.errors import WorkbenchError, kind_of
 
-HANGUP = getattr(signal, "SIGHUP", None)
+HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
 """A terminal that closes, or a connection that is lost; Windows has none."""
-ASKS = (signal.SIGTERM, signal.SIGINT, *([HANGUP] if HANGUP else []))
-"""What asks a run to save and stop."""
 PATIENCE_SECONDS = 15.0
 """So long may the others take to end by themselves after one failed."""
 POLL_SECONDS = 0.1
+
+
+def asks() -> list[signal.Signals]:
+    """What asks a run to save and stop. Under `nohup`, which has it ignored, a terminal may close."""
+    found = [signal.SIGTERM, signal.SIGINT]
+    if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:
+        found.append(HANGUP)
+    return found
 
 
 def check_processes(processes: int) -> None:
@@ -108,8 +114,7 @@ def _forwarded(started: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
             if process.poll() is None:
                 process.send_signal(number if number == HANGUP else signal.SIGTERM)
 
-    asks = [number for number in ASKS if number != HANGUP or signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, forward) for number in asks}
+    before = {number: signal.signal(number, forward) for number in asks()}
     try:
         yield
     finally:

@@ -67,27 +67,23 @@ class _Heap(ctypes.Structure):
     ]  # fmt: skip
 
 
-def fill_holes() -> int:
-    """Take the free pieces inside the heap for good, untouched; gives their bytes, 0 where the C library is not glibc.
+def fill_holes() -> None:
+    """Take the free pieces inside the heap for good, untouched; nothing is done where the C library is not glibc.
 
     A tensor that fell into one would leave its pages behind when it goes (`tighten` has only those outside given back),
     and the peak would count them beside what comes after: up to 16 MB, which the imports had left.
     """
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallinfo2"):
-        return 0
+        return
     library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     library.free.argtypes, library.mallinfo2.restype = [ctypes.c_void_p], _Heap
     size, least = HOLES
-    filled = 0
     while size >= least:
         before, piece, after = library.mallinfo2(), library.malloc(size), library.mallinfo2()
         if after.hblks > before.hblks or after.arena > before.arena:  # it came from the system: no hole is as large
             library.free(piece)
             size = size * 3 // 4
-        else:
-            filled += size
-    return filled
 
 
 def _of_libraries() -> int:
